@@ -1,0 +1,71 @@
+"""onnxcert: verification of neural networks in ONNX files against VNN-LIB properties.
+
+The public names below are loaded when they are first used (PEP 562), so that ``import onnxcert``
+costs nothing and the checker of certificates can live in this package without loading the engine.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "BoundsReport": "verify",
+    "Counterexample": "verdict",
+    "InputError": "errors",
+    "ModelError": "errors",
+    "OnnxcertError": "errors",
+    "Progress": "verdict",
+    "Reason": "verdict",
+    "Result": "verdict",
+    "Sat": "verdict",
+    "Settings": "settings",
+    "SpecError": "errors",
+    "Specification": "spec.build",
+    "Unknown": "verdict",
+    "Unsat": "verdict",
+    "UnsupportedModel": "errors",
+    "UnsupportedSpec": "errors",
+    "UsageError": "errors",
+    "bounds": "verify",
+    "box": "spec.build",
+    "linf_ball": "spec.build",
+    "load_model": "frontend.onnx",
+    "read_query": "frontend.vnnlib",
+    "save_vnnlib": "frontend.write",
+    "verify": "verify",
+}
+
+__all__ = ["__version__", *_HOMES]  # noqa: PLE0604 - all are strings
+
+if TYPE_CHECKING:
+    from onnxcert.errors import (
+        InputError,
+        ModelError,
+        OnnxcertError,
+        SpecError,
+        UnsupportedModel,
+        UnsupportedSpec,
+        UsageError,
+    )
+    from onnxcert.frontend.onnx import load_model
+    from onnxcert.frontend.vnnlib import read_query
+    from onnxcert.frontend.write import save_vnnlib
+    from onnxcert.settings import Settings
+    from onnxcert.spec.build import Specification, box, linf_ball
+    from onnxcert.verdict import Counterexample, Progress, Reason, Result, Sat, Unknown, Unsat
+    from onnxcert.verify import BoundsReport, bounds, verify
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,305 @@
+"""Backward linear bounds (CROWN, DeepPoly): linear forms pulled back from a value to the input.
+
+A row block ``A h + c`` over an activation h = f(z) becomes one over z by taking, at each neuron,
+the line below f where A >= 0 and the line above it where A < 0 (Zhang et al., *Efficient Neural
+Network Robustness Certification with General Activation Functions*, 2018). With the mean m and the
+half difference d of the two slopes this is ``A m - |A| d``, so one absolute value serves the sign
+split of slopes and offsets and the rounding term below. At the input box the form is minimised in
+closed form. There are lower bounds only: an upper bound is the lower bound of the negation.
+
+Rounding. The rows are computed in floating point, so what arrives at the input is a form p with
+errors in each coefficient. If ``|value| <= H`` holds, replacing a row a by any float row p costs
+at most ``sum |a - p| H``, and with ``|a - p| <= gamma_n |A| |W|`` that is ``|A| v`` for the one vector
+``v = gamma_n (|W| H + |b|)`` of the node: a matrix-vector product per node makes every bound rigorous.
+Where a value feeds activations only, its v is charged there, with the absolute rows at hand.
+
+Splits. A constraint ``s (z - p) >= 0`` with multiplier beta >= 0 may be subtracted, ``A z - beta s (z - p)``,
+when the pass reaches z (Wang et al., *Beta-CROWN*, 2021); signed multipliers ``beta s`` and points p arrive
+as dense arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module
+from onnxcert.graph import Graph, Node
+from onnxcert.ops.base import TINY, Affine, Elementwise, gamma
+from onnxcert.sets import Box, Lines
+
+_SLACK = 1.0 + 1e-9
+"""Covers the rounding of the error terms themselves."""
+
+
+def pre_activations(graph: Graph) -> dict[str, list[Node]]:
+    """Values that elementwise nodes read -> those nodes."""
+    readers: dict[str, list[Node]] = {}
+    for node in graph.nodes:
+        if isinstance(node.op, Elementwise):
+            readers.setdefault(node.inputs[0], []).append(node)
+    return readers
+
+
+@dataclass
+class Curve:
+    """The lines of one elementwise node, in the form the backward pass uses; arrays (B, n).
+
+    Attributes:
+        mean, half: mean and half difference of lower and upper slope.
+        mean_offset: mean of the offsets, None when all offsets are zero.
+        half_offset: half difference of the offsets plus the rounding vector of this node (and of
+            the value it reads, where that is charged here).
+    """
+
+    mean: Array
+    half: Array
+    mean_offset: Array
+    half_offset: Array
+
+
+@dataclass
+class Relaxation:
+    """A graph over a batch of subproblems with every nonlinearity replaced by lines.
+
+    Built node by node in topological order, because the lines of a layer need its bounds and those
+    need the lines of the layers before.
+
+    Attributes:
+        graph: the network.
+        box: the input boxes, (B, input_size) or (1, input_size).
+        curves: elementwise node name -> its lines.
+        errors: value name -> rounding vector v still to be charged when a pass crosses the value.
+    """
+
+    graph: Graph
+    box: Box
+    curves: dict[str, Curve] = field(default_factory=dict)
+    errors: dict[str, Array] = field(default_factory=dict)
+    _at_start: dict[str, Array] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        graph = self.graph
+        elementwise = {name: len(nodes) for name, nodes in pre_activations(graph).items()}
+        self._deferred = {
+            name
+            for name, count in graph.consumers.items()
+            if count and elementwise.get(name, 0) == count
+        }
+
+    def add_affine(self, node: Node, boxes: Mapping[str, Box]) -> None:
+        """Compute the rounding vector of an affine node from the bounds of what it reads."""
+        op = node.op
+        assert isinstance(op, Affine)
+        if op.error_terms == 0 and op.bias is None and self.graph.consumers[node.name] <= 1:
+            return
+        magnitude = op.magnitude.forward([boxes[name].magnitude for name in node.inputs])
+        self._at_start[node.name] = self._gamma(node) * magnitude + TINY
+        if node.name not in self._deferred:
+            self.errors[node.name] = self._at_start[node.name]
+
+    def add_elementwise(self, node: Node, boxes: Mapping[str, Box], lines: Lines) -> None:
+        """Store the lines of an elementwise node."""
+        source = node.inputs[0]
+        mean = 0.5 * (lines.lower_slope + lines.upper_slope)
+        half = 0.5 * (lines.upper_slope - lines.lower_slope)
+        mean_offset = 0.5 * (lines.lower_offset + lines.upper_offset)
+        half_offset = 0.5 * (lines.upper_offset - lines.lower_offset)
+        steepness = abs(mean) + abs(half)
+        error = steepness * boxes[source].magnitude + abs(mean_offset) + abs(half_offset)
+        error = 2.0 * self._gamma(node) * error + TINY
+        if source in self._deferred and source in self._at_start:
+            error = error + steepness * self._at_start[source]
+        self.curves[node.name] = Curve(mean, half, mean_offset, half_offset + error)
+
+    def _gamma(self, node: Node) -> float:
+        op = node.op
+        graph = self.graph
+        count = max(op.error_terms, op.output_size) + len(graph.nodes) + 8
+        return gamma(count + graph.consumers[node.name], UNIT_ROUNDOFF)
+
+    def start_error(self, name: str) -> Array | None:
+        """The rounding vector to charge for rows that start at this value."""
+        return self._at_start.get(name) if name in self._deferred else None
+
+
+@dataclass(frozen=True)
+class Multipliers:
+    """Signed multipliers of split constraints on one pre-activation, arrays (B, n).
+
+    Attributes:
+        value: ``beta s``: positive for ``z >= point``, negative for ``z <= point``, zero for none.
+        point: where the neuron was split; zero for neurons without a split.
+    """
+
+    value: Array
+    point: Array
+
+
+@dataclass
+class Pulled:
+    """What a backward pass leaves behind.
+
+    Attributes:
+        lower: (B, R) lower bounds; NaN never, -inf where nothing is known.
+        coefficients: (B, R, input_size) of the form over the input.
+        activations: elementwise node name -> rows over its output, (B, R, n), if asked for.
+    """
+
+    lower: Array
+    coefficients: Array
+    activations: dict[str, Array]
+
+
+class _Pass:
+    """One backward pass: pending rows by value, and the constants collected so far."""
+
+    def __init__(self, relaxation: Relaxation, shape: tuple[int, int]) -> None:
+        self.relaxation = relaxation
+        self.shape = shape
+        self.pending: dict[str, Array] = {}
+        self.constant: Array | float = 0.0
+        self.kept: dict[str, Array] = {}
+
+    def push(self, name: str, rows: Array) -> None:
+        self.pending[name] = self.pending[name] + rows if name in self.pending else rows
+
+    def charge(self, rows: Array, vector: Array) -> None:
+        """Add rows . vector to the constant; the vector is (n,) or (B, n)."""
+        if vector.ndim == 1 or len(vector) == 1:
+            self.constant = self.constant + rows @ vector.reshape(-1)
+        else:
+            self.constant = self.constant + (rows @ vector[:, :, None])[:, :, 0]
+
+    def subtract(self, name: str, rows: Array, split: Multipliers) -> Array:
+        """Charge split constraints to the rows of a pre-activation."""
+        size = abs(split.value)[:, None]
+        self.charge(split.value[:, None], split.point)
+        error = 2.0 * gamma(rows.shape[-1] + 8, UNIT_ROUNDOFF) * abs(split.point)
+        deferred = self.relaxation.start_error(name)
+        if deferred is not None:  # the curve charges for the rows it sends, not for these
+            error = error + deferred
+        self.charge(size, -_SLACK * error)
+        return rows - split.value[:, None]
+
+    def step(self, node: Node, rows: Array) -> None:
+        """Move rows over the node's output to its inputs."""
+        if isinstance(node.op, Elementwise):
+            self._through_curve(node, rows)
+            return
+        op = node.op
+        assert isinstance(op, Affine)
+        error = self.relaxation.errors.get(node.name)
+        if error is not None:
+            self.charge(abs(rows), -_SLACK * error)
+        if op.bias is not None:
+            self.charge(rows, op.bias)
+        flat = rows.reshape(-1, rows.shape[-1])
+        for name, part in zip(node.inputs, op.transpose(flat), strict=True):
+            self.push(name, part.reshape(*self.shape, -1))
+
+    def _through_curve(self, node: Node, rows: Array) -> None:
+        curve = self.relaxation.curves[node.name]
+        absolute = abs(rows)
+        self.charge(rows, curve.mean_offset)
+        self.charge(absolute, -_SLACK * curve.half_offset)
+        result = rows * curve.mean[:, None]
+        absolute *= curve.half[:, None]
+        result -= absolute
+        self.push(node.inputs[0], result)
+
+    def finish(self, *, all_rows: bool) -> Pulled:
+        """Minimise the form over the input box."""
+        box = self.relaxation.box
+        rows = self.pending.pop(self.relaxation.graph.input)
+        xp = array_module(rows)
+        center = 0.5 * (box.lower + box.upper)
+        radius = xp.maximum(box.upper - center, center - box.lower)
+        error = 2.0 * gamma(rows.shape[-1] + 16, UNIT_ROUNDOFF)
+        self.charge(rows, center)
+        self.charge(abs(rows), -_SLACK * (radius + error * box.magnitude + TINY))
+        lower = xp.nan_to_num(self.constant, nan=-xp.inf, posinf=-xp.inf)
+        return Pulled(lower, rows, self.kept if all_rows else {})
+
+
+def pull_back(
+    relaxation: Relaxation,
+    start: str,
+    rows: Array,
+    *,
+    input_rows: Array | None = None,
+    multipliers: Mapping[str, Multipliers] | None = None,
+    keep: bool = False,
+) -> Pulled:
+    """Lower bounds of linear forms ``rows . value + input_rows . x``.
+
+    Args:
+        relaxation: the relaxed network; its batch is B or 1.
+        start: the value the rows speak about.
+        rows: (B, R, n).
+        input_rows: (B, R, input_size) added at the input, or None.
+        multipliers: pre-activation name -> multipliers of its split constraints.
+        keep: also return the rows over each activation.
+
+    Returns:
+        Lower bounds over each subproblem's box and relaxation, rounding included.
+    """
+    run = _Pass(relaxation, (rows.shape[0], rows.shape[1]))
+    error = relaxation.start_error(start)
+    if error is not None:
+        run.charge(abs(rows), -_SLACK * error)
+    run.push(start, rows)
+    _walk(run, multipliers or {}, keep=keep)
+    if input_rows is not None:
+        run.push(relaxation.graph.input, input_rows)
+    elif relaxation.graph.input not in run.pending:
+        _push_zero(run, rows)
+    return run.finish(all_rows=keep)
+
+
+def pull_back_units(relaxation: Relaxation, start: str, index: Array, sign: float) -> Array:
+    """Lower bounds of ``sign * value[index]``: (B, R) indices -> (B, R) bounds.
+
+    The first step writes rows of the matrix instead of multiplying unit rows by it.
+    """
+    graph = relaxation.graph
+    producer = next(node for node in graph.nodes if node.name == start)
+    xp = array_module(index)
+    run = _Pass(relaxation, (index.shape[0], index.shape[1]))
+    if not isinstance(producer.op, Affine):
+        rows = xp.zeros((*index.shape, graph.sizes[start]))
+        xp.put_along_axis(rows, index[:, :, None], sign, axis=2)
+        return pull_back(relaxation, start, rows).lower
+    error = relaxation._at_start.get(start)
+    if error is not None:
+        error = xp.broadcast_to(error, (len(index), error.shape[1]))
+        run.constant = -_SLACK * xp.take_along_axis(error, index, axis=1)
+    if producer.op.bias is not None:
+        run.constant = run.constant + sign * producer.op.bias[index]
+    for name, part in zip(producer.inputs, producer.op.one_hot_rows(index.ravel()), strict=True):
+        run.push(name, sign * part.reshape(*index.shape, -1))
+    _walk(run, {}, keep=False)
+    if graph.input not in run.pending:
+        _push_zero(run, index)
+    return run.finish(all_rows=False).lower
+
+
+def _push_zero(run: _Pass, like: Array) -> None:
+    """Rows over the input for a value that does not depend on it."""
+    xp = array_module(like)
+    run.push(
+        run.relaxation.graph.input, xp.zeros((*run.shape, run.relaxation.graph.input_size))
+    )
+
+
+def _walk(run: _Pass, multipliers: Mapping[str, Multipliers], *, keep: bool) -> None:
+    graph = run.relaxation.graph
+    for node in reversed(graph.nodes):
+        rows = run.pending.pop(node.name, None)
+        if rows is None:
+            continue
+        if node.name in multipliers:
+            rows = run.subtract(node.name, rows, multipliers[node.name])
+        if keep and isinstance(node.op, Elementwise):
+            run.kept[node.name] = rows
+        run.step(node, rows)

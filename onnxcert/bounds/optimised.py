@@ -1,0 +1,387 @@
+"""Optimised bounds: slopes of free lines and multipliers of split constraints, by ascent.
+
+The bound of a fixed relaxation is a concave, piecewise linear function of its free slopes and of the
+multipliers (alpha-CROWN, Xu et al. 2021; beta-CROWN, Wang et al. 2021). Its gradient has a closed form,
+so no tape is kept: let x* minimise the form at the input and push x* forward through the *relaxed*
+network, taking at each neuron the line that the backward pass took. With z_i the value before neuron
+i on that path and A_i the row over its output,
+
+    d bound / d slope_i = (A_i m'_i - |A_i| d'_i) z_i,      d bound / d M_i = - z_i,
+
+where m and d are mean and half difference of the two line slopes, m' and d' their derivatives with
+respect to the position of the free line, and M the signed multiplier subtracted from the row of z.
+One backward pass and one forward pass per step; the best iterate of each row is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module
+from onnxcert.bounds.backward import Curve, Multipliers, Pulled, Relaxation, pull_back
+from onnxcert.graph import Graph
+from onnxcert.ops.base import Elementwise, gamma
+from onnxcert.sets import Box, Lines
+
+_SLOPE_RATE = 0.25
+_MULTIPLIER_RATE = 0.1
+_WEIGHT_RATE = 0.1
+_DECAY = 0.95
+_MOMENTUM, _SECOND_MOMENTUM = 0.9, 0.999
+
+
+@dataclass(frozen=True)
+class FreeCurve:
+    """Lines of an elementwise node as a function of the position s of its free line.
+
+    mean(s) = mean + s mean_step, half(s) = half + s half_step; offsets do not depend on s.
+    """
+
+    curve: Curve
+    mean_step: Array
+    half_step: Array
+
+    def at(self, position: Array) -> Curve:
+        """The lines at given positions in [0, 1]; their rounding vector holds for all of them."""
+        return Curve(
+            self.curve.mean + position * self.mean_step,
+            self.curve.half + position * self.half_step,
+            self.curve.mean_offset,
+            self.curve.half_offset,
+        )
+
+
+@dataclass
+class FreeRelaxation:
+    """A relaxation whose lines are not chosen yet, over a batch of subproblems.
+
+    Attributes:
+        relaxation: rounding vectors and box; its curves are set before each pass.
+        free: elementwise node name -> `FreeCurve`; nodes without free lines are fixed there.
+        default: elementwise node name -> default positions, (B, n).
+    """
+
+    relaxation: Relaxation
+    free: dict[str, FreeCurve] = field(default_factory=dict)
+    default: dict[str, Array] = field(default_factory=dict)
+
+    @classmethod
+    def build(cls, graph: Graph, boxes: Mapping[str, Box]) -> FreeRelaxation:
+        """Lines for the given bounds of every value (batch of B or 1)."""
+        result = cls(Relaxation(graph, boxes[graph.input]))
+        for node in graph.nodes:
+            if isinstance(node.op, Elementwise):
+                result._add_curve(node.name, node.op, node.inputs[0], boxes)
+            else:
+                result.relaxation.add_affine(node, boxes)
+        return result
+
+    def _add_curve(
+        self, name: str, op: Elementwise, source: str, boxes: Mapping[str, Box]
+    ) -> None:
+        box = boxes[source]
+        xp = array_module(box.lower)
+        node = next(node for node in self.relaxation.graph.nodes if node.name == name)
+        ends = [op.relax(box, xp.full_like(box.lower, position)) for position in (0.0, 1.0)]
+        lower, upper = (line.lower_slope for line in ends), (line.upper_slope for line in ends)
+        first_lower, last_lower = lower
+        first_upper, last_upper = upper
+        # The rounding vector must hold for every position: take the steeper end.
+        steepest = Lines(
+            xp.minimum(first_lower, last_lower),
+            ends[0].lower_offset,
+            xp.maximum(first_upper, last_upper),
+            ends[0].upper_offset,
+        )
+        self.relaxation.add_elementwise(node, boxes, steepest)
+        worst = self.relaxation.curves[name]
+        curve = Curve(
+            0.5 * (first_lower + first_upper),
+            0.5 * (first_upper - first_lower),
+            worst.mean_offset,
+            worst.half_offset,
+        )
+        lower_step, upper_step = last_lower - first_lower, last_upper - first_upper
+        if not (lower_step.any() or upper_step.any()):
+            self.relaxation.curves[name] = curve
+            return
+        self.free[name] = FreeCurve(
+            curve, 0.5 * (lower_step + upper_step), 0.5 * (upper_step - lower_step)
+        )
+        self.default[name] = (box.upper > -box.lower).astype(float)
+
+    def with_boxes(self, boxes: Mapping[str, Box]) -> FreeRelaxation:
+        """The same relaxation with tighter bounds of some pre-activations, (B, n) each.
+
+        Rounding vectors stay those of the wider boxes, which hold all the more.
+        """
+        relaxation = replace(self.relaxation, curves=dict(self.relaxation.curves))
+        result = FreeRelaxation(relaxation, dict(self.free), dict(self.default))
+        for node in self.relaxation.graph.nodes:
+            if isinstance(node.op, Elementwise) and node.inputs[0] in boxes:
+                result.free.pop(node.name, None)
+                result.default.pop(node.name, None)
+                result._add_curve(node.name, node.op, node.inputs[0], boxes)
+        return result
+
+    def choose(self, positions: Mapping[str, Array]) -> None:
+        """Set the lines for the next pass."""
+        for name, free in self.free.items():
+            self.relaxation.curves[name] = free.at(positions[name])
+
+
+@dataclass(frozen=True)
+class Forms:
+    """For each of B subproblems R linear forms that would all have to be <= 0.
+
+    Attributes:
+        rows: (B, R, m) over the output.
+        input_rows: (B, R, input_size) over the input, or None.
+        offset: (B, R).
+        used: (B, R), False for padding.
+    """
+
+    rows: Array
+    input_rows: Array | None
+    offset: Array
+    used: Array
+
+    def combine(self, weights: Array, output: Box, box: Box) -> tuple[Array, Array | None, Array]:
+        """Non-negative combination: rows (B, 1, m), input rows, and a constant rounded down."""
+        error = 2.0 * gamma(self.rows.shape[1] + 4, UNIT_ROUNDOFF)
+        mixed = weights[:, None]
+        rows = mixed @ self.rows
+        slack = ((mixed @ abs(self.rows))[:, 0] * output.magnitude).sum(axis=1)
+        slack = slack + (weights * abs(self.offset)).sum(axis=1)
+        input_rows = None
+        if self.input_rows is not None:
+            input_rows = mixed @ self.input_rows
+            slack = slack + ((mixed @ abs(self.input_rows))[:, 0] * box.magnitude).sum(axis=1)
+        return rows, input_rows, (weights * self.offset).sum(axis=1) - error * slack
+
+    def value(self, outputs: Array, inputs: Array) -> Array:
+        """The forms at given points: (B, R)."""
+        result = (self.rows @ outputs[:, :, None])[:, :, 0] + self.offset
+        if self.input_rows is not None:
+            result = result + (self.input_rows @ inputs[:, :, None])[:, :, 0]
+        return result
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where an ascent begins, and what it hands to the children of a subproblem.
+
+    Attributes:
+        positions: elementwise node -> (B, n) positions of the free lines.
+        multipliers: pre-activation -> (B, n) signed multipliers.
+        weights: (B, R) non-negative weights of the forms.
+        anchor: (B,) the form whose weight stays at one. Normalising the weights instead would let
+            a form that is never negative pull every bound to zero and hide all progress.
+    """
+
+    positions: Mapping[str, Array]
+    multipliers: Mapping[str, Array]
+    weights: Array
+    anchor: Array
+
+    @classmethod
+    def at_form(cls, anchor: Array, forms: Forms) -> Start:
+        """Default slopes, no multipliers, and only one form."""
+        xp = array_module(anchor)
+        weights = xp.zeros(forms.used.shape)
+        weights[xp.arange(len(anchor)), anchor] = 1.0
+        return cls({}, {}, weights, anchor)
+
+
+@dataclass(frozen=True)
+class Optimised:
+    """Result of `optimise`, one row per subproblem.
+
+    Attributes:
+        lower: (B,) best lower bounds of the combined forms; positive refutes the subproblem.
+        best: slopes, multipliers and weights of that bound.
+        activations: elementwise node -> (B, n) rows of the last pass.
+        minimiser: (B, input_size), the input at which the last form is smallest.
+    """
+
+    lower: Array
+    best: Start
+    activations: dict[str, Array]
+    minimiser: Array
+
+
+class _Ascent:
+    """Projected Adam on one dictionary of arrays (Kingma and Ba, 2015)."""
+
+    def __init__(self, values: dict[str, Array], rate: float) -> None:
+        self.values = values
+        self.rate = rate
+        self._first = {name: 0.0 * value for name, value in values.items()}
+        self._second = {name: 0.0 * value for name, value in values.items()}
+
+    def step(self, number: int, name: str, gradient: Array) -> Array:
+        """The proposed new value, not yet projected."""
+        first, second = self._first[name], self._second[name]
+        first *= _MOMENTUM
+        first += (1.0 - _MOMENTUM) * gradient
+        second *= _SECOND_MOMENTUM
+        second += (1.0 - _SECOND_MOMENTUM) * gradient * gradient
+        rate = self.rate * _DECAY**number / (1.0 - _MOMENTUM ** (number + 1))
+        scale = (second / (1.0 - _SECOND_MOMENTUM ** (number + 1))) ** 0.5 + 1e-12
+        return self.values[name] + rate * first / scale
+
+
+class _Variables:
+    """The three groups of variables of an ascent, and the best values seen."""
+
+    def __init__(
+        self, free: FreeRelaxation, forms: Forms, signs: Mapping[str, Array], start: Start
+    ) -> None:
+        xp = array_module(forms.rows)
+        count = len(forms.rows)
+        known = start.positions
+        self.slopes = _Ascent(
+            {
+                name: xp.broadcast_to(known.get(name, value), (count, value.shape[1])).copy()
+                for name, value in free.default.items()
+            },
+            _SLOPE_RATE,
+        )
+        old = start.multipliers
+        self.splits = _Ascent(
+            {
+                name: old[name].copy() if name in old else xp.zeros(sign.shape)
+                for name, sign in signs.items()
+            },
+            _MULTIPLIER_RATE,
+        )
+        self.weights = _Ascent({"": start.weights.copy()}, _WEIGHT_RATE)
+        self.anchor = start.anchor
+        self.lower = xp.full(count, -xp.inf)
+        self._kept = [
+            {name: value.copy() for name, value in group.values.items()}
+            for group in (self.slopes, self.splits, self.weights)
+        ]
+
+    def keep_better(self, lower: Array) -> None:
+        better = lower > self.lower
+        self.lower = array_module(lower).where(better, lower, self.lower)
+        for kept, group in zip(self._kept, (self.slopes, self.splits, self.weights), strict=True):
+            for name, value in group.values.items():
+                kept[name][better] = value[better]
+
+    @property
+    def best(self) -> Start:
+        slopes, splits, weights = self._kept
+        return Start(slopes, splits, weights[""], self.anchor)
+
+
+def optimise(
+    free: FreeRelaxation,
+    forms: Forms,
+    output: Box,
+    start: Start,
+    *,
+    signs: Mapping[str, Array] | None = None,
+    points: Mapping[str, Array] | None = None,
+    steps: int = 20,
+    expired: Callable[[], bool] = lambda: False,
+) -> Optimised:
+    """Raise lower bounds of non-negative combinations of the forms, one per subproblem.
+
+    A positive bound of ``sum_r w_r g_r`` with w >= 0 shows that not all g_r can be <= 0, so the weights
+    are variables of the ascent like slopes and multipliers; their gradient is the value of the
+    forms at the end of the relaxed path.
+
+    Args:
+        free: the relaxation, batch B or 1.
+        forms: what is to be refuted.
+        output: bounds of the network's output.
+        start: where the ascent begins.
+        signs: pre-activation -> (B, n) of -1, 0, 1: split constraints ``sign (z - point) >= 0``.
+        points: pre-activation -> (B, n), the points of those constraints.
+        steps: ascent steps; 0 only evaluates.
+        expired: asked before each step.
+    """
+    signs, points = signs or {}, points or {}
+    variables = _Variables(free, forms, signs, start)
+    relaxation = free.relaxation
+    for number in range(steps + 1):
+        free.choose(variables.slopes.values)
+        rows, input_rows, constant = forms.combine(
+            variables.weights.values[""], output, relaxation.box
+        )
+        pulled = pull_back(
+            relaxation,
+            relaxation.graph.output,
+            rows,
+            input_rows=input_rows,
+            multipliers={
+                name: Multipliers(value, points[name])
+                for name, value in variables.splits.values.items()
+            },
+            keep=True,
+        )
+        lower = pulled.lower[:, 0] + constant
+        variables.keep_better(lower - 4.0 * UNIT_ROUNDOFF * abs(lower))
+        minimiser = _minimiser(relaxation.box, pulled.coefficients[:, 0])
+        if number == steps or bool((variables.lower > 0.0).all()) or expired():
+            break
+        _step(free, forms, pulled, minimiser, variables, signs, points, number)
+    activations = {name: rows[:, 0] for name, rows in pulled.activations.items()}
+    return Optimised(variables.lower, variables.best, activations, minimiser)
+
+
+def _minimiser(box: Box, coefficients: Array) -> Array:
+    xp = array_module(coefficients)
+    return xp.where(coefficients >= 0, box.lower, box.upper)  # type: ignore[no-any-return]
+
+
+def _step(
+    free: FreeRelaxation,
+    forms: Forms,
+    pulled: Pulled,
+    minimiser: Array,
+    variables: _Variables,
+    signs: Mapping[str, Array],
+    points: Mapping[str, Array],
+    number: int,
+) -> None:
+    """Push the minimiser through the chosen lines and move all variables along the gradient."""
+    graph = free.relaxation.graph
+    xp = array_module(minimiser)
+    values = {graph.input: minimiser}
+    for position, node in enumerate(graph.nodes):
+        if not all(name in values for name in node.inputs):
+            continue  # not between the input and the forms
+        if isinstance(node.op, Elementwise):
+            if node.name not in pulled.activations:
+                continue
+            row = pulled.activations[node.name][:, 0]
+            z = values[node.inputs[0]]
+            curve = free.relaxation.curves[node.name]
+            sign = xp.where(row >= 0, 1.0, -1.0)
+            values[node.name] = (curve.mean - sign * curve.half) * z + (
+                curve.mean_offset - sign * curve.half_offset
+            )
+            if node.name in free.free:
+                line = free.free[node.name]
+                gradient = (row * line.mean_step - abs(row) * line.half_step) * z
+                moved = variables.slopes.step(number, node.name, gradient)
+                variables.slopes.values[node.name] = xp.clip(moved, 0.0, 1.0)
+        else:
+            values[node.name] = node.op.forward([values[name] for name in node.inputs])
+        if node.name in signs:
+            sign = signs[node.name]
+            gradient = (points[node.name] - values[node.name]) * (sign != 0)
+            moved = variables.splits.step(number, node.name, gradient)
+            variables.splits.values[node.name] = xp.where(moved * sign > 0, moved, 0.0)
+        for name in node.inputs:
+            if graph.last_use[name] == position and name != graph.output:
+                values.pop(name, None)
+    if forms.rows.shape[1] > 1 and graph.output in values:
+        gradient = xp.where(forms.used, forms.value(values[graph.output], minimiser), 0.0)
+        weights = xp.maximum(variables.weights.step(number, "", gradient), 0.0) * forms.used
+        weights[xp.arange(len(weights)), variables.anchor] = 1.0
+        variables.weights.values[""] = weights

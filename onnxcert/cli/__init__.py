@@ -1,0 +1,93 @@
+"""The command line: a thin face on the library, and the only part that prints.
+
+stdout carries the answer, verdict first, and nothing else; everything for people goes to stderr. The
+interface of the VNN-LIB standard, chapter 5, is ``verify``, ``supports``, ``--name``, ``--version``.
+
+Exit codes: 0 a verdict was printed, 1 ``bench`` saw a wrong verdict, 2 usage, 3 input that cannot be
+read or is not supported, 4 a fault of onnxcert, 130 interrupted.
+
+Modules are imported where they are needed: ``onnxcert --version`` costs little more than Python's
+own start, and a verification does not wait for the parts it does not use.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from onnxcert.cli.clock import Clock
+from onnxcert.cli.console import Console
+from onnxcert.errors import OnnxcertError, UsageError
+
+Command = Callable[[Sequence[str], Console, Clock], int]
+
+COMMANDS = ("verify", "supports", "inspect", "bounds", "bench")
+
+EXIT_FAULT = 4
+EXIT_INTERRUPTED = 130
+
+HELP = """\
+usage: onnxcert MODEL SPEC [options]
+       onnxcert verify SPEC --network NAME=MODEL [options]
+       onnxcert inspect MODEL [SPEC]
+       onnxcert bounds MODEL SPEC [--method interval|backward] [--layers]
+       onnxcert bench INSTANCES.csv --out DIR [--timeout S] [--jobs N] [--resume]
+       onnxcert supports CAPABILITY
+       onnxcert --name | --version | --help
+
+Decide whether a neural network (ONNX) has an input that satisfies a query (VNN-LIB). The first line
+of stdout is sat (followed by the input found), unsat, unknown or timed-out.
+
+`onnxcert verify --help` explains the options of the first two forms; likewise the other commands.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: without the name of the program; those of the process when omitted.
+
+    Returns:
+        The exit code.
+    """
+    clock = Clock.of_process() if arguments is None else Clock.starting_now()
+    console = Console(sys.stdout, sys.stderr)
+    try:
+        return _dispatch(list(sys.argv[1:] if arguments is None else arguments), console, clock)
+    except OnnxcertError as error:
+        console.error(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        console.warn("interrupted")
+        return EXIT_INTERRUPTED
+    except Exception as fault:  # noqa: BLE001 - the outermost boundary: nobody else can report it
+        console.fault(fault)
+        return EXIT_FAULT
+    finally:
+        console.close()
+
+
+def _dispatch(arguments: list[str], console: Console, clock: Clock) -> int:
+    first = arguments[0] if arguments else ""
+    if first in COMMANDS:
+        return _command(first)(arguments[1:], console, clock)
+    if first in ("-h", "--help"):
+        console.answer(HELP)
+    elif first == "--name":
+        console.answer("onnxcert\n")
+    elif first == "--version":
+        from onnxcert import __version__  # noqa: PLC0415 - the package imports lazily
+
+        console.answer(f"{__version__}\n")
+    elif not arguments:
+        raise UsageError("a model and a specification are needed", help="see `onnxcert --help`")
+    else:
+        return _command("verify", "run_short")(arguments, console, clock)
+    return 0
+
+
+def _command(name: str, function: str = "run") -> Command:
+    command: Command = getattr(import_module(f"onnxcert.cli.{name}"), function)
+    return command

@@ -1,0 +1,134 @@
+"""Reading arguments: parsers whose complaints have the shape of all our errors.
+
+Every command has its own small parser, so that none pays for the options of the others, and options
+may stand anywhere among the files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Sequence
+from typing import NoReturn
+
+from onnxcert.errors import UsageError
+
+
+def asks_for_settings(words: Sequence[str]) -> bool:
+    """Whether ``--set help`` is among the words; it needs no files beside it."""
+    pairs = zip(words, words[1:], strict=False)
+    return "--set=help" in words or ("--set", "help") in pairs
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that raises `UsageError` and never abbreviates options."""
+
+    def __init__(self, command: str, description: str, *, usage: str | None = None) -> None:
+        super().__init__(
+            prog=f"onnxcert {command}".rstrip(),
+            description=description,
+            usage=usage,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing and exiting."""
+        raise UsageError(message, help=f"see `{self.prog} --help`")
+
+    def read(self, arguments: Sequence[str]) -> argparse.Namespace | None:
+        """Read the arguments; ``None`` when they only asked for help, which has been printed.
+
+        Raises:
+            UsageError: they do not fit.
+        """
+        try:
+            return self.parse_intermixed_args(list(arguments))
+        except SystemExit:
+            return None
+
+    def add_verbosity(self) -> None:
+        """``-q`` and ``-v``."""
+        group = self.add_mutually_exclusive_group()
+        group.add_argument(
+            "-q", "--quiet", action="store_const", const=-1, dest="verbosity", help="only errors"
+        )
+        group.add_argument(
+            "-v",
+            "--verbose",
+            action="count",
+            dest="verbosity",
+            help="show the steps on stderr; twice for everything",
+        )
+        self.set_defaults(verbosity=0)
+
+    def add_run_options(self) -> None:
+        """Options of the search, shared by ``verify`` and ``bench``."""
+        self.add_argument(
+            "--device",
+            type=device,
+            default="auto",
+            metavar="DEVICE",
+            help="auto, cpu, cuda or cuda:N (default: auto)",
+        )
+        self.add_argument(
+            "--seed", type=natural, default=0, metavar="N", help="of the attack (default: 0)"
+        )
+        self.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            dest="assignments",
+            help="change a setting; `--set help` lists them",
+        )
+
+
+def seconds(text: str) -> float:
+    """A positive, finite number of seconds."""
+    return _positive_number(text, "seconds")
+
+
+def gigabytes(text: str) -> float:
+    """A positive, finite number of gigabytes."""
+    return _positive_number(text, "gigabytes")
+
+
+def _positive_number(text: str, unit: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (0 < value < math.inf):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of {unit}")
+    return value
+
+
+def natural(text: str) -> int:
+    """A whole number, zero included."""
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """A whole number above zero."""
+    if natural(text) == 0:
+        raise argparse.ArgumentTypeError("it must be at least 1")
+    return int(text)
+
+
+def device(text: str) -> str:
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of auto, cpu, cuda, cuda:N")
+    return text
+
+
+def network(text: str) -> tuple[str, str]:
+    """``NAME=MODEL``, with a name as VNN-LIB allows it."""
+    name, equals, path = text.partition("=")
+    if not (equals and path and re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=MODEL")
+    return name, path

@@ -1,0 +1,306 @@
+"""``onnxcert MODEL SPEC`` and ``onnxcert verify SPEC --network NAME=MODEL``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast
+
+from onnxcert.cli import arguments
+from onnxcert.cli.clock import Clock
+from onnxcert.cli.console import Console, status_text
+from onnxcert.errors import UsageError
+from onnxcert.settings import Settings
+
+if TYPE_CHECKING:
+    from onnxcert.arrays import Array
+    from onnxcert.spec import Query
+    from onnxcert.verdict import Progress, Result
+
+_DESCRIPTION = """\
+Decide whether the network has an input that satisfies the query. The first line of stdout is
+  sat        there is one; it follows, and was confirmed by onnxruntime with zero tolerance
+  unsat      there is none, in real arithmetic
+  unknown    no answer could be reached; stderr says why
+  timed-out  the time limit was reached
+"""
+
+EXIT_INTERRUPTED = 130
+EXIT_CODES = {"sat": 10, "unsat": 20, "unknown": 30, "timed-out": 40}
+
+
+def run_short(words: Sequence[str], console: Console, clock: Clock) -> int:
+    """The short form: a query over one network, whatever the name of that."""
+    usage = "onnxcert MODEL SPEC [options]"
+    parser = arguments.Parser("", _DESCRIPTION, usage=usage)
+    parser.add_argument("model", metavar="MODEL", help=".onnx file, or .onnx.gz")
+    parser.add_argument("spec", metavar="SPEC", help=".vnnlib file, or .vnnlib.gz")
+    parser.set_defaults(networks=[])
+    return _run(parser, words, console, clock)
+
+
+def run(words: Sequence[str], console: Console, clock: Clock) -> int:
+    """The form of the VNN-LIB standard, chapter 5."""
+    parser = arguments.Parser("verify", _DESCRIPTION)
+    parser.add_argument("spec", metavar="SPEC", help=".vnnlib file, or .vnnlib.gz")
+    parser.add_argument(
+        "--network",
+        action="append",
+        required=True,
+        type=arguments.network,
+        metavar="NAME=MODEL",
+        dest="networks",
+        help="the model of a declared network; once per network that is not equal-to another "
+        "(VNN-LIB 1.0 declares no name: any will do)",
+    )
+    return _run(parser, words, console, clock)
+
+
+def _run(parser: arguments.Parser, words: Sequence[str], console: Console, clock: Clock) -> int:
+    _add_options(parser)
+    if arguments.asks_for_settings(words):
+        return print_settings(console)
+    options = parser.read(words)
+    if options is None:
+        return 0
+    console.configure(options.verbosity)
+    settings = Settings.parse(options.assignments)
+    _check_outputs(options)
+    with _errors_recorded(options, console):
+        result = _verify(options, settings, console, clock)
+        with _uninterrupted():
+            _deliver(result, options, console)
+    return _exit_code(result, options)
+
+
+def print_settings(console: Console) -> int:
+    """Answer ``--set help``."""
+    from onnxcert.cli.supports import settings_page  # noqa: PLC0415 - rarely needed
+
+    console.answer(settings_page())
+    return 0
+
+
+def _add_options(parser: arguments.Parser) -> None:
+    parser.add_argument(
+        "--timeout",
+        type=arguments.seconds,
+        metavar="S",
+        help="seconds, from the start of the process (default: none)",
+    )
+    parser.add_run_options()
+    parser.add_argument(
+        "--witness", metavar="FILE", help="after sat, write the input found to this file too"
+    )
+    parser.add_argument(
+        "--serialise-assignments",
+        metavar="DIR",
+        dest="assignments_folder",
+        help="after sat, write one ONNX TensorProto per variable instead of the text on stdout",
+    )
+    parser.add_argument(
+        "--json", metavar="FILE", help="write a record of the run, also when it fails"
+    )
+    parser.add_argument(
+        "--exit-code",
+        action="store_true",
+        help="exit with 10 for sat, 20 unsat, 30 unknown, 40 timed-out instead of 0",
+    )
+    parser.add_verbosity()
+
+
+def _check_outputs(options: argparse.Namespace) -> None:
+    """Find out now, not after an hour of search, that a result has no place to go."""
+    files = [path for path in (options.json, options.witness) if path is not None]
+    if len(files) == 2 and os.path.realpath(files[0]) == os.path.realpath(files[1]):
+        raise UsageError("--json and --witness name the same file", place=files[0])
+    if not files and options.assignments_folder is None:
+        return
+    from onnxcert.report import check_writable  # noqa: PLC0415 - only when something is written
+
+    for path in files:
+        check_writable(path)
+    if options.assignments_folder is not None:
+        try:
+            os.makedirs(options.assignments_folder, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"the folder cannot be made: {error.strerror}", place=options.assignments_folder
+            ) from error
+        check_writable(os.path.join(options.assignments_folder, "probe"))
+
+
+@contextmanager
+def _errors_recorded(options: argparse.Namespace, console: Console) -> Iterator[None]:
+    """Write the record also of a run that ends without a verdict."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        if options.json is not None:
+            from onnxcert.report import error_record, to_json, write_file  # noqa: PLC0415
+
+            try:
+                write_file(options.json, to_json(error_record(error, _files(options))))
+            except UsageError as unwritten:
+                console.error(unwritten)
+        raise
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ignore Ctrl-C for the moment it takes to write down what was found."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _files(options: argparse.Namespace) -> dict[str, str]:
+    model = options.networks[0][1] if options.networks else options.model
+    return {"model": model, "spec": options.spec}
+
+
+def _verify(
+    options: argparse.Namespace, settings: Settings, console: Console, clock: Clock
+) -> Result:
+    from onnxcert.frontend.vnnlib import read_query  # noqa: PLC0415 - after the usage is checked
+    from onnxcert.verdict import Reason, Result, Unknown  # noqa: PLC0415
+
+    query = None
+    try:
+        query = read_query(options.spec)
+        model = match_networks(query, options.networks) if options.networks else options.model
+        _warn_about_rounding(query, console)
+        return _search(model, query, options, settings, console, clock)
+    except KeyboardInterrupt:
+        return Result(Unknown(Reason.INTERRUPTED), query)
+    except MemoryError:
+        return Result(Unknown(Reason.MEMORY), query)
+
+
+def _search(
+    model: str,
+    query: Query,
+    options: argparse.Namespace,
+    settings: Settings,
+    console: Console,
+    clock: Clock,
+) -> Result:
+    from onnxcert.verify import verify  # noqa: PLC0415
+
+    before = clock.seconds
+
+    def show(progress: Progress) -> None:
+        seconds = before + progress.seconds
+        console.status(status_text(progress, seconds, options.timeout))
+
+    result = verify(
+        model,
+        query,
+        timeout=clock.remaining(options.timeout),
+        device=options.device,
+        seed=options.seed,
+        settings=settings,
+        progress=show,
+    )
+    return replace(
+        result,
+        settings={**result.settings, "timeout": options.timeout},
+        seconds={**result.seconds, "before": before, "process": clock.seconds},
+    )
+
+
+def match_networks(query: Query, given: Sequence[tuple[str, str]]) -> str:
+    """The model of the query's first network, after all names were found to fit.
+
+    Raises:
+        UsageError: a network has no model, or a model no network.
+    """
+    models = dict(given)
+    if len(models) < len(given):
+        raise UsageError("--network gives one name twice")
+    if query.version == "1.0":
+        if len(given) > 1:
+            raise UsageError("a VNN-LIB 1.0 query has one network", place=query.source)
+        return given[0][1]
+    declared = [network.name for network in query.networks]
+    needed = [network.name for network in query.networks if network.equal_to is None]
+    for name in needed:
+        if name not in models:
+            raise UsageError(
+                f"network {name} has no model", place=query.source, help=f"--network {name}=MODEL"
+            )
+    for name in models:
+        if name not in needed:
+            why = "is declared equal-to another" if name in declared else "is not declared"
+            raise UsageError(
+                f"network {name} {why}",
+                place=query.source,
+                help=f"the query needs models for: {', '.join(needed)}",
+            )
+    return models[needed[0]]
+
+
+def _warn_about_rounding(query: Query, console: Console) -> None:
+    """Chapter 5 lets a query consent to real arithmetic by its type; other types get a warning."""
+    types = {tensor.element_type for tensor in query.tensors} - {"real"}
+    if types and query.version != "1.0" and console.verbosity >= 0:
+        console.warn(
+            f"the query declares {', '.join(sorted(types))}, but unsat is proved for real "
+            "arithmetic: rounding inside the network is not covered"
+        )
+
+
+def _deliver(result: Result, options: argparse.Namespace, console: Console) -> None:
+    """Verdict and witness to stdout first, because they are what counts; then the files."""
+    from onnxcert.verdict import Sat, Unknown  # noqa: PLC0415
+
+    verdict = result.verdict
+    if isinstance(verdict, Unknown):
+        console.note(f"{result.word}: {verdict.reason.value}")
+    if isinstance(verdict, Sat):
+        values = {**verdict.counterexample.inputs, **verdict.counterexample.outputs}
+        _deliver_witness(cast("Query", result.query), values, options, console)
+    else:
+        console.answer(f"{result.word}\n")
+    if options.json is not None:
+        from onnxcert.report import result_record, to_json, write_file  # noqa: PLC0415
+
+        write_file(options.json, to_json(result_record(result)))
+
+
+def _deliver_witness(
+    query: Query, values: Mapping[str, Array], options: argparse.Namespace, console: Console
+) -> None:
+    from onnxcert.frontend.witness import format_witness, write_assignments  # noqa: PLC0415
+    from onnxcert.report import write_file  # noqa: PLC0415
+
+    text = f"{format_witness(query, values)}\n"
+    console.answer("sat\n" if options.assignments_folder is not None else f"sat\n{text}")
+    if options.witness is not None:
+        write_file(options.witness, text)
+    if options.assignments_folder is not None:
+        try:
+            write_assignments(options.assignments_folder, query, values)
+        except OSError as error:
+            raise UsageError(
+                f"the assignments cannot be written: {error.strerror}",
+                place=options.assignments_folder,
+            ) from error
+
+
+def _exit_code(result: Result, options: argparse.Namespace) -> int:
+    from onnxcert.verdict import Reason, Unknown  # noqa: PLC0415
+
+    if result.verdict == Unknown(Reason.INTERRUPTED):
+        return EXIT_INTERRUPTED
+    return EXIT_CODES[result.word] if options.exit_code else 0

@@ -1,0 +1,225 @@
+"""The graph under construction: appends operators of `onnxcert.ops` and tracks views of values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from onnxcert.arrays import Array, FloatArray, IntArray
+from onnxcert.frontend.tensors import Constant, Operand, Shape, Tensor
+from onnxcert.graph import Graph, Node
+from onnxcert.ops import Concat, Elementwise, Maximum, Operator, Relu, Scale, Select, Sum
+
+Move = Callable[..., Array]
+
+
+class Builder:
+    """Collects the nodes of a graph; every method returns the tensor that a step makes.
+
+    Args:
+        input_name: name of the vector of all inputs.
+        input_size: its length.
+    """
+
+    def __init__(self, input_name: str, input_size: int) -> None:
+        self.input = input_name
+        self.sizes: dict[str, int] = {input_name: input_size}
+        self.nodes: list[Node] = []
+        self._flat: dict[int, tuple[Tensor, str]] = {}
+        self._output = "value"
+        self._origin = ""
+
+    def begin(self, output: str, origin: str) -> None:
+        """Say which tensor and node of the file the next operators are made for."""
+        self._output, self._origin = output, origin
+
+    def apply(self, op: Operator, *values: str) -> str:
+        """Append an operator that reads the named vectors; the name of what it makes."""
+        name, number = self._output, 1
+        while name in self.sizes:
+            number += 1
+            name = f"{self._output}#{number}"
+        self.nodes.append(Node(name, op, values, self._origin))
+        self.sizes[name] = op.output_size
+        return name
+
+    def placeholder(self, shape: Shape) -> Tensor:
+        """A vector that no operator makes; stands for the output of a node without a rule."""
+        name = f"{self._output}?"
+        self.sizes[name] = int(np.prod(shape, dtype=np.int64))
+        return Tensor.whole(name, shape)
+
+    def flat(self, tensor: Tensor) -> str:
+        """The vector with exactly the tensor's entries in row-major order."""
+        if tensor.is_whole:
+            return tensor.source
+        known = self._flat.get(id(tensor))
+        if known is None:
+            fill = None if tensor.fill is None else tensor.fill.ravel()
+            pick = Select.of(tensor.index.ravel(), tensor.size)
+            name = self.apply(Select(pick.gather, fill), tensor.source)
+            # The tensor is kept so that no other one can take its id.
+            known = self._flat[id(tensor)] = (tensor, name)
+        return known[1]
+
+    def graph(self, output: Operand) -> Graph:
+        """The finished graph; ``output`` is flattened."""
+        if isinstance(output, Constant):
+            nowhere = np.full(output.shape, -1, dtype=np.int64)
+            output = Tensor(self.input, self.sizes[self.input], nowhere, output.numbers)
+        name = self.flat(output)
+        return Graph(self.input, self.sizes[self.input], tuple(self.nodes), name)
+
+    # Steps that only move entries
+
+    def rearrange(self, operands: Sequence[Operand], move: Move) -> Operand:
+        """Move entries of one or several tensors to new places.
+
+        ``move`` gets one array per operand and must do nothing but pick, repeat and reorder
+        entries. It runs on the values of constants, and on positions for everything else.
+        """
+        if all(isinstance(operand, Constant) for operand in operands):
+            return Constant(move(*(o.array for o in operands if isinstance(o, Constant))))
+        source, size, offsets = self._join([o for o in operands if isinstance(o, Tensor)])
+        codes: list[IntArray] = []
+        pool: list[FloatArray] = []
+        end = size
+        for operand in operands:
+            fixed = operand.numbers if isinstance(operand, Constant) else operand.fill
+            numbers = np.arange(end, end + (0 if fixed is None else fixed.size))
+            if isinstance(operand, Constant):
+                code = numbers.reshape(operand.shape)
+            else:
+                code = offsets[operand.source][operand.index]
+                if fixed is not None:
+                    code = np.where(operand.index < 0, numbers.reshape(operand.shape), code)
+            codes.append(code)
+            if fixed is not None:
+                pool.append(fixed.ravel())
+                end += fixed.size
+        return _decode(move(*codes), source, size, np.concatenate([*pool, np.zeros(0)]))
+
+    def _join(self, tensors: list[Tensor]) -> tuple[str, int, dict[str, IntArray]]:
+        """One vector that holds the sources of all tensors; for each source the new positions.
+
+        With several sources only the entries in use are joined.
+        """
+        sources = {tensor.source: tensor.size for tensor in tensors}
+        if len(sources) == 1:
+            ((source, size),) = sources.items()
+            return source, size, {source: np.arange(size)}
+        offsets: dict[str, IntArray] = {}
+        parts: list[str] = []
+        end = 0
+        for source, size in sources.items():
+            indices = [t.index.ravel() for t in tensors if t.source == source]
+            used = np.unique(np.concatenate(indices))
+            used = used[used >= 0]
+            part = Tensor(source, size, used)
+            offsets[source] = np.zeros(size, dtype=np.int64)
+            offsets[source][used] = end + np.arange(len(used))
+            if len(used):
+                parts.append(self.flat(part))
+            end += len(used)
+        sizes = tuple(self.sizes[part] for part in parts)
+        return self.apply(Concat(sizes), *parts), end, offsets
+
+    def broadcast(self, tensor: Tensor, shape: Shape) -> Tensor:
+        """NumPy broadcasting of a tensor."""
+        if tensor.shape == shape:
+            return tensor
+        fill = None if tensor.fill is None else np.broadcast_to(tensor.fill, shape)
+        return Tensor(tensor.source, tensor.size, np.broadcast_to(tensor.index, shape), fill)
+
+    # Steps that compute
+
+    def elementwise(self, tensor: Tensor, make: Callable[[int], Elementwise]) -> Tensor:
+        """Apply a curve that is the same for all entries; ``make`` gets their number.
+
+        A permutation of a whole vector stays one: the curve goes before it.
+        """
+        if tensor.is_permutation:
+            name = self.apply(make(tensor.size), tensor.source)
+            return Tensor(name, tensor.size, tensor.index)
+        return Tensor.whole(self.apply(make(tensor.index.size), self.flat(tensor)), tensor.shape)
+
+    def in_order(self, tensor: Tensor, *values: Array | None) -> tuple[str, IntArray, list[Array]]:
+        """A vector with the tensor's entries, their positions, and ``values`` in its order.
+
+        ``values`` broadcast to the tensor's shape; None stays None.
+        """
+        if tensor.is_permutation:
+            name, view = tensor.source, tensor
+        else:
+            name = self.flat(tensor)
+            view = Tensor.whole(name, tensor.shape)
+        ordered = [None if value is None else view.to_source_order(value) for value in values]
+        return name, view.index, ordered  # type: ignore[return-value]
+
+    def scale(
+        self, tensor: Tensor, factor: FloatArray | None, offset: FloatArray | None
+    ) -> Tensor:
+        """``factor * tensor + offset``; both broadcast with the tensor, None leaves them out."""
+        given = [part.shape for part in (factor, offset) if part is not None]
+        tensor = self.broadcast(tensor, np.broadcast_shapes(tensor.shape, *given))
+        factor = None if factor is None or (factor == 1.0).all() else factor
+        offset = None if offset is None or (offset == 0.0).all() else offset
+        if factor is None and offset is None:
+            return tensor
+        name, index, (factor, offset) = self.in_order(tensor, factor, offset)
+        made = self.apply(Scale(self.sizes[name], factor, offset), name)
+        return Tensor(made, self.sizes[made], index)
+
+    def sum(self, tensors: Sequence[Tensor], signs: Sequence[int]) -> Tensor:
+        """The signed sum of tensors, broadcast."""
+        shape = np.broadcast_shapes(*(tensor.shape for tensor in tensors))
+        tensors = [self.broadcast(tensor, shape) for tensor in tensors]
+        names, index = self._aligned(tensors)
+        made = self.apply(Sum(self.sizes[names[0]], tuple(signs)), *names)
+        return Tensor(made, self.sizes[made], index)
+
+    def _aligned(self, tensors: Sequence[Tensor]) -> tuple[list[str], IntArray]:
+        """Vectors with the entries of each tensor in one common order, and that order."""
+        index = tensors[0].index
+        if all(t.is_permutation and np.array_equal(t.index, index) for t in tensors):
+            return [tensor.source for tensor in tensors], index
+        names = [self.flat(tensor) for tensor in tensors]
+        return names, np.arange(index.size).reshape(index.shape)
+
+    def maximum(self, first: Tensor, second: Tensor) -> Tensor:
+        """max(a, b) = b + relu(a - b), broadcast; see `onnxcert.ops.maximum`."""
+        shape = np.broadcast_shapes(first.shape, second.shape)
+        pair = [self.broadcast(tensor, shape) for tensor in (first, second)]
+        (a, b), index = self._aligned(pair)
+        size = self.sizes[a]
+        difference = self.apply(Sum(size, (1, -1)), a, b)
+        gap = self.apply(Relu(size), difference)
+        return Tensor(self.apply(Maximum(size), a, b, gap), size, index)
+
+    def maximum_with(self, tensor: Tensor, floor: FloatArray) -> Tensor:
+        """max(x, c) = relu(x - c) + c: one relu, so that interval bounds stay exact."""
+        shifted = self.scale(tensor, None, -floor)
+        return self.scale(self.elementwise(shifted, Relu), None, floor)
+
+    def minimum_with(self, tensor: Tensor, ceiling: FloatArray) -> Tensor:
+        """min(x, c) = c - relu(c - x)."""
+        minus = np.array(-1.0)
+        shifted = self.scale(tensor, minus, ceiling)
+        return self.scale(self.elementwise(shifted, Relu), minus, ceiling)
+
+    def negative(self, tensor: Tensor) -> Tensor:
+        """Minus the tensor."""
+        return self.scale(tensor, np.array(-1.0), None)
+
+
+def _decode(code: IntArray, source: str, size: int, pool: FloatArray) -> Operand:
+    """Turn moved codes back: positions below ``size``, entries of the pool from there on."""
+    code = np.asarray(code)
+    fixed = code >= size
+    if not fixed.any():
+        return Tensor(source, size, code)
+    fill = np.where(fixed, pool[np.where(fixed, code - size, 0)], 0.0)
+    if fixed.all():
+        return Constant(fill)
+    return Tensor(source, size, np.where(fixed, -1, code), fill)

@@ -1,0 +1,236 @@
+"""ONNX models: from a file to the graph that is verified.
+
+::
+
+    file -> bytes, SHA-256 -> proto         model_file: gzip, external data, size limits
+         -> skeleton without large weights  canonical: functions, checker, converter, shapes
+         -> nodes one by one                translate: constants folded, rules applied
+         -> Graph -> simpler Graph          builder, rules; onnxcert.passes
+
+The graph computes in real arithmetic what the file says, with its weights taken exactly;
+`onnxcert.frontend.replay` compares it with onnxruntime before anything is concluded from it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import onnx
+
+from onnxcert.errors import ModelError, UnsupportedModel
+from onnxcert.frontend.canonical import NEWEST_OPSET, Canonical, canonical
+from onnxcert.frontend.model_file import ModelFile
+from onnxcert.frontend.rules import RULES
+from onnxcert.frontend.shapes import TensorInfo, element_type
+from onnxcert.frontend.tensors import Shape
+from onnxcert.frontend.translate import Layer, Translation
+from onnxcert.graph import Graph
+from onnxcert.passes import simplify
+
+__all__ = [
+    "Inspection",
+    "Layer",
+    "Model",
+    "TensorInfo",
+    "inspect_model",
+    "load_model",
+    "opset_versions",
+    "supported_operators",
+]
+
+Source = str | os.PathLike[str] | onnx.ModelProto
+
+_ELEMENT_TYPES = ("float16", "float32", "float64")
+_UNSUPPORTED_HELP = "`onnxcert supports --onnx-operators` lists the operators that have one"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A model that has been read completely.
+
+    Attributes:
+        source: the path as given, or ``<model>`` for an object.
+        sha256: of the file's bytes as they are (compressed if the file is), or of the object's
+            serialisation.
+        graph: one vector of all inputs in order -> one vector of all outputs, then of all hidden
+            tensors that were asked for; each tensor row by row. Simplified.
+        lowered: the same before simplification, layer for layer as in the file.
+        inputs, outputs, hidden: what stands in those vectors, with the file's names and types.
+        opset, producer: as the file says.
+        parameters: stored floating-point numbers.
+        layers: the nodes of the file in order.
+        proto: the model as read, for an object; None for a file, which replay reads again.
+    """
+
+    source: str
+    sha256: str
+    graph: Graph = field(repr=False)
+    lowered: Graph = field(repr=False)
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    hidden: tuple[TensorInfo, ...]
+    opset: int
+    producer: str
+    parameters: int
+    layers: tuple[Layer, ...] = field(repr=False)
+    proto: onnx.ModelProto | None = field(repr=False, default=None)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What can be said of a model without verifying it, supported or not.
+
+    Attributes:
+        unsupported: the layers that no rule covers.
+        outputs: shapes may be missing behind unsupported layers; then they are empty.
+    """
+
+    source: str
+    sha256: str
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    opset: int
+    producer: str
+    parameters: int
+    layers: tuple[Layer, ...]
+
+    @property
+    def unsupported(self) -> tuple[Layer, ...]:
+        """The layers that no rule covers."""
+        return tuple(layer for layer in self.layers if layer.unsupported)
+
+
+def load_model(
+    source: Source,
+    *,
+    input_shapes: Sequence[tuple[int, ...]] | None = None,
+    input_elements: int | None = None,
+    hidden: Sequence[str] = (),
+) -> Model:
+    """Read a model completely.
+
+    Args:
+        source: path of an ``.onnx`` file, compressed with gzip or not, or a model object.
+        input_shapes: declared shape of every input (VNN-LIB 2); binds dynamic dimensions.
+        input_elements: number of input variables (VNN-LIB 1.0); binds one dynamic dimension.
+            Dimensions that neither binds are one.
+        hidden: names of inner tensors to append to the output.
+
+    Raises:
+        UnsupportedModel: some nodes have no rule; all of them are listed.
+        ModelError: the file cannot be read, is not valid, or does not fit what is declared.
+    """
+    model = canonical(ModelFile.read(source), input_shapes, input_elements)
+    translation = Translation(model)
+    translation.run()
+    _refuse_unsupported(model, translation.layers)
+    _require_computed(model, hidden)
+    names = (*model.outputs, *hidden)
+    graph = translation.build.graph(translation.output(names))
+    infos = [_tensor_info(model, name, translation.shape(name)) for name in names]
+    return Model(
+        model.file.source,
+        model.file.sha256,
+        simplify(graph),
+        graph,
+        model.inputs,
+        tuple(infos[: len(model.outputs)]),
+        tuple(infos[len(model.outputs) :]),
+        model.file_opset,
+        model.producer,
+        _parameters(model),
+        tuple(translation.layers),
+        source if isinstance(source, onnx.ModelProto) else None,
+    )
+
+
+def inspect_model(source: Source) -> Inspection:
+    """Describe a model, whether it is supported or not.
+
+    Raises:
+        ModelError: the file cannot be read or is not valid.
+    """
+    model = canonical(ModelFile.read(source), None, None)
+    translation = Translation(model)
+    translation.run()
+    outputs = []
+    for name in model.outputs:
+        shape = model.shapes.get(name, ())
+        outputs.append(TensorInfo(name, element_type(model.types.get(name, 0)), shape))
+    return Inspection(
+        model.file.source,
+        model.file.sha256,
+        model.inputs,
+        tuple(outputs),
+        model.file_opset,
+        model.producer,
+        _parameters(model),
+        tuple(translation.layers),
+    )
+
+
+def supported_operators() -> Mapping[str, tuple[tuple[str, ...], str]]:
+    """ONNX operator -> (sorted element types, note on what is not covered)."""
+    constants = {"Constant": "", "ConstantOfShape": "constant shape"}
+    notes = {name: entry.note for name, entry in RULES.items()} | constants
+    return {name: (_ELEMENT_TYPES, notes[name]) for name in sorted(notes)}
+
+
+def opset_versions() -> tuple[int, int]:
+    """The oldest and the newest operator set that is read."""
+    return 7, NEWEST_OPSET
+
+
+def _refuse_unsupported(model: Canonical, layers: Sequence[Layer]) -> None:
+    """Raise one error that names every node without a rule, grouped by operator and reason."""
+    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for layer in layers:
+        if layer.unsupported:
+            groups[layer.operator, layer.unsupported].append(layer.name)
+    if not groups:
+        return
+    count = sum(map(len, groups.values()))
+    exporter = model.producer or "an unnamed exporter"
+    lines = [
+        f"{operator} ({reason}): " + ", ".join(map(repr, names))
+        for (operator, reason), names in groups.items()
+    ]
+    place = f"{model.file.source}, operator set {model.file_opset}, written by {exporter}"
+    raise UnsupportedModel(
+        f"{count} {'node has' if count == 1 else 'nodes have'} no rule",
+        place="\n  --> ".join([place, *lines]),
+        help=_UNSUPPORTED_HELP,
+    )
+
+
+def _require_computed(model: Canonical, hidden: Sequence[str]) -> None:
+    made = {name for node in model.nodes for name in node.output}
+    missing = [name for name in hidden if name not in made]
+    if missing:
+        raise ModelError(
+            f"the model has no inner tensor {missing[0]!r}",
+            place=model.file.source,
+            help="hidden tensors are named by the output of a node of the file",
+        )
+
+
+def _tensor_info(model: Canonical, name: str, shape: Shape) -> TensorInfo:
+    element = element_type(model.types.get(name, 0))
+    if element not in _ELEMENT_TYPES:
+        raise ModelError(
+            f"the tensor {name!r} has elements of type {element}, which cannot be reasoned about",
+            place=model.file.source,
+        )
+    return TensorInfo(name, element, shape)
+
+
+def _parameters(model: Canonical) -> int:
+    floating = (1, 10, 11, 16)
+    return sum(math.prod(t.dims) for t in model.weights.values() if t.data_type in floating)

@@ -1,0 +1,267 @@
+"""Running the original file in onnxruntime: what witnesses and our own reading are held against.
+
+onnxruntime runs the bytes of the file as they are, without graph optimisations and on one thread,
+so that a replay is the same every time. Our graph is a different object, with batch
+normalisations solved, constants folded and layers contracted; `check_lowering` compares the two
+before anything is concluded from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as runtime_errors
+
+from onnxcert.arrays import UNIT_ROUNDOFF, Array, FloatArray
+from onnxcert.errors import ModelError
+from onnxcert.frontend.model_file import decompressed, read_bytes
+from onnxcert.frontend.onnx import Model
+from onnxcert.graph import Graph
+from onnxcert.ops import Sign
+from onnxcert.sets import Box
+
+_FAILURES = (
+    runtime_errors.EPFail,
+    runtime_errors.Fail,
+    runtime_errors.InvalidArgument,
+    runtime_errors.InvalidGraph,
+    runtime_errors.InvalidProtobuf,
+    runtime_errors.NotImplemented,
+    runtime_errors.RuntimeException,
+    RuntimeError,
+)
+
+_UNITS = {"float16": 2.0**-11, "float32": 2.0**-24, "float64": 2.0**-53}
+"""Unit roundoff of the types a file may compute in."""
+
+_UNDERFLOW = {"float16": 2.0**-14, "float32": 1e-30, "float64": 1e-290}
+"""Differences below this may come from numbers too small for the type."""
+
+
+class Replayer:
+    """The model in onnxruntime.
+
+    Args:
+        model: as `onnxcert.frontend.onnx.load_model` returned it.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    @cached_property
+    def session(self) -> Any:
+        """The onnxruntime session, made on first use.
+
+        Raises:
+            ModelError: onnxruntime refuses the model, or its file has changed.
+        """
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        if self.model.proto is None:
+            options.add_session_config_entry(
+                "session.model_external_initializers_file_folder_path",
+                str(Path(self.model.source).resolve().parent),
+            )
+        try:
+            return onnxruntime.InferenceSession(
+                self._bytes(), options, providers=["CPUExecutionProvider"]
+            )
+        except _FAILURES as error:
+            raise self._failure("onnxruntime cannot run the model", error) from error
+
+    def run(self, inputs: Array | Sequence[Array]) -> list[Array]:
+        """Evaluate one point.
+
+        Args:
+            inputs: the flat vector of all inputs, or one array per input with as many entries;
+                converted to the element types of the file.
+
+        Returns:
+            Outputs, then hidden tensors, in the shapes and element types of the file.
+
+        Raises:
+            ModelError: onnxruntime fails.
+        """
+        names = [info.name for info in (*self.model.outputs, *self.model.hidden)]
+        try:
+            results = self.session.run(names, self._feeds(inputs))
+        except _FAILURES as error:
+            raise self._failure("onnxruntime cannot run the model", error) from error
+        return [np.asarray(result) for result in results]
+
+    def run_flat(self, inputs: Array | Sequence[Array]) -> FloatArray:
+        """As `run`, with all results in one float64 vector."""
+        return np.concatenate([result.ravel() for result in self.run(inputs)]).astype(np.float64)
+
+    def _feeds(self, inputs: Array | Sequence[Array]) -> dict[str, Array]:
+        infos = self.model.inputs
+        if isinstance(inputs, np.ndarray):
+            inputs = np.split(inputs.ravel(), np.cumsum([info.size for info in infos])[:-1])
+        return {
+            info.name: np.asarray(value).reshape(info.shape).astype(info.element_type)
+            for info, value in zip(infos, inputs, strict=True)
+        }
+
+    def _bytes(self) -> bytes:
+        """The serialised model, with hidden tensors among its outputs."""
+        model = self.model
+        if model.proto is not None:
+            data = model.proto.SerializeToString()
+        else:
+            stored = read_bytes(Path(model.source))
+            if hashlib.sha256(stored).hexdigest() != model.sha256:
+                raise ModelError("the file has changed since it was read", place=model.source)
+            data = decompressed(stored, model.source)
+        if not model.hidden:
+            return data
+        proto = onnx.ModelProto.FromString(data)
+        known = {output.name for output in proto.graph.output}
+        for info in model.hidden:
+            if info.name not in known:
+                number = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(info.element_type))
+                proto.graph.output.append(
+                    onnx.helper.make_tensor_value_info(info.name, number, None)
+                )
+        return proto.SerializeToString()
+
+    def _failure(self, cause: str, error: BaseException) -> ModelError:
+        text = " ".join(str(error).split())
+        return ModelError(f"{cause}: {text[:300]}", place=self.model.source)
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """What the lowered graph allows at one point: the real-valued outputs, and their enclosure
+    over all executions in the arithmetic of the file.
+    """
+
+    outputs: FloatArray
+    box: Box
+    jumps: bool
+
+
+def check_lowering(
+    model: Model,
+    lower: FloatArray,
+    upper: FloatArray,
+    rng: np.random.Generator,
+    points: int,
+    *,
+    replayer: Replayer | None = None,
+) -> None:
+    """Compare the model as read with onnxruntime on corners and random points of a box.
+
+    Two tests. onnxruntime's outputs must lie in the interval enclosure of all executions with
+    the rounding of the file's arithmetic, in any order of summation. In deep networks that
+    enclosure is wide; so they must also be near the real-valued outputs, by the measure of what
+    float32 arithmetic does to the same graph.
+
+    Args:
+        model: as read.
+        lower, upper: the input box, (input size,) each.
+        rng: chooses the points.
+        points: how many.
+        replayer: to reuse a session.
+
+    Raises:
+        ModelError: a difference that rounding does not explain.
+    """
+    replayer = replayer or Replayer(model)
+    types = {info.element_type for info in (*model.inputs, *model.outputs, *model.hidden)}
+    coarsest = max(types, key=lambda name: _UNITS[name])
+    xs = _sample(model, lower, upper, rng, points)
+    exact = model.graph.forward(xs)
+    single = _in_float32(model.graph, xs)
+    wobble = np.abs(single - exact).max(axis=0) * (_UNITS[coarsest] / _UNITS["float32"])
+    for x, simple in zip(xs, exact, strict=True):
+        found = replayer.run_flat(x)
+        expected = _expect(model.lowered, x, _UNITS[coarsest] + UNIT_ROUNDOFF)
+        _compare(model, found, expected, wobble, coarsest)
+        if not expected.jumps:
+            _compare_passes(model, simple, expected.outputs)
+
+
+def _sample(
+    model: Model, lower: FloatArray, upper: FloatArray, rng: np.random.Generator, points: int
+) -> FloatArray:
+    """Corners and inner points in turn, (points, n), as numbers of the file's types."""
+    types = np.concatenate(
+        [np.full(info.size, _UNITS[info.element_type]) for info in model.inputs]
+    )
+    low = np.clip(np.nan_to_num(lower, neginf=-1.0, posinf=1.0), -1e4, 1e4)
+    high = np.clip(np.nan_to_num(upper, neginf=-1.0, posinf=1.0), -1e4, 1e4)
+    weight = rng.random((points, len(low)))
+    weight[::2] = np.round(weight[::2])
+    xs = low + weight * (high - low)
+    half, single = (xs.astype(kind).astype(np.float64) for kind in (np.float16, np.float32))
+    return np.where(types == _UNITS["float16"], half, np.where(types == 2.0**-24, single, xs))
+
+
+def _in_float32(graph: Graph, xs: FloatArray) -> FloatArray:
+    from onnxcert.arrays import Device  # noqa: PLC0415
+
+    return graph.to(Device(), np.float32).forward(xs.astype(np.float32)).astype(np.float64)
+
+
+def _expect(graph: Graph, x: FloatArray, unit: float) -> _Expected:
+    """Evaluate the point and its enclosure, node by node."""
+    values = {graph.input: x[None]}
+    boxes = {graph.input: Box(x[None], x[None])}
+    jumps = False
+    for number, node in enumerate(graph.nodes):
+        values[node.name] = node.op.forward([values[name] for name in node.inputs])
+        read = [boxes[name] for name in node.inputs]
+        boxes[node.name] = node.op.interval(read, unit)
+        if isinstance(node.op, Sign):
+            jumps |= bool(((read[0].lower <= 0) & (read[0].upper >= 0)).any())
+        for name in set(node.inputs):
+            if graph.last_use[name] == number and name != graph.output:
+                del values[name], boxes[name]
+    return _Expected(values[graph.output][0], boxes[graph.output], jumps)
+
+
+def _compare(
+    model: Model, found: FloatArray, expected: _Expected, wobble: FloatArray, coarsest: str
+) -> None:
+    """The two tests of `check_lowering` at one point."""
+    unit = _UNITS[coarsest] / _UNITS["float32"]
+    size = max(1e-30, float(np.abs(expected.outputs).max(initial=0.0)))
+    slack = 1e-6 * size * unit + _UNDERFLOW[coarsest]
+    box = expected.box
+    outside = np.maximum(box.lower[0] - found, found - box.upper[0]) - slack
+    deviation = np.abs(found - expected.outputs)
+    excess = deviation - (100.0 * wobble + 1e-5 * size * unit + slack)
+    worst = outside if expected.jumps else np.maximum(outside, excess)
+    # Written so that NaN fails.
+    if not (worst <= 0.0).all():
+        number = int(np.argmax(np.where(np.isnan(worst), np.inf, worst)))
+        raise ModelError(
+            "the model as read differs from onnxruntime: output "
+            f"{number} is {found[number]:.9g} there and {expected.outputs[number]:.9g} here, "
+            f"enclosed in [{box.lower[0][number]:.9g}, {box.upper[0][number]:.9g}]",
+            place=model.source,
+            help="please report the model: this is a fault of onnxcert or of onnxruntime",
+        )
+
+
+def _compare_passes(model: Model, simple: FloatArray, lowered: FloatArray) -> None:
+    """The simplified graph against the one that was read, both in float64."""
+    size = max(1e-30, float(np.abs(lowered).max(initial=0.0)))
+    if not (np.abs(simple - lowered) <= 1e-9 * size).all():
+        raise ModelError(
+            "simplification changed the model by "
+            f"{float(np.abs(simple - lowered).max()):.3g} at outputs of size {size:.3g}",
+            place=model.source,
+            help="please report the model: this is a fault of onnxcert",
+        )

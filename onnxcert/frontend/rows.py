@@ -1,0 +1,128 @@
+"""Linear comparisons as rows that the engine can compute with.
+
+A row is multiplied by a positive rational so that its coefficients become coprime integers, which
+makes ``0.1 Y_0 + 0.3 Y_1`` exact in floating point; only its offset is rounded, downwards, so that
+every point that satisfies the exact comparison satisfies the row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from onnxcert.errors import UnsupportedSpec
+from onnxcert.spec.decimals import round_down
+from onnxcert.spec.query import Query
+from onnxcert.spec.tree import Atom, Variable
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """``sum(outputs) + sum(inputs) + offset <= 0``, or ``< 0`` where strict.
+
+    Attributes:
+        outputs: (position in the flat output vector, coefficient), sorted.
+        inputs: likewise for the flat input vector.
+    """
+
+    outputs: tuple[tuple[int, float], ...]
+    inputs: tuple[tuple[int, float], ...]
+    offset: float
+    strict: bool
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the elements of each tensor are in the flat vectors of the engine.
+
+    Attributes:
+        offsets: by position of the tensor, where it begins in its vector.
+        is_input: by position of the tensor, which vector.
+    """
+
+    offsets: tuple[int, ...]
+    is_input: tuple[bool, ...]
+    n_inputs: int
+    n_outputs: int
+
+    @classmethod
+    def of(cls, query: Query) -> Layout:
+        """Inputs in order; outputs in order, then hidden tensors."""
+        order = {"input": 0, "output": 1, "hidden": 2}
+        offsets, totals = {}, [0, 0]
+        for position in sorted(
+            range(len(query.tensors)), key=lambda p: order[query.tensors[p].kind]
+        ):
+            tensor = query.tensors[position]
+            vector = 0 if tensor.kind == "input" else 1
+            offsets[position] = totals[vector]
+            totals[vector] += tensor.size
+        kinds = tuple(tensor.kind == "input" for tensor in query.tensors)
+        return cls(tuple(offsets[p] for p in range(len(kinds))), kinds, totals[0], totals[1])
+
+    def position(self, variable: Variable) -> int:
+        """Where the variable is in its flat vector."""
+        return self.offsets[variable.tensor] + variable.element
+
+    def input_at(self, position: int) -> Variable:
+        """The variable at a position of the flat input vector."""
+        tensor = max(
+            (p for p, is_input in enumerate(self.is_input) if is_input),
+            key=lambda p: (self.offsets[p] <= position, self.offsets[p]),
+        )
+        return Variable(tensor, position - self.offsets[tensor])
+
+
+def make_rows(atom: Atom, layout: Layout, query: Query) -> tuple[Row, ...]:
+    """The rows that must all hold for a linear comparison other than ``!=``.
+
+    Raises:
+        UnsupportedSpec: the coefficients have no common multiple that is exact in float64.
+    """
+    polynomial = atom.polynomial
+    factor = _factor([term.coefficient for term in polynomial.terms])
+    signs = (1, -1) if atom.relation == "==" else (1,)
+    rows = []
+    for sign in signs:
+        parts: dict[bool, list[tuple[int, float]]] = {True: [], False: []}
+        for coefficient, (variable,) in polynomial.terms:
+            exact = sign * factor * coefficient
+            number = _as_double(exact)
+            if number is None:
+                raise UnsupportedSpec(
+                    "the coefficients of a comparison are not exact in float64, not even scaled",
+                    place=place(query, atom),
+                    help=f"the coefficient of {query.label(variable)} is {coefficient}; "
+                    "write coefficients with fewer digits",
+                )
+            parts[layout.is_input[variable.tensor]].append((layout.position(variable), number))
+        offset = round_down(sign * factor * polynomial.constant)
+        if math.isinf(offset):
+            raise UnsupportedSpec(
+                "the constant of a comparison is too large for float64", place=place(query, atom)
+            )
+        outputs, inputs = tuple(sorted(parts[False])), tuple(sorted(parts[True]))
+        rows.append(Row(outputs, inputs, offset, atom.relation == "<"))
+    return tuple(rows)
+
+
+def place(query: Query, atom: Atom) -> str:
+    """File and line of a comparison."""
+    return f"{query.source}:{atom.line}" if atom.line else query.source
+
+
+def _factor(coefficients: Sequence[Fraction]) -> Fraction:
+    """The positive number that turns the coefficients into coprime integers."""
+    denominator = math.lcm(*(c.denominator for c in coefficients))
+    numerator = math.gcd(*(int(c * denominator) for c in coefficients))
+    return Fraction(denominator, numerator)
+
+
+def _as_double(value: Fraction) -> float | None:
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if Fraction(number) == value else None

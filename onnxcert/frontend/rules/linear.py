@@ -1,0 +1,150 @@
+"""Products with constant matrices."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxcert.arrays import Array, FloatArray
+from onnxcert.frontend.builder import Builder
+from onnxcert.frontend.rules.registry import Call, reads
+from onnxcert.frontend.tensors import Constant, NoRule, Operand, Shape, Tensor
+from onnxcert.ops import Linear, SparseLinear
+
+_SPARSE_ENTRIES = 100_000
+"""Matrices with fewer entries stay dense: a dense product is faster at any density."""
+
+_SPARSE_DENSITY = 0.05
+"""Largest share of non-zero entries in a matrix that is stored by them."""
+
+
+def matrix_product(build: Builder, rows: Tensor, weight: Constant, scale: float = 1.0) -> Tensor:
+    """``scale`` X W for X of r x k and W of k x m; a tensor of r x m.
+
+    The density is measured in the element type of the file, so that a matrix of zeros never
+    exists in float64.
+    """
+    matrix = weight.array
+    if matrix.ndim != 2 or rows.shape[1:] != matrix.shape[:1]:
+        raise ValueError(f"a product of shapes {rows.shape} and {matrix.shape}")
+    op: Linear | SparseLinear
+    entries = _entries_if_sparse(matrix) if rows.shape[0] == 1 else None
+    if entries is not None:
+        row, column = entries
+        values = scale * Constant(matrix[row, column]).numbers
+        op = SparseLinear(row, column, values, (matrix.shape[0], matrix.shape[1]))
+    else:
+        numbers = np.ascontiguousarray(weight.numbers)
+        op = Linear(numbers if scale == 1.0 else scale * numbers, None, rows.shape[0])
+    name = build.apply(op, build.flat(rows))
+    return Tensor.whole(name, (rows.shape[0], matrix.shape[1]))
+
+
+def _entries_if_sparse(matrix: Array) -> tuple[Array, Array] | None:
+    if matrix.size < _SPARSE_ENTRIES:
+        return None
+    if np.count_nonzero(matrix) > _SPARSE_DENSITY * matrix.size:
+        return None
+    row, column = np.nonzero(matrix)
+    return row, column
+
+
+def _reshaped(build: Builder, operand: Tensor, shape: Shape, *axes: int) -> Tensor:
+    """Permute the axes, if any are given, and reshape."""
+    moved = build.rearrange(
+        [operand], lambda x: x.transpose(axes or tuple(range(x.ndim))).reshape(shape)
+    )
+    assert isinstance(moved, Tensor)
+    return moved
+
+
+def _swapped(build: Builder, operand: Operand) -> Operand:
+    """Exchange the last two axes."""
+    return build.rearrange([operand], lambda x: np.swapaxes(x, -1, -2))
+
+
+@reads("MatMul", note="by a constant")
+def matmul(call: Call) -> Operand:
+    """NumPy's product: the last two axes, the others broadcast."""
+    build = call.build
+    first, second = call.operand(0), call.operand(1)
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        raise NoRule("product of two computed values")
+    a, b = first.shape, second.shape
+    if not a or not b:
+        raise ValueError("a product with a scalar")
+    shape = (*np.broadcast_shapes(a[:-2], b[:-2]), *a[-2:-1], *(b[-1:] if len(b) > 1 else ()))
+    if len(a) == 1:
+        first = build.rearrange([first], lambda x: x[None, :])
+    if len(b) == 1:
+        second = build.rearrange([second], lambda x: x[:, None])
+    if isinstance(first, Constant):
+        # W X = (X^T W^T)^T
+        turned = _times(build, _swapped(build, second), _swapped(build, first))
+        return _reshaped(build, _as_tensor(_swapped(build, turned)), shape)
+    return _reshaped(build, _times(build, first, second), shape)
+
+
+def _as_tensor(operand: Operand) -> Tensor:
+    assert isinstance(operand, Tensor)
+    return operand
+
+
+def _times(build: Builder, first: Operand, second: Operand) -> Tensor:
+    """X W with both of two axes at least; the result may lack leading axes of length one."""
+    tensor = _as_tensor(first)
+    assert isinstance(second, Constant)
+    *stack, height, width = second.shape
+    if all(n == 1 for n in stack):
+        rows = _reshaped(build, tensor, (-1, tensor.shape[-1]))
+        product = matrix_product(build, rows, Constant(second.array.reshape(height, width)))
+        return _reshaped(build, product, (*tensor.shape[:-1], width))
+    shared = np.broadcast_shapes(tensor.shape[:-2], tuple(stack))
+    matrices = np.broadcast_to(second.array, (*shared, height, width)).reshape(-1, height, width)
+    wide = build.broadcast(tensor, (*shared, *tensor.shape[-2:]))
+    layers = _reshaped(build, wide, (len(matrices), *tensor.shape[-2:]))
+    parts = [
+        matrix_product(
+            build,
+            _as_tensor(build.rearrange([layers], lambda x, i=number: x[i])),
+            Constant(matrix),
+        )
+        for number, matrix in enumerate(matrices)
+    ]
+    joined = _as_tensor(build.rearrange(parts, lambda *items: np.stack(items)))
+    return _reshaped(build, joined, (*shared, tensor.shape[-2], width))
+
+
+@reads("Gemm", since=7, note="one constant factor")
+def gemm(call: Call) -> Operand:
+    """alpha A' B' + beta C, where ' is an optional transposition."""
+    build = call.build
+    alpha = float(call.attributes.get("alpha", 1.0))
+    turned = [bool(call.attributes.get(name, 0)) for name in ("transA", "transB")]
+    first, second = (
+        build.rearrange([call.operand(i)], np.transpose) if turn else call.operand(i)
+        for i, turn in enumerate(turned)
+    )
+    if isinstance(first, Tensor) and isinstance(second, Constant):
+        product = matrix_product(build, first, second, alpha)
+    elif isinstance(first, Constant) and isinstance(second, Tensor):
+        turned = _as_tensor(_swapped(build, second))
+        product = _as_tensor(
+            _swapped(build, matrix_product(build, turned, Constant(first.array.T), alpha))
+        )
+    elif isinstance(first, Constant):
+        raise NoRule("only C depends on the input")
+    else:
+        raise NoRule("product of two computed values")
+    return _with_offset(call, product)
+
+
+def _with_offset(call: Call, product: Tensor) -> Tensor:
+    """Add beta C."""
+    if not call.has(2):
+        return product
+    beta = np.array(float(call.attributes.get("beta", 1.0)))
+    offset = call.operand(2)
+    if isinstance(offset, Constant):
+        numbers: FloatArray = offset.numbers if beta == 1.0 else beta * offset.numbers
+        return call.build.scale(product, None, numbers)
+    return call.build.sum([product, call.build.scale(offset, beta, None)], (1, 1))

@@ -1,0 +1,239 @@
+"""The walk over a canonical model: each node is folded, moved or handed to its rule.
+
+A node without a rule does not end the walk. It is noted, its outputs become placeholders of the
+shapes that ONNX infers, and the walk goes on, so that one message can list every such node.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxcert.arrays import Array
+from onnxcert.errors import ModelError
+from onnxcert.frontend.builder import Builder
+from onnxcert.frontend.canonical import NEWEST_OPSET, Canonical, node_key, schema_version
+from onnxcert.frontend.folding import fold
+from onnxcert.frontend.rules import RULES, Call
+from onnxcert.frontend.tensors import Constant, NoRule, Operand, Shape, Tensor
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One node of the file, for people.
+
+    Attributes:
+        name: the node's name, or its first output if it has none.
+        operator: with its domain, unless that is ONNX's own.
+        shape: of the first output; None if it cannot be told.
+        parameters: stored numbers that the node reads.
+        unsupported: why no rule covers the node; empty if one does.
+    """
+
+    name: str
+    operator: str
+    shape: Shape | None
+    parameters: int
+    unsupported: str = ""
+
+
+class _BehindUnsupported(Exception):  # noqa: N818 - says where a node stands
+    """A node reads a value of unknown shape, so that its rule cannot be tried."""
+
+
+class Translation:
+    """One pass over the nodes of a model.
+
+    Attributes:
+        layers: what was met, in order.
+        build: the graph so far.
+    """
+
+    def __init__(self, model: Canonical) -> None:
+        self.model = model
+        self.layers: list[Layer] = []
+        names = {output for node in model.nodes for output in node.output}
+        name = model.inputs[0].name if len(model.inputs) == 1 else "inputs"
+        while name in names:
+            name += "_"
+        self.build = Builder(name, sum(info.size for info in model.inputs))
+        self._values: dict[str, Operand | None] = {"": None}
+        self._read_inputs()
+
+    def _read_inputs(self) -> None:
+        start, size = 0, self.build.sizes[self.build.input]
+        for info in self.model.inputs:
+            index = np.arange(start, start + info.size).reshape(info.shape)
+            self._values[info.name] = Tensor(self.build.input, size, index)
+            start += info.size
+
+    def run(self) -> None:
+        """Translate all nodes.
+
+        Raises:
+            ModelError: a node contradicts its operator's definition.
+        """
+        for node in self.model.nodes:
+            place = f"{self.model.file.source}: node {node.name or node_key(node)!r}"
+            place += f" ({node.op_type})"
+            reason = ""
+            try:
+                results = self._translate(node)
+            except NoRule as missing:
+                reason = str(missing)
+                results = self._placeholders(node)
+            except _BehindUnsupported:
+                results = self._placeholders(node)
+            # Rules lean on NumPy to check shapes and attributes, and it raises any of these.
+            except (ValueError, IndexError, TypeError, KeyError, ArithmeticError) as error:
+                text = str(error) if isinstance(error, ValueError) else repr(error)
+                raise ModelError(f"a node makes no sense: {text}", place=place) from error
+            except MemoryError as error:
+                raise ModelError("a node needs more memory than there is", place=place) from error
+            self._check_shapes(node, results, place)
+            self._values.update(zip(node.output, results, strict=False))
+            self._values[""] = None
+            self._note(node, results, reason)
+
+    def output(self, names: Iterable[str]) -> Operand:
+        """All named tensors, flattened one after the other.
+
+        Raises:
+            ModelError: a name is none of the model's tensors.
+        """
+        operands = [self._lookup(name) for name in names]
+        if any(operand is None for operand in operands):
+            raise ModelError("an output cannot be computed", place=self.model.file.source)
+        known = [operand for operand in operands if operand is not None]
+        return self.build.rearrange(known, lambda *p: np.concatenate([x.ravel() for x in p]))
+
+    def shape(self, name: str) -> Shape:
+        """The shape of a tensor.
+
+        Raises:
+            ModelError: there is none of that name.
+        """
+        operand = self._lookup(name)
+        if operand is None:
+            raise ModelError(f"the tensor {name!r} is not computed", place=self.model.file.source)
+        return operand.shape
+
+    def _lookup(self, name: str) -> Operand | None:
+        """The value of a tensor; None where an optional output or input is left out.
+
+        Raises:
+            ModelError: there is no such tensor.
+        """
+        if name not in self._values:
+            stored = self.model.weights.get(name)
+            if stored is None:
+                raise ModelError(f"the tensor {name!r} is never made", place=self.model.file.source)
+            # Not remembered: a dense copy of every weight would double the memory.
+            return Constant(self.model.file.array(stored))
+        return self._values[name]
+
+    def _translate(self, node: onnx.NodeProto) -> list[Operand | None]:
+        unknown = self.model.unknown.get(node_key(node))
+        if unknown:
+            raise NoRule(unknown)
+        if node.op_type == "Constant":
+            return [Constant(self._constant_value(node))]
+        if any(name not in self._values and name not in self.model.weights for name in node.input):
+            raise ValueError("an input is never made")
+        inputs = tuple(self._lookup(name) for name in node.input)
+        if any(v is None and name for v, name in zip(inputs, node.input, strict=True)):
+            if node.op_type not in RULES:
+                raise NoRule("no rule")
+            raise _BehindUnsupported
+        entry = RULES.get(node.op_type)
+        known = all(not isinstance(value, Tensor) for value in inputs)
+        if known and (entry is None or not entry.moves):
+            return self._fold(node, inputs)
+        if entry is None:
+            raise NoRule("no rule")
+        version = schema_version(node.op_type, self.model.opset) or 0
+        if not entry.since <= version <= NEWEST_OPSET:
+            raise NoRule(f"version {version} of the operator")
+        attributes = {a.name: _attribute(a) for a in node.attribute}
+        wanted = sum(bool(name) for name in node.output)
+        call = Call(node.op_type, attributes, inputs, wanted, self.build)
+        self.build.begin(node_key(node), node.name or node_key(node))
+        result = entry.rule(call)
+        return [result] if isinstance(result, (Constant, Tensor)) else list(result)
+
+    def _constant_value(self, node: onnx.NodeProto) -> Array:
+        """The value of a Constant node, whichever attribute holds it."""
+        values = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        if "value" in values:
+            return self.model.file.array(values["value"])
+        for name, dtype in (("value_float", np.float32), ("value_int", np.int64)):
+            for key in (name, name + "s"):
+                if key in values:
+                    return np.array(values[key], dtype=dtype)
+        if "sparse_value" not in values:
+            raise NoRule(f"a constant given as {', '.join(values) or 'nothing'}")
+        return _dense(values["sparse_value"])
+
+    def _fold(
+        self, node: onnx.NodeProto, inputs: Sequence[Operand | None]
+    ) -> list[Operand | None]:
+        if any(a.HasField("g") or a.graphs for a in node.attribute):
+            raise NoRule("control flow")
+        constants = [value if isinstance(value, Constant) else None for value in inputs]
+        return list(fold(node, constants, self.model.opset))
+
+    def _placeholders(self, node: onnx.NodeProto) -> list[Operand | None]:
+        self.build.begin(node_key(node), node.name)
+        results: list[Operand | None] = []
+        for name in node.output:
+            shape = self.model.shapes.get(name) if name else None
+            usable = shape is not None and math.prod(shape) <= 1 << 24
+            results.append(self.build.placeholder(shape) if shape and usable else None)
+        return results
+
+    def _check_shapes(
+        self, node: onnx.NodeProto, results: Sequence[Operand | None], place: str
+    ) -> None:
+        """Compare with ONNX's inference: a guard against our own rules."""
+        for name, result in zip(node.output, results, strict=False):
+            expected = self.model.shapes.get(name)
+            if result is not None and expected is not None and result.shape != expected:
+                raise ModelError(
+                    f"the shape of {name!r} is {list(result.shape)} as read, "
+                    f"but {list(expected)} by ONNX's inference",
+                    place=place,
+                )
+
+    def _note(
+        self, node: onnx.NodeProto, results: Sequence[Operand | None], reason: str
+    ) -> None:
+        first = results[0] if results else None
+        shape = first.shape if first is not None else self.model.shapes.get(node_key(node))
+        stored = (self.model.weights[n] for n in set(node.input) if n in self.model.weights)
+        parameters = sum(math.prod(t.dims) for t in stored)
+        operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+        name = node.name or node_key(node)
+        self.layers.append(Layer(name, operator, shape, parameters, reason))
+
+
+def _dense(sparse: onnx.SparseTensorProto) -> Array:
+    values = onnx.numpy_helper.to_array(sparse.values)
+    indices = onnx.numpy_helper.to_array(sparse.indices)
+    shape = tuple(sparse.dims)
+    if math.prod(shape) > 1 << 28:
+        raise ValueError(f"a sparse constant of shape {shape} is too large")
+    dense = np.zeros(shape, dtype=values.dtype)
+    places = tuple(indices.T) if indices.ndim == 2 else np.unravel_index(indices, shape)
+    dense[places] = values
+    return dense
+
+
+def _attribute(attribute: onnx.AttributeProto) -> Any:
+    """The value of an attribute, with text as text."""
+    value = onnx.helper.get_attribute_value(attribute)
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value

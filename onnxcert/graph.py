@@ -1,0 +1,130 @@
+"""The lowered network: a frozen, topologically ordered list of nodes over flat vectors.
+
+A node's name is the name of the value it makes. All values have a fixed length known when the
+graph is built; one value, ``graph.input``, holds all inputs of the model one after the other, and
+``graph.output`` all of its outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from onnxcert.arrays import Array, Device
+from onnxcert.ops.base import Operator
+
+
+@dataclass(frozen=True)
+class Node:
+    """One application of an operator.
+
+    Attributes:
+        name: the value it makes, unique in the graph.
+        op: the operator.
+        inputs: names of the values it reads.
+        source: the node of the file it came from, for messages.
+    """
+
+    name: str
+    op: Operator
+    inputs: tuple[str, ...]
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A network y = f(x) on flat vectors.
+
+    Raises:
+        ValueError: a value is read before it is made, made twice, or has the wrong length.
+    """
+
+    input: str
+    input_size: int
+    nodes: tuple[Node, ...]
+    output: str
+
+    def __post_init__(self) -> None:
+        sizes = {self.input: self.input_size}
+        for node in self.nodes:
+            known = tuple(sizes.get(name, -1) for name in node.inputs)
+            if known != node.op.input_sizes:
+                expected = node.op.input_sizes
+                raise ValueError(f"{node.name} reads {known} values, its operator {expected}")
+            if node.name in sizes:
+                raise ValueError(f"{node.name} is made twice")
+            sizes[node.name] = node.op.output_size
+        if self.output not in sizes:
+            raise ValueError(f"the output {self.output} is never made")
+
+    @cached_property
+    def sizes(self) -> Mapping[str, int]:
+        """Length of every value."""
+        return {self.input: self.input_size} | {n.name: n.op.output_size for n in self.nodes}
+
+    @property
+    def output_size(self) -> int:
+        """Length of the output."""
+        return self.sizes[self.output]
+
+    @cached_property
+    def consumers(self) -> Mapping[str, int]:
+        """How many nodes read each value."""
+        count = dict.fromkeys(self.sizes, 0)
+        for node in self.nodes:
+            for name in node.inputs:
+                count[name] += 1
+        return count
+
+    @cached_property
+    def last_use(self) -> Mapping[str, int]:
+        """Number of the last node that reads each value; a pass may drop it afterwards."""
+        last = {name: -1 for name in self.sizes}
+        for number, node in enumerate(self.nodes):
+            for name in node.inputs:
+                last[name] = number
+        return last
+
+    def forward(self, x: Array) -> Array:
+        """Evaluate a batch: (B, input_size) -> (B, output_size)."""
+        values = {self.input: x}
+        for number, node in enumerate(self.nodes):
+            values[node.name] = node.op.forward([values[name] for name in node.inputs])
+            for name in node.inputs:
+                if self.last_use[name] == number and name != self.output:
+                    values.pop(name, None)
+        return values[self.output]
+
+    def gradient(self, x: Array, loss_gradient: Callable[[Array], Array]) -> tuple[Array, Array]:
+        """Outputs, and the gradient of a loss of the outputs with respect to x.
+
+        Args:
+            x: (B, input_size).
+            loss_gradient: maps outputs (B, m) to dloss/doutput (B, m).
+
+        Returns:
+            (outputs (B, m), gradient (B, input_size)).
+        """
+        values = {self.input: x}
+        for node in self.nodes:
+            values[node.name] = node.op.forward([values[name] for name in node.inputs])
+        gradients = {self.output: loss_gradient(values[self.output])}
+        for node in reversed(self.nodes):
+            incoming = gradients.pop(node.name, None)
+            if incoming is None:
+                continue
+            parts = node.op.vjp(incoming, [values[name] for name in node.inputs])
+            for name, part in zip(node.inputs, parts, strict=True):
+                gradients[name] = gradients[name] + part if name in gradients else part
+        missing = self.input not in gradients
+        gradient = np.zeros_like(x) if missing else gradients[self.input]
+        return values[self.output], gradient
+
+    def to(self, device: Device, dtype: Any = np.float64) -> Graph:
+        """The same network with its weights on a device and in a precision."""
+        nodes = tuple(replace(node, op=node.op.to(device, dtype)) for node in self.nodes)
+        return replace(self, nodes=nodes)

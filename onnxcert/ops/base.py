@@ -1,0 +1,247 @@
+"""Operator families: what an analysis may ask of an operator.
+
+All values are flat vectors, batch first: ``(B, n)``. Coefficient rows of backward bounds are
+``(K, n)`` with K = subproblems x rows, so a transposed affine map serves bounds and attack
+gradients alike.
+
+Rounding. A sum of n products in any order, fused or not, has an error of at most
+``gamma_n |A| |x|`` with ``gamma_n = n u / (1 - n u)`` (Higham, *Accuracy and Stability of Numerical
+Algorithms*, section 3.1). Every operator says through `error_terms` how many roundings one output
+takes; the analyses turn that into bounds that hold for the real-valued network in spite of being
+computed in floating point. The same count with u = 2^-24 encloses every binary32 execution, which
+is how a lowered graph is compared with onnxruntime.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from functools import cached_property
+from typing import Any, ClassVar, Self, TypeVar
+
+import numpy as np
+
+from onnxcert.arrays import Array, Device, Gather, array_module, to_device
+from onnxcert.sets import Box, Lines
+
+TINY = 1e-290
+"""Absorbs underflow in error bounds: far below any margin, far above what underflow loses."""
+
+OPERATORS: list[type[Operator]] = []
+"""Every final operator class, in the order of definition; tests walk it."""
+
+
+def gamma(count: float, unit: float) -> float:
+    """Higham's gamma_n: the relative error of a sum of ``count`` roundings of size ``unit``."""
+    return count * unit / (1.0 - count * unit)
+
+
+class Operator(ABC):
+    """A map from one or more flat vectors to one flat vector. Final subclasses are frozen."""
+
+    @property
+    @abstractmethod
+    def input_sizes(self) -> tuple[int, ...]:
+        """Lengths of the input vectors."""
+
+    @property
+    @abstractmethod
+    def output_size(self) -> int:
+        """Length of the output vector."""
+
+    @property
+    @abstractmethod
+    def error_terms(self) -> int:
+        """The number n of roundings in one output coordinate, for gamma_n."""
+
+    @abstractmethod
+    def forward(self, inputs: Sequence[Array]) -> Array:
+        """Evaluate: arrays (B, n_i) -> (B, m)."""
+
+    @abstractmethod
+    def vjp(self, gradient: Array, inputs: Sequence[Array]) -> list[Array]:
+        """Vector-Jacobian product: (B, m) -> one (B, n_i) per input."""
+
+    @abstractmethod
+    def interval(self, boxes: Sequence[Box], unit: float) -> Box:
+        """Enclose the outputs over the boxes and over all roundings of relative size ``unit``."""
+
+    @classmethod
+    @abstractmethod
+    def examples(cls, rng: np.random.Generator) -> list[Self]:
+        """Two or three instances for the tests that walk the registry."""
+
+    def to(self, device: Device, dtype: Any = np.float64) -> Self:
+        """The same operator with its arrays on a device and its floats in another precision."""
+        changes: dict[str, object] = {}
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if isinstance(value, np.ndarray):
+                floating = np.issubdtype(value.dtype, np.floating)
+                changes[field.name] = to_device(value.astype(dtype) if floating else value, device)
+            elif isinstance(value, Gather):
+                changes[field.name] = value.to(device)
+            elif isinstance(value, Operator):
+                changes[field.name] = value.to(device, dtype)
+        return replace(self, **changes) if changes else self  # type: ignore[type-var]
+
+
+_Final = TypeVar("_Final", bound=type[Operator])
+
+
+def register(cls: _Final) -> _Final:
+    """Class decorator: list a final operator in `OPERATORS`."""
+    OPERATORS.append(cls)
+    return cls
+
+
+class Affine(Operator):
+    """y = A x + b, for one input or several: y = sum_i A_i x_i + b."""
+
+    @property
+    def bias(self) -> Array | None:
+        """b, shape (m,), or None for zero."""
+        return None
+
+    @abstractmethod
+    def apply(self, inputs: Sequence[Array]) -> Array:
+        """The linear part A x."""
+
+    @abstractmethod
+    def transpose(self, rows: Array) -> list[Array]:
+        """A^T applied to rows: (K, m) -> one (K, n_i) per input."""
+
+    @abstractmethod
+    def absolute(self) -> Affine:
+        """The operator with |A| and |b|."""
+
+    @cached_property
+    def magnitude(self) -> Affine:
+        """`absolute`, computed once."""
+        return self.absolute()
+
+    def forward(self, inputs: Sequence[Array]) -> Array:
+        """A x + b."""
+        result = self.apply(inputs)
+        return result if self.bias is None else result + self.bias
+
+    def vjp(self, gradient: Array, inputs: Sequence[Array]) -> list[Array]:
+        """A^T g, wherever the inputs lie."""
+        del inputs
+        return self.transpose(gradient)
+
+    def one_hot_rows(self, index: Array) -> list[Array]:
+        """`transpose` of the unit rows e_i for i in ``index`` (K,): rows of A."""
+        xp = array_module(index)
+        rows = xp.zeros((len(index), self.output_size))
+        rows[xp.arange(len(index)), index] = 1.0
+        return self.transpose(rows)
+
+    def interval(self, boxes: Sequence[Box], unit: float) -> Box:
+        """Centre and radius: A c + b, widened by |A| r and by the roundings of both."""
+        xp = array_module(boxes[0].lower)
+        error = 2.0 * gamma(self.error_terms + 4, unit)
+        centers = [0.5 * (box.lower + box.upper) for box in boxes]
+        radii = [
+            xp.maximum(box.upper - center, center - box.lower)
+            for box, center in zip(boxes, centers, strict=True)
+        ]
+        spread = [
+            radius * (1.0 + error) + error * xp.abs(center)
+            for radius, center in zip(radii, centers, strict=True)
+        ]
+        center = self.forward(centers)
+        radius = self.magnitude.apply(spread) * (1.0 + error) + TINY
+        radius = radius + 4.0 * unit * xp.abs(center)
+        if self.bias is not None:
+            radius = radius + error * xp.abs(self.bias)
+        return Box(center - radius, center + radius)
+
+
+class Elementwise(Operator):
+    """y_i = f(x_i); subclasses give the curve and the lines round it."""
+
+    kinks: ClassVar[tuple[float, ...]] = ()
+    """Where the slope jumps; between kinks a piecewise linear curve is exact."""
+
+    piecewise_linear: ClassVar[bool] = True
+    """Whether the curve is linear between its kinks."""
+
+    roundings: ClassVar[int] = 0
+    """Roundings in one evaluation of the curve; zero where the result is exact."""
+
+    size: int
+
+    @property
+    def error_terms(self) -> int:
+        """The roundings of the curve itself."""
+        return self.roundings
+
+    @property
+    def input_sizes(self) -> tuple[int, ...]:
+        """One input, as long as the output."""
+        return (self.size,)
+
+    @property
+    def output_size(self) -> int:
+        """The number of neurons."""
+        return self.size
+
+    @abstractmethod
+    def value(self, x: Array) -> Array:
+        """f(x), entry by entry."""
+
+    @abstractmethod
+    def derivative(self, x: Array) -> Array:
+        """f'(x); at a kink any value between the one-sided slopes."""
+
+    @abstractmethod
+    def relax(self, box: Box, slope: Array | None = None) -> Lines:
+        """Lines below and above the curve on the box.
+
+        Args:
+            box: l <= x <= u, arrays (B, n).
+            slope: position of the free line in [0, 1], (B, n); None takes the default. Operators
+                without a free line ignore it.
+        """
+
+    def unstable(self, box: Box) -> Array:
+        """Neurons whose lines are not exact on the box: (B, n) booleans."""
+        inside = [(box.lower < kink) & (box.upper > kink) for kink in self.kinks]
+        if self.piecewise_linear and inside:
+            return np.bitwise_or.reduce(inside) if len(inside) > 1 else inside[0]
+        return box.lower < box.upper
+
+    def split_point(self, box: Box) -> Array:
+        """Where branching should cut each neuron's interval, (B, n)."""
+        middle = 0.5 * (box.lower + box.upper)
+        xp = array_module(middle)
+        for kink in self.kinks:
+            inside = (box.lower < kink) & (box.upper > kink)
+            middle = xp.where(inside, kink, middle)
+        return middle
+
+    def forward(self, inputs: Sequence[Array]) -> Array:
+        """f of the only input."""
+        return self.value(inputs[0])
+
+    def vjp(self, gradient: Array, inputs: Sequence[Array]) -> list[Array]:
+        """The gradient times the derivative."""
+        return [gradient * self.derivative(inputs[0])]
+
+    def interval(self, boxes: Sequence[Box], unit: float) -> Box:
+        """The values at the ends: right for curves that never fall, and those override it not."""
+        lower, upper = self.value(boxes[0].lower), self.value(boxes[0].upper)
+        return self.widen(Box(lower, upper), unit)
+
+    def widen(self, box: Box, unit: float) -> Box:
+        """Charge the operator's own roundings to computed end points."""
+        if not self.error_terms:
+            return box
+        xp = array_module(box.lower)
+        error = 2.0 * gamma(self.error_terms, unit)
+        return Box(
+            box.lower - error * xp.abs(box.lower) - TINY,
+            box.upper + error * xp.abs(box.upper) + TINY,
+        )

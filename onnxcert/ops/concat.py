@@ -1,0 +1,56 @@
+"""Concat: several values one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from onnxcert.arrays import Array, concatenate
+from onnxcert.ops.base import Affine, register
+
+
+@register
+@dataclass(frozen=True)
+class Concat(Affine):
+    """y = (x_1, ..., x_k); an axis other than the first is a `Select` behind it."""
+
+    sizes: tuple[int, ...]
+
+    @property
+    def input_sizes(self) -> tuple[int, ...]:
+        """As given."""
+        return self.sizes
+
+    @property
+    def output_size(self) -> int:
+        """Their sum."""
+        return sum(self.sizes)
+
+    @property
+    def error_terms(self) -> int:
+        """Exact."""
+        return 0
+
+    def apply(self, inputs: Sequence[Array]) -> Array:
+        """Join."""
+        return concatenate(inputs, axis=1)
+
+    def transpose(self, rows: Array) -> list[Array]:
+        """Cut."""
+        ends = np.cumsum(self.sizes)
+        return [
+            rows[:, end - size : end] for size, end in zip(self.sizes, ends, strict=True)
+        ]
+
+    def absolute(self) -> Concat:
+        """The map itself is non-negative."""
+        return self
+
+    @classmethod
+    def examples(cls, rng: np.random.Generator) -> list[Self]:
+        """Two and three parts."""
+        del rng
+        return [cls((2, 3)), cls((1, 4, 2))]

@@ -1,0 +1,79 @@
+"""Linear: a dense matrix applied to each of several rows (Gemm, MatMul, sums and means)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from onnxcert.arrays import Array, FloatArray, array_module
+from onnxcert.ops.base import Affine, register
+
+
+@register
+@dataclass(frozen=True)
+class Linear(Affine):
+    """Y = X W + b with X of ``rows`` x k, W of k x m; values are flattened row by row.
+
+    Attributes:
+        weight: (k, m).
+        offset: (m,), added to each row, or None.
+        rows: how many rows of X one value holds.
+    """
+
+    weight: FloatArray
+    offset: FloatArray | None = None
+    rows: int = 1
+
+    @property
+    def input_sizes(self) -> tuple[int, ...]:
+        """rows x k."""
+        return (self.rows * self.weight.shape[0],)
+
+    @property
+    def output_size(self) -> int:
+        """Rows x m."""
+        return int(self.rows * self.weight.shape[1])
+
+    @property
+    def error_terms(self) -> int:
+        """k products forward, m in the transpose, and the bias."""
+        return max(self.weight.shape) + 1
+
+    @property
+    def bias(self) -> Array | None:
+        """The offset, once per row."""
+        if self.offset is None or self.rows == 1:
+            return self.offset
+        return array_module(self.offset).tile(self.offset, self.rows)  # type: ignore[no-any-return]
+
+    def apply(self, inputs: Sequence[Array]) -> Array:
+        """X W."""
+        x = inputs[0]
+        product = x.reshape(-1, self.weight.shape[0]) @ self.weight
+        return product.reshape(len(x), self.output_size)
+
+    def transpose(self, rows: Array) -> list[Array]:
+        """G W^T."""
+        product = rows.reshape(-1, self.weight.shape[1]) @ self.weight.T
+        return [product.reshape(len(rows), self.input_sizes[0])]
+
+    def one_hot_rows(self, index: Array) -> list[Array]:
+        """Rows of W^T, without multiplying by zeros."""
+        if self.rows == 1:
+            return [self.weight.T[index]]
+        return super().one_hot_rows(index)
+
+    def absolute(self) -> Linear:
+        """|W| and |b|."""
+        xp = array_module(self.weight)
+        offset = None if self.offset is None else xp.abs(self.offset)
+        return Linear(xp.abs(self.weight), offset, self.rows)
+
+    @classmethod
+    def examples(cls, rng: np.random.Generator) -> list[Self]:
+        """With and without bias, one row and several."""
+        weight = rng.normal(size=(4, 3))
+        return [cls(weight, rng.normal(size=3)), cls(weight, None, 2)]

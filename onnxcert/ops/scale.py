@@ -1,0 +1,70 @@
+"""Scale: multiply and shift each entry (arithmetic with constants, BatchNormalization)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from onnxcert.arrays import Array, FloatArray, array_module
+from onnxcert.ops.base import Affine, register
+
+
+@register
+@dataclass(frozen=True)
+class Scale(Affine):
+    """y = factor x + offset, entry by entry.
+
+    Attributes:
+        size: length of x.
+        factor: (n,) or None for one.
+        offset: (n,) or None for zero.
+    """
+
+    size: int
+    factor: FloatArray | None = None
+    offset: FloatArray | None = None
+
+    @property
+    def input_sizes(self) -> tuple[int, ...]:
+        """n."""
+        return (self.size,)
+
+    @property
+    def output_size(self) -> int:
+        """n."""
+        return self.size
+
+    @property
+    def error_terms(self) -> int:
+        """One product and one sum, and what made the factors when a file's division did."""
+        return 6
+
+    @property
+    def bias(self) -> Array | None:
+        """The offset."""
+        return self.offset
+
+    def apply(self, inputs: Sequence[Array]) -> Array:
+        """Factor x."""
+        return inputs[0] if self.factor is None else self.factor * inputs[0]
+
+    def transpose(self, rows: Array) -> list[Array]:
+        """The same product."""
+        return [rows if self.factor is None else self.factor * rows]
+
+    def absolute(self) -> Scale:
+        """|factor| and |offset|."""
+        factor, offset = (
+            None if part is None else array_module(part).abs(part)
+            for part in (self.factor, self.offset)
+        )
+        return Scale(self.size, factor, offset)
+
+    @classmethod
+    def examples(cls, rng: np.random.Generator) -> list[Self]:
+        """Each part alone and both."""
+        factor, offset = rng.normal(size=(2, 4))
+        return [cls(4, factor, offset), cls(4, factor), cls(4, None, offset)]

@@ -1,0 +1,70 @@
+"""Select: pick, repeat and reorder entries (Transpose, Slice, Gather, Expand, Pad, Resize, ...)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from onnxcert.arrays import Array, FloatArray, Gather, IntArray, array_module
+from onnxcert.ops.base import Affine, register
+
+
+@register
+@dataclass(frozen=True)
+class Select(Affine):
+    """y[j] = x[index[j]], or ``fill[j]`` where index[j] is -1."""
+
+    gather: Gather
+    fill: FloatArray | None = None
+
+    @classmethod
+    def of(cls, index: IntArray, size: int, fill: float = 0.0) -> Self:
+        """Build from flat indices into a vector of length ``size``."""
+        index = np.asarray(index, dtype=np.int64)
+        offset = np.where(index < 0, fill, 0.0) if fill and (index < 0).any() else None
+        return cls(Gather.build(index, size), offset)
+
+    @property
+    def input_sizes(self) -> tuple[int, ...]:
+        """Length of x."""
+        return (self.gather.size,)
+
+    @property
+    def output_size(self) -> int:
+        """Number of indices."""
+        return len(self.gather.index)
+
+    @property
+    def error_terms(self) -> int:
+        """Exact forward; the transpose sums as many rows as one entry is read."""
+        return max((table.shape[1] for _, table in self.gather.groups), default=1) - 1
+
+    @property
+    def bias(self) -> Array | None:
+        """The fill of padded entries."""
+        return self.fill
+
+    def apply(self, inputs: Sequence[Array]) -> Array:
+        """Gather."""
+        return self.gather.apply(inputs[0])
+
+    def transpose(self, rows: Array) -> list[Array]:
+        """Sum what each entry was copied to."""
+        return [self.gather.adjoint(rows)]
+
+    def absolute(self) -> Select:
+        """The map itself is non-negative."""
+        fill = None if self.fill is None else array_module(self.fill).abs(self.fill)
+        return Select(self.gather, fill)
+
+    @classmethod
+    def examples(cls, rng: np.random.Generator) -> list[Self]:
+        """A permutation, repetitions, and padding with a value."""
+        return [
+            cls.of(rng.permutation(5), 5),
+            cls.of(np.array([0, 0, 2, 1, 2, 2]), 4),
+            cls.of(np.array([-1, 0, 1, -1]), 2, fill=1.5),
+        ]

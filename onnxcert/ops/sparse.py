@@ -1,0 +1,90 @@
+"""SparseLinear: a matrix that is mostly zeros, stored by its non-zero entries.
+
+Exporters write selections and lattice networks as dense matrices with millions of zeros. Kept
+dense they cost memory and time in proportion to the zeros; SciPy's compressed rows cost neither.
+SciPy is imported here only, because importing it takes longer than verifying a small network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+
+from onnxcert.arrays import Array, FloatArray, IntArray, array_module
+from onnxcert.ops.base import Affine, register
+
+
+@register
+@dataclass(frozen=True)
+class SparseLinear(Affine):
+    """y = x W + b with W of k x m given by entries ``values[e]`` at ``(row[e], column[e])``."""
+
+    row: IntArray
+    column: IntArray
+    values: FloatArray
+    shape: tuple[int, int]
+    offset: FloatArray | None = None
+
+    @property
+    def input_sizes(self) -> tuple[int, ...]:
+        """k."""
+        return (self.shape[0],)
+
+    @property
+    def output_size(self) -> int:
+        """m."""
+        return self.shape[1]
+
+    @cached_property
+    def error_terms(self) -> int:
+        """The fullest column or row and the bias (both directions are summed)."""
+        fullest = [
+            int(array_module(i).bincount(i).max()) for i in (self.row, self.column) if len(i)
+        ]
+        return max(fullest, default=0) + 1
+
+    @property
+    def bias(self) -> Array | None:
+        """The offset."""
+        return self.offset
+
+    @cached_property
+    def _matrices(self) -> tuple[Any, Any]:
+        """W^T and W as compressed rows of the array namespace in use."""
+        if array_module(self.values) is np:
+            from scipy.sparse import csr_matrix  # noqa: PLC0415 - see the module docstring
+        else:
+            from cupyx.scipy.sparse import csr_matrix  # noqa: PLC0415
+        columns, rows = self.shape[::-1]
+        transposed = csr_matrix((self.values, (self.column, self.row)), shape=(columns, rows))
+        return transposed, csr_matrix((self.values, (self.row, self.column)), shape=self.shape)
+
+    def apply(self, inputs: Sequence[Array]) -> Array:
+        """X W, computed as (W^T X^T)^T because only sparse-times-dense is fast."""
+        xp = array_module(self.values)
+        return xp.ascontiguousarray((self._matrices[0] @ inputs[0].T).T)  # type: ignore[no-any-return]
+
+    def transpose(self, rows: Array) -> list[Array]:
+        """G W^T."""
+        xp = array_module(self.values)
+        return [xp.ascontiguousarray((self._matrices[1] @ rows.T).T)]
+
+    def absolute(self) -> SparseLinear:
+        """|W| and |b|."""
+        xp = array_module(self.values)
+        offset = None if self.offset is None else xp.abs(self.offset)
+        return SparseLinear(self.row, self.column, xp.abs(self.values), self.shape, offset)
+
+    @classmethod
+    def examples(cls, rng: np.random.Generator) -> list[Self]:
+        """A few entries with and without bias; one column stays empty."""
+        row, column = np.array([0, 1, 3, 3]), np.array([2, 0, 0, 2])
+        values = rng.normal(size=4)
+        return [
+            cls(row, column, values, (5, 3), rng.normal(size=3)),
+            cls(row, column, values, (4, 4)),
+        ]

@@ -1,0 +1,57 @@
+"""Sum: add or subtract values of the same length (residual connections)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from onnxcert.arrays import Array
+from onnxcert.ops.base import Affine, register
+
+
+@register
+@dataclass(frozen=True)
+class Sum(Affine):
+    """y = s_1 x_1 + ... + s_k x_k with signs s_i of 1 or -1."""
+
+    size: int
+    signs: tuple[int, ...]
+
+    @property
+    def input_sizes(self) -> tuple[int, ...]:
+        """All of one length."""
+        return (self.size,) * len(self.signs)
+
+    @property
+    def output_size(self) -> int:
+        """That length."""
+        return self.size
+
+    @property
+    def error_terms(self) -> int:
+        """One rounding per addition."""
+        return len(self.signs)
+
+    def apply(self, inputs: Sequence[Array]) -> Array:
+        """Add up."""
+        total = inputs[0] if self.signs[0] > 0 else -inputs[0]
+        for x, sign in zip(inputs[1:], self.signs[1:], strict=True):
+            total = total + x if sign > 0 else total - x
+        return total
+
+    def transpose(self, rows: Array) -> list[Array]:
+        """The rows themselves, or their negation."""
+        return [rows if sign > 0 else -rows for sign in self.signs]
+
+    def absolute(self) -> Sum:
+        """All signs positive."""
+        return Sum(self.size, (1,) * len(self.signs))
+
+    @classmethod
+    def examples(cls, rng: np.random.Generator) -> list[Self]:
+        """Addition, subtraction, three terms."""
+        del rng
+        return [cls(3, (1, 1)), cls(3, (1, -1)), cls(2, (-1, 1, -1))]

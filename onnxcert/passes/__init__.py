@@ -1,0 +1,33 @@
+"""Simplifications of a graph, one per file, all exact over the reals."""
+
+from __future__ import annotations
+
+from onnxcert.graph import Graph
+from onnxcert.passes.drop_identities import drop_identities
+from onnxcert.passes.drop_unused import drop_unused
+from onnxcert.passes.fuse_linears import fuse_linears
+from onnxcert.passes.fuse_scales import fuse_scales
+from onnxcert.passes.fuse_selects import fuse_selects
+
+PASSES = (drop_unused, drop_identities, fuse_selects, fuse_scales, fuse_linears)
+"""In the order in which they run."""
+
+__all__ = [
+    "PASSES",
+    "drop_identities",
+    "drop_unused",
+    "fuse_linears",
+    "fuse_scales",
+    "fuse_selects",
+    "simplify",
+]
+
+
+def simplify(graph: Graph) -> Graph:
+    """Run all passes until none of them shrinks the graph any more."""
+    while True:
+        count = len(graph.nodes)
+        for run in PASSES:
+            graph = run(graph)
+        if len(graph.nodes) == count:
+            return graph

@@ -1,0 +1,245 @@
+"""What a run leaves behind: a versioned JSON record, and files that are whole or absent.
+
+A record holds everything needed to judge or repeat a run: versions, hashes of both files, verdict,
+times, proved bounds, the witness with the outcome of its replay, settings and seed. One key of the
+top level stands on one line, so that a record with a large witness is still read by eye and by
+``grep``. JSON has no infinities: they are written as the strings ``"Infinity"``, ``"-Infinity"``
+and ``"NaN"``, as in protocol buffers.
+
+Every file is written beside its place and then renamed, so a reader never sees half of one, even
+after ``kill -9``.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import platform
+import stat
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from datetime import UTC, datetime
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from onnxcert import __version__
+from onnxcert.errors import OnnxcertError, UsageError
+from onnxcert.spec import Query
+from onnxcert.verdict import Counterexample, Result, Sat, Unknown
+
+if TYPE_CHECKING:
+    from onnxcert.verify import BoundsReport
+
+Record: TypeAlias = dict[str, Any]
+
+SCHEMA = 1
+"""Version of the record; it rises when a key changes its meaning or goes away."""
+
+_LIBRARIES = ("numpy", "onnx", "onnxruntime", "networkx", "vnnlib", "cupy-cuda12x", "cupy-cuda13x")
+
+
+def result_record(result: Result) -> Record:
+    """The record of a run that ended with a verdict."""
+    verdict = result.verdict
+    record = _empty_record()
+    record["verdict"] = result.word
+    if isinstance(verdict, Unknown):
+        record["reason"] = {"code": verdict.reason.name.lower(), "text": verdict.reason.value}
+    for key in ("seconds", "files", "settings", "statistics"):
+        record[key] = plain(getattr(result, key))
+    record["bounds"] = _disjuncts(result.bounds)
+    if isinstance(verdict, Sat):
+        record["witness"] = _witness(result.query, verdict.counterexample)
+    return record
+
+
+def error_record(error: BaseException, files: Mapping[str, str | os.PathLike[str]]) -> Record:
+    """The record of a run that ended without a verdict.
+
+    Args:
+        error: what ended it.
+        files: ``model`` and ``spec`` -> path, as the user gave them.
+    """
+    record = _empty_record()
+    record["files"] = {role: {"path": os.fspath(path)} for role, path in files.items()}
+    description = {"kind": type(error).__name__, "cause": str(error), "place": "", "help": ""}
+    if isinstance(error, OnnxcertError):
+        description |= {"cause": error.cause, "place": error.place, "help": error.help}
+    record["error"] = description
+    return record
+
+
+def bounds_record(report: BoundsReport, method: str) -> Record:
+    """The record of one bounding pass."""
+    layers = [
+        {"layer": name, "node": source, "lower": plain(lower), "upper": plain(upper)}
+        for name, source, lower, upper in report.layers
+    ]
+    return {
+        "schema": SCHEMA,
+        "tool": _tool(),
+        "method": method,
+        "outputs": plain(report.outputs),
+        "bounds": _disjuncts(report.disjuncts),
+        "layers": layers,
+    }
+
+
+def to_json(record: Mapping[str, Any]) -> str:
+    """JSON text, one top-level key per line."""
+    lines = [f"  {json.dumps(key)}: {json.dumps(plain(record[key]))}" for key in record]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def plain(value: object) -> Any:
+    """A value in the types of JSON: arrays become lists, unknown objects their ``str``."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return value
+        return "NaN" if math.isnan(value) else f"{'-' * (value < 0)}Infinity"
+    if isinstance(value, Enum):
+        return value.name.lower()
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    return str(value)
+
+
+def _empty_record() -> Record:
+    return {
+        "schema": SCHEMA,
+        "tool": _tool(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "verdict": None,
+        "reason": None,
+        "error": None,
+        "arithmetic": "real",
+        "seconds": {},
+        "files": {},
+        "settings": {},
+        "statistics": {},
+        "bounds": [],
+        "witness": None,
+    }
+
+
+def _tool() -> Record:
+    return {"name": "onnxcert", "version": __version__, "libraries": _versions()}
+
+
+def _disjuncts(bounds: Mapping[int, float]) -> list[Record]:
+    return [{"disjunct": number, "lower": plain(lower)} for number, lower in bounds.items()]
+
+
+def _versions() -> dict[str, str]:
+    """Of Python and the libraries that are installed, without importing them."""
+    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - slow to import
+
+    versions = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def _witness(query: object, counterexample: Counterexample) -> Record:
+    values = {**counterexample.inputs, **counterexample.outputs}
+    replay: Record = {"runtime": "onnxruntime", "tolerance": 0}
+    if isinstance(query, Query):
+        replay["holds"] = query.holds(values)
+    return {
+        "inputs": [_tensor(name, array) for name, array in counterexample.inputs.items()],
+        "outputs": [_tensor(name, array) for name, array in counterexample.outputs.items()],
+        "replay": replay,
+    }
+
+
+def _tensor(name: str, values: object) -> Record:
+    array = np.asarray(values)
+    return {
+        "name": name,
+        "type": str(array.dtype),
+        "shape": list(array.shape),
+        "values": plain(array.ravel()),
+    }
+
+
+def write_file(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Write a whole file or none of it; an existing one is replaced in one step.
+
+    Devices and pipes, such as ``/dev/stderr``, are written to directly; a symbolic link stays one.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    place = os.path.realpath(path)
+    try:
+        if _is_special(place):
+            with open(place, "wb") as stream:
+                stream.write(data)
+        else:
+            _replace(Path(place), data)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Find out before a long search whether `write_file` will work.
+
+    Raises:
+        UsageError: the path is a folder, or nothing can be written beside it.
+    """
+    place = Path(os.path.realpath(path))
+    if place.is_dir():
+        raise UsageError("the output file is a folder", place=os.fspath(path))
+    try:
+        if place.exists() and not os.access(place, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        if not _is_special(os.fspath(place)):
+            with tempfile.TemporaryFile(dir=place.parent):
+                pass
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _is_special(place: str) -> bool:
+    try:
+        return not stat.S_ISREG(os.stat(place).st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def _replace(place: Path, data: bytes) -> None:
+    temporary = place.with_name(f".{place.name}.{os.getpid()}.part")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(place)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _unwritable(path: str | os.PathLike[str], error: OSError) -> UsageError:
+    return UsageError(
+        f"the output file cannot be written: {error.strerror}",
+        place=os.fspath(path),
+        help="choose a path in a folder that exists and is writable",
+    )

@@ -1,0 +1,255 @@
+"""Branch and bound over neurons, for networks with many inputs.
+
+All subproblems of one input box share the root's bounds; a subproblem is a case and a path of
+constraints ``z_i >= p`` or ``z_i <= p``, each with a multiplier that the optimised bounds adjust
+(beta-CROWN). Bounding one costs a few backward and forward passes with a single row. The neuron to
+split is the one whose relaxation gap, weighted by its row, is largest: an estimate of what the split
+would gain (in the spirit of BaBSR, Bunel et al., 2020).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import numpy as np
+
+from onnxcert.arrays import Array, array_module, concatenate
+from onnxcert.bounds.backward import pre_activations
+from onnxcert.bounds.crown import Bounds
+from onnxcert.bounds.optimised import FreeRelaxation, Optimised, Start, optimise
+from onnxcert.graph import Graph, Node
+from onnxcert.ops.base import Elementwise
+from onnxcert.search.branching import Bounded, Brancher, Children
+from onnxcert.search.cases import Cases
+from onnxcert.search.frontier import Batch, take
+from onnxcert.sets import Box
+
+_LAST_STEPS = 200
+"""Ascent steps for a subproblem without unstable neurons: only multipliers can still help it."""
+
+
+@dataclass(frozen=True)
+class _State:
+    """The optimised bounds, the pre-activation boxes they used, and the neuron chosen (B,)."""
+
+    optimised: Optimised
+    boxes: Mapping[str, Box]
+    neuron: Array
+    point: Array
+    gain: Array
+
+
+@dataclass(frozen=True)
+class NeuronSplit(Brancher):
+    """Paths of neuron splits below one input box.
+
+    Attributes:
+        graph: the network.
+        cases: what is to be refuted.
+        open_cases: (K,) cases still open; all of one box.
+        root: bounds of every value over that box (a batch of one).
+        start: root slopes and weights of the open cases, as the root's ascent left them.
+        steps: ascent steps per subproblem.
+    """
+
+    graph: Graph
+    cases: Cases
+    open_cases: Array
+    root: Bounds
+    start: Start
+    steps: int
+
+    @cached_property
+    def _layers(self) -> dict[str, slice]:
+        """Pre-activation -> its numbers in the count of all neurons."""
+        columns, begin = {}, 0
+        for name in pre_activations(self.graph):
+            columns[name] = slice(begin, begin + self.graph.sizes[name])
+            begin += self.graph.sizes[name]
+        return columns
+
+    @cached_property
+    def _free(self) -> FreeRelaxation:
+        return FreeRelaxation.build(self.graph, self.root.boxes)
+
+    @property
+    def bytes_per_subproblem(self) -> int:
+        """About twenty numbers per neuron during an ascent, and rows of the widest layers."""
+        neurons = sum(s.stop - s.start for s in self._layers.values())
+        return 8 * (20 * neurons + 8 * max(self.graph.sizes.values()))
+
+    def roots(self) -> Batch:
+        """One subproblem per open case, with an empty path."""
+        xp = array_module(self.cases.offset)
+        count = len(self.open_cases)
+        batch = {
+            "case": xp.asarray(self.open_cases)[:, None],
+            "neuron": xp.full((count, 0), -1, dtype=np.int64),
+            "sign": xp.zeros((count, 0)),
+            "point": xp.zeros((count, 0)),
+            "multiplier": xp.zeros((count, 0)),
+            "weight": self.start.weights,
+            "anchor": self.start.anchor,
+        }
+        for name, position in self.start.positions.items():
+            batch[f"slope:{name}"] = position.astype(np.float32)
+        return batch
+
+    def bound(self, batch: Batch, expired: Callable[[], bool]) -> Bounded:
+        """Apply the path's constraints, then adjust slopes, multipliers and weights."""
+        boxes, signs, points, multipliers = self._apply_paths(batch)
+        free = self._free.with_boxes(boxes)
+        forms = self.cases.forms(batch["case"])
+        start = Start(
+            {
+                name: batch[f"slope:{name}"].astype(float)
+                for name in self._free.default
+            },
+            multipliers,
+            batch["weight"],
+            batch["anchor"],
+        )
+        output = self.root.boxes[self.graph.output]
+        ascend = partial(
+            optimise, free, forms, output, signs=signs, points=points, expired=expired
+        )
+        result = ascend(start, steps=self.steps)
+        neuron, point, gain = self._choose(result, boxes)
+        hopeless = (gain <= 0) & (result.lower <= 0)
+        if hopeless.any() and not expired():
+            result = ascend(result.best, steps=_LAST_STEPS)
+        closed = self.cases.refuted(batch["case"], self._spread(result.lower, forms.used))[:, 0]
+        return Bounded(
+            closed,
+            result.lower,
+            result.minimiser[~closed],
+            batch["case"][~closed],
+            _State(result, boxes, neuron, point, gain),
+        )
+
+    @staticmethod
+    def _spread(lower: Array, used: Array) -> Array:
+        """The bound of the combination, as the bound of its first form: it refutes them all."""
+        xp = array_module(lower)
+        spread = xp.full(used.shape, -xp.inf)
+        # A combination that is only zero refutes strict forms alone; ask for positive bounds.
+        spread[:, 0] = xp.where(lower > 0, lower, -xp.inf)
+        return spread  # type: ignore[no-any-return]
+
+    def _apply_paths(
+        self, batch: Batch
+    ) -> tuple[dict[str, Box], dict[str, Array], dict[str, Array], dict[str, Array]]:
+        """Boxes of the layers with splits, and signs, points and multipliers of the splits."""
+        xp = array_module(batch["neuron"])
+        count = len(batch["neuron"])
+        boxes, signs, points, multipliers = {}, {}, {}, {}
+        for name, columns in self._layers.items():
+            here = (batch["neuron"] >= columns.start) & (batch["neuron"] < columns.stop)
+            which, position = xp.nonzero(here)
+            if len(which) == 0:
+                continue
+            root = self.root.boxes[name]
+            width = columns.stop - columns.start
+            lower = xp.repeat(root.lower, count, axis=0)
+            upper = xp.repeat(root.upper, count, axis=0)
+            sign, point, multiplier = (xp.zeros((count, width)) for _ in range(3))
+            index = batch["neuron"][which, position] - columns.start
+            value = batch["point"][which, position]
+            above = batch["sign"][which, position] > 0
+            # Later splits of a path tighten earlier ones of the same neuron, so they may overwrite.
+            lower[which[above], index[above]] = value[above]
+            upper[which[~above], index[~above]] = value[~above]
+            sign[which, index] = batch["sign"][which, position]
+            point[which, index] = value
+            multiplier[which, index] = batch["multiplier"][which, position]
+            boxes[name] = Box(lower, upper)
+            signs[name], points[name], multipliers[name] = sign, point, multiplier
+        return boxes, signs, points, multipliers
+
+    def _choose(
+        self, result: Optimised, boxes: Mapping[str, Box]
+    ) -> tuple[Array, Array, Array]:
+        """The neuron with the largest weighted gap: its number, split point and gap, (B,)."""
+        xp = array_module(result.lower)
+        count = len(result.lower)
+        gain = xp.full((count, max(s.stop for s in self._layers.values())), -1.0)
+        point = xp.zeros_like(gain)
+        for node in self.graph.nodes:
+            if not isinstance(node.op, Elementwise) or node.name not in result.activations:
+                continue
+            source = node.inputs[0]
+            box = boxes.get(source, self.root.boxes[source])
+            gap, cut = _gap(node, box, result)
+            columns = self._layers[source]
+            gain[:, columns] = xp.maximum(gain[:, columns], gap)
+            point[:, columns] = cut
+        best = gain.argmax(axis=1)
+        each = xp.arange(count)
+        return best, point[each, best], gain[each, best]
+
+    def split(self, batch: Batch, bounded: Bounded) -> Children:
+        """Both sides of the chosen neuron, starting from the parent's slopes and multipliers."""
+        state = bounded.state
+        assert isinstance(state, _State)
+        xp = array_module(bounded.closed)
+        is_open = ~bounded.closed
+        keep = is_open & (state.gain > 0)
+        if not keep.any():
+            return Children(None, bounded.score[keep], int(is_open.sum()))
+        parent = take(batch, keep)
+        best = state.optimised.best
+        parent["weight"] = best.weights[keep]
+        for name, position in best.positions.items():
+            parent[f"slope:{name}"] = position[keep].astype(np.float32)
+        parent["multiplier"] = self._path_multipliers(parent["neuron"], best.multipliers, keep)
+        sides = []
+        for sign in (1.0, -1.0):
+            child = dict(parent)
+            for name, value in (
+                ("neuron", state.neuron[keep]),
+                ("sign", xp.full(int(keep.sum()), sign)),
+                ("point", state.point[keep]),
+                ("multiplier", xp.zeros(int(keep.sum()))),
+            ):
+                child[name] = xp.concatenate([parent[name], value[:, None]], axis=1)
+            sides.append(child)
+        children = {name: concatenate([side[name] for side in sides]) for name in parent}
+        score = bounded.score[keep]
+        stuck = int((is_open & ~keep).sum())
+        return Children(children, concatenate([score, score]), stuck)
+
+    def _path_multipliers(
+        self, neuron: Array, multipliers: Mapping[str, Array], keep: Array
+    ) -> Array:
+        """Read the dense multipliers back at the neurons of each path."""
+        xp = array_module(neuron)
+        result = xp.zeros(neuron.shape)
+        for name, dense in multipliers.items():
+            columns = self._layers[name]
+            which, position = xp.nonzero((neuron >= columns.start) & (neuron < columns.stop))
+            index = neuron[which, position] - columns.start
+            result[which, position] = dense[keep][which, index]
+        return result  # type: ignore[no-any-return]
+
+
+def _gap(node: Node, box: Box, result: Optimised) -> tuple[Array, Array]:
+    """How far the line in use is from the curve, times the row: (B, n), and the split points."""
+    op = node.op
+    assert isinstance(op, Elementwise)
+    row = result.activations[node.name]
+    xp = array_module(row)
+    position = result.best.positions.get(node.name)
+    lines = op.relax(box, position)
+    point = op.split_point(box)
+    height = op.value(point)
+    above = lines.upper_slope * point + lines.upper_offset - height
+    below = height - lines.lower_slope * point - lines.lower_offset
+    ends = [
+        op.value(end) - lines.lower_slope * end - lines.lower_offset
+        for end in (box.lower, box.upper)
+    ]
+    below = xp.maximum(below, xp.minimum(*ends))
+    gap = xp.where(row >= 0, row * below, -row * above)
+    return xp.where(op.unstable(box), xp.maximum(gap, 1e-30), -1.0), point

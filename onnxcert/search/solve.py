@@ -1,0 +1,257 @@
+"""One problem from attack to answer: the order in which the parts of the search are tried.
+
+A short attack comes first because a counterexample is the cheapest answer; then the root bounds,
+which close most cases of most problems; then, only for what is left, a longer attack and branch and
+bound.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from onnxcert.arrays import Array, Device, array_module, to_device, to_host
+from onnxcert.bounds.backward import pull_back
+from onnxcert.bounds.crown import crown_bounds
+from onnxcert.bounds.optimised import FreeRelaxation, Start, optimise
+from onnxcert.graph import Graph
+from onnxcert.search.auto import Plan, choose_plan
+from onnxcert.search.bab import BranchAndBound, Statistics
+from onnxcert.search.branching import Brancher
+from onnxcert.search.candidates import Candidates, Confirm
+from onnxcert.search.cases import Cases
+from onnxcert.search.deadline import Deadline
+from onnxcert.search.frontier import batch_length, take
+from onnxcert.search.input_split import InputSplit
+from onnxcert.search.neuron_split import NeuronSplit
+from onnxcert.sets import Box
+from onnxcert.settings import Settings
+from onnxcert.spec import Problem
+from onnxcert.verdict import Counterexample, Progress, Reason
+
+_log = logging.getLogger(__name__)
+
+_QUICK_ATTACK_SECONDS = 1.0
+_LONG_ATTACK_SECONDS = 10.0
+_ROOT_BATCH = 256
+
+
+@dataclass
+class Solver:
+    """Solves the problems of one query, one after the other.
+
+    Attributes:
+        graph: the network, in double precision on the device of the run.
+        confirm: replays a point on the original file.
+        settings, device, deadline, rng: as given to the run.
+        dtype: element type of the model's inputs.
+        report: called with every `Progress`.
+    """
+
+    graph: Graph
+    confirm: Confirm
+    settings: Settings
+    device: Device
+    deadline: Deadline
+    rng: np.random.Generator
+    dtype: type[np.floating] = np.float32
+    report: Callable[[Progress], None] = lambda progress: None
+    statistics: Statistics = field(default_factory=Statistics)
+    bounds: dict[int, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    plan: Plan | None = None
+    unconfirmed: int = 0
+
+    def __post_init__(self) -> None:
+        self._fast = self.graph.to(self.device, np.float32)
+        self._seen = 0
+        self._phase = "attack"
+        self._open_disjuncts = 0
+        self._lap = self.deadline.elapsed
+
+    def solve(self, problem: Problem) -> Counterexample | Reason | None:
+        """Answer one problem: a witness, why there is no answer, or None when it is refuted."""
+        self.plan = plan = choose_plan(self.graph, problem, self.settings)
+        _log.info("%s", plan.why)
+        cases = Cases.build(problem, self.device)
+        candidates = Candidates(self.graph, cases, self.confirm, self.dtype)
+        self._seen += len(problem)
+        open_cases = np.arange(len(problem))
+        try:
+            return self._solve(problem, cases, candidates, plan, open_cases)
+        finally:
+            self.unconfirmed += candidates.unconfirmed
+
+    def _solve(
+        self,
+        problem: Problem,
+        cases: Cases,
+        candidates: Candidates,
+        plan: Plan,
+        open_cases: Array,
+    ) -> Counterexample | Reason | None:
+        self._enter("attack", len(open_cases))
+        if found := self._attack(plan, candidates, open_cases, _QUICK_ATTACK_SECONDS, 0.05, 1):
+            return found
+        if plan.splitting == "input":
+            brancher = InputSplit(self.graph, cases, open_cases)
+            return self._branch(brancher, candidates)
+        self._enter("bounds", len(open_cases))
+        if len(problem.lower) > 1:
+            open_cases = self._refute_boxes(cases, open_cases)
+        result: Reason | None = None
+        for box in np.unique(problem.case_box[open_cases]):
+            here = open_cases[problem.case_box[open_cases] == box]
+            answer = self._solve_box(problem, cases, candidates, plan, int(box), here)
+            if isinstance(answer, Counterexample):
+                return answer
+            result = answer or result
+            if self.deadline.expired():
+                return Reason.TIMEOUT if result or box != problem.case_box[open_cases][-1] else None
+        return result
+
+    def _solve_box(
+        self,
+        problem: Problem,
+        cases: Cases,
+        candidates: Candidates,
+        plan: Plan,
+        number: int,
+        open_cases: Array,
+    ) -> Counterexample | Reason | None:
+        """Root bounds, optimised root bounds, a longer attack, neuron splits; for one input box."""
+        self._enter("bounds", len(open_cases))
+        sides = (problem.lower[number : number + 1], problem.upper[number : number + 1])
+        box = Box(*(to_device(side, self.device) for side in sides))
+        expired = self.deadline.expired
+        bounds = crown_bounds(self.graph, box, expired=expired)
+        if bounds.empty[0]:
+            return None
+        column = to_device(open_cases, self.device)[:, None]
+        forms = cases.forms(column)
+        pulled = pull_back(
+            bounds.relaxation, self.graph.output, forms.rows, input_rows=forms.input_rows
+        )
+        lower = pulled.lower + forms.offset
+        lower -= 4.0 * 2.0**-53 * abs(lower)
+        xp = array_module(lower)
+        best = xp.where(forms.used, lower, -xp.inf).max(axis=1)
+        self._record(problem, open_cases, best)
+        still = ~to_host(cases.refuted(column, lower)[:, 0])
+        open_cases, column = open_cases[still], column[xp.asarray(still)]
+        if len(open_cases) == 0:
+            return None
+        free = FreeRelaxation.build(self.graph, bounds.boxes)
+        output = bounds.boxes[self.graph.output]
+        forms = cases.forms(column)
+        anchor = xp.where(forms.used, lower[xp.asarray(still)], xp.inf).argmin(axis=1)
+        result = optimise(
+            free,
+            forms,
+            output,
+            Start.at_form(anchor, forms),
+            steps=self.settings.slope_steps,
+            expired=expired,
+        )
+        if found := candidates.test(result.minimiser, column):
+            return found
+        self._record(problem, open_cases, result.lower)
+        still = ~to_host(result.lower > 0)
+        open_cases = open_cases[still]
+        if len(open_cases) == 0:
+            return None
+        self._enter("attack", len(open_cases))
+        share = self.settings.attack_share
+        if found := self._attack(plan, candidates, open_cases, _LONG_ATTACK_SECONDS, share, 16):
+            return found
+        if plan.splitting == "none":
+            return Reason.INCOMPLETE
+        keep = xp.asarray(still)
+        start = Start(
+            {name: value[keep] for name, value in result.best.positions.items()},
+            {},
+            result.best.weights[keep],
+            anchor[keep],
+        )
+        steps = self.settings.branch_steps
+        brancher = NeuronSplit(self.graph, cases, open_cases, bounds, start, steps)
+        return self._branch(brancher, candidates)
+
+    def _refute_boxes(self, cases: Cases, open_cases: Array) -> Array:
+        """Bound many boxes in batches and return the cases that stay open."""
+        brancher = InputSplit(self.graph, cases, open_cases)
+        roots = brancher.roots()
+        most = int(self.settings.memory_gigabytes * 1e9 / brancher.bytes_per_subproblem)
+        step = max(1, min(_ROOT_BATCH, most))
+        left = []
+        for start in range(0, batch_length(roots), step):
+            if self.deadline.expired():
+                left.append(to_host(roots["cases"][start:]).ravel())
+                break
+            batch = take(roots, slice(start, start + step))
+            bounded = brancher.bound(batch, self.deadline.expired)
+            left.append(to_host(bounded.point_cases).ravel())
+        remaining = np.concatenate(left)
+        return np.sort(remaining[remaining >= 0])
+
+    def _branch(
+        self, brancher: Brancher, candidates: Candidates
+    ) -> Counterexample | Reason | None:
+        self._enter("search", self._open_disjuncts)
+        loop = BranchAndBound(
+            self.settings.batch_limit,
+            self.settings.memory_gigabytes * 1e9,
+            lambda statistics: self._progress(),
+            self.statistics,
+        )
+        answer = loop.run(brancher, candidates, self.deadline)
+        self._enter("search", self._open_disjuncts)
+        return answer
+
+    def _attack(
+        self,
+        plan: Plan,
+        candidates: Candidates,
+        open_cases: Array,
+        seconds: float,
+        share: float,
+        rounds: int,
+    ) -> Counterexample | None:
+        budget = min(seconds, share * self.deadline.limit, share * self.deadline.remaining)
+        limit = self.deadline.slice(budget)
+        return plan.attack.search(
+            self._fast, candidates, open_cases, self.rng, limit, rounds=rounds
+        )
+
+    def _record(self, problem: Problem, cases: Array, lower: Array) -> None:
+        """Keep the best known bound of each disjunct."""
+        for case, value in zip(cases, to_host(lower), strict=True):
+            number = int(problem.case_disjunct[case])
+            self.bounds[number] = max(self.bounds.get(number, -np.inf), float(value))
+
+    def _enter(self, phase: str, open_disjuncts: int) -> None:
+        """Charge the time since the last change of phase, and show the new one."""
+        now = self.deadline.elapsed
+        self.seconds[self._phase] = self.seconds.get(self._phase, 0.0) + now - self._lap
+        self._phase, self._lap, self._open_disjuncts = phase, now, open_disjuncts
+        self._progress()
+
+    def _progress(self) -> None:
+        counts: Mapping[str, float] = {
+            "open": self.statistics.open,
+            "closed": self.statistics.closed,
+        }
+        self.report(
+            Progress(
+                self.deadline.elapsed,
+                self._phase,
+                int(counts["open"]),
+                int(counts["closed"]),
+                self.statistics.lowest,
+                self._open_disjuncts,
+                self._seen,
+            )
+        )

@@ -1,0 +1,69 @@
+"""Sets of values: boxes, and the pair of lines that encloses a curve over an interval.
+
+Everything is batch first: a ``Box`` holds ``(B, n)`` arrays, one row per subproblem. A batch of
+one broadcasts over any other, which is how bounds shared by all subproblems are stored once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onnxcert.arrays import Array, array_module
+
+
+@dataclass(frozen=True)
+class Box:
+    """All x with ``lower <= x <= upper``; arrays of shape (B, n)."""
+
+    lower: Array
+    upper: Array
+
+    @property
+    def magnitude(self) -> Array:
+        """The largest absolute value of each coordinate, (B, n)."""
+        xp = array_module(self.lower)
+        return xp.maximum(xp.abs(self.lower), xp.abs(self.upper))  # type: ignore[no-any-return]
+
+    def intersect(self, other: Box) -> Box:
+        """The coordinates in both boxes (may be empty: then lower > upper somewhere)."""
+        xp = array_module(self.lower)
+        return Box(xp.maximum(self.lower, other.lower), xp.minimum(self.upper, other.upper))
+
+    def take(self, index: Array | slice) -> Box:
+        """The rows of the batch that ``index`` chooses; a batch of one stays as it is."""
+        if len(self.lower) == 1 and not isinstance(index, slice):
+            return self
+        return Box(self.lower[index], self.upper[index])
+
+    def __len__(self) -> int:
+        return len(self.lower)
+
+
+@dataclass(frozen=True)
+class Lines:
+    """``lower_slope z + lower_offset <= f(z) <= upper_slope z + upper_offset`` on an interval.
+
+    Arrays of shape (B, n). The inequalities hold exactly for the stored numbers: rounding has
+    already been charged to the offsets.
+    """
+
+    lower_slope: Array
+    lower_offset: Array
+    upper_slope: Array
+    upper_offset: Array
+
+    @property
+    def magnitude_slope(self) -> Array:
+        """The larger absolute slope."""
+        xp = array_module(self.lower_slope)
+        return xp.maximum(  # type: ignore[no-any-return]
+            xp.abs(self.lower_slope), xp.abs(self.upper_slope)
+        )
+
+    @property
+    def magnitude_offset(self) -> Array:
+        """The larger absolute offset."""
+        xp = array_module(self.lower_offset)
+        return xp.maximum(  # type: ignore[no-any-return]
+            xp.abs(self.lower_offset), xp.abs(self.upper_offset)
+        )

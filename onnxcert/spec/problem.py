@@ -1,0 +1,48 @@
+"""What the engine is asked: batches of boxes with linear conditions on the output.
+
+A specification becomes a stream of these; `onnxcert.frontend.lower` makes them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onnxcert.arrays import BoolArray, FloatArray, IntArray
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Is there a case k and a point x in its box with all its rows true?
+
+    The engine sees one flat input vector x (all declared inputs of the network, concatenated in
+    order, row-major) and one flat output vector y (outputs, then hidden tensors, likewise). Row t
+    is ``g_t(x, y) = output_rows[t] @ y + input_rows[t] @ x + offset[t]``, and asks for
+    ``g_t <= 0``, or ``g_t < 0`` where ``strict``. Boxes and offsets are rounded so that every
+    solution of the exact query satisfies a case here; coefficients are exact.
+
+    Attributes:
+        lower: (N, n_in) float64, rounded down.
+        upper: (N, n_in) float64, rounded up.
+        output_rows: (T, n_out) float64.
+        input_rows: (T, n_in) float64; ``None`` when no row touches inputs.
+        offset: (T,) float64, rounded down.
+        strict: (T,).
+        case_box: (K,) the box of each case.
+        case_rows: (K, R) the rows of each case, padded with -1; a case without rows is satisfied
+            by every point of its box.
+        case_disjunct: (K,) running number over the whole query, for reports.
+    """
+
+    lower: FloatArray
+    upper: FloatArray
+    output_rows: FloatArray
+    input_rows: FloatArray | None
+    offset: FloatArray
+    strict: BoolArray
+    case_box: IntArray
+    case_rows: IntArray
+    case_disjunct: IntArray
+
+    def __len__(self) -> int:
+        """Number of cases."""
+        return len(self.case_box)

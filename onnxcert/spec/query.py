@@ -1,0 +1,136 @@
+"""A whole specification, and the exact test that decides whether values are a counterexample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from onnxcert.arrays import FloatArray, IntArray
+from onnxcert.errors import UsageError
+from onnxcert.spec.tree import (
+    And,
+    Atom,
+    Formula,
+    Leaf,
+    Network,
+    Or,
+    Tensor,
+    Variable,
+    atoms,
+    fold,
+)
+
+Values: TypeAlias = Mapping[str, ArrayLike]
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """Are there values of the declared tensors that satisfy all assertions?
+
+    Attributes:
+        version: of VNN-LIB, such as ``1.0`` or ``2.1``; decides the form of a witness.
+        networks: in the order of declaration.
+        assertions: all must hold.
+        source: the file, or a word for where the query comes from; used in messages.
+    """
+
+    version: str
+    networks: tuple[Network, ...]
+    assertions: tuple[Formula, ...]
+    source: str = "<query>"
+
+    @cached_property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All declared tensors; ``Variable.tensor`` counts in this order."""
+        return tuple(tensor for network in self.networks for tensor in network.tensors)
+
+    @cached_property
+    def is_linear(self) -> bool:
+        """Whether no assertion multiplies variables."""
+        return all(atom.polynomial.is_linear for atom in atoms(self.assertions))
+
+    def label(self, variable: Variable) -> str:
+        """The variable as the file writes it: ``X_3`` or ``X[0,3]``."""
+        tensor = self.tensors[variable.tensor]
+        if self.version == "1.0":
+            return f"{tensor.name}_{variable.element}"
+        if not tensor.shape:
+            return tensor.name
+        position = np.unravel_index(variable.element, tensor.shape)
+        return f"{tensor.name}[{','.join(str(int(i)) for i in position)}]"
+
+    def holds(self, values: Values) -> bool:
+        """Whether the values satisfy every assertion, with no tolerance at all.
+
+        Floating-point values are exact rationals, and the comparisons are evaluated over the
+        rationals. Infinite and undefined values satisfy nothing.
+
+        Args:
+            values: by name of the tensor, any shape with the declared number of elements.
+
+        Raises:
+            UsageError: a tensor that the assertions mention has no value, or the wrong size.
+        """
+        point = _Point(self.tensors, values)
+        if not all(np.isfinite(array).all() for array in point.arrays.values()):
+            return False
+        return all(fold(formula, point.leaf, _combine) for formula in self.assertions)
+
+
+def _combine(node: And | Or, results: list[bool]) -> bool:
+    return all(results) if isinstance(node, And) else any(results)
+
+
+def _as_doubles(tensor: Tensor, values: ArrayLike) -> FloatArray:
+    """The values as float64, which must not round them."""
+    array = np.asarray(values).ravel()
+    if array.size != tensor.size:
+        raise UsageError(f"{tensor.name} has {tensor.size} elements, {array.size} were given")
+    is_small_float = array.dtype.kind == "f" and array.dtype.itemsize <= 8
+    is_small_integer = array.dtype.kind in "iub" and not (np.abs(array) > 2**53).any()
+    if not (is_small_float or is_small_integer):
+        raise UsageError(f"the values of {tensor.name} are not exact in float64: {array.dtype}")
+    return array.astype(np.float64)
+
+
+class _Point:
+    """Exact values of variables, converted when they are first asked for."""
+
+    def __init__(self, tensors: Sequence[Tensor], values: Values) -> None:
+        self.tensors = tensors
+        self.arrays: dict[int, FloatArray] = {}
+        for position, tensor in enumerate(tensors):
+            if tensor.name in values:
+                self.arrays[position] = _as_doubles(tensor, values[tensor.name])
+        self.known: dict[Variable, Fraction] = {}
+
+    def array(self, tensor: int) -> FloatArray:
+        if tensor not in self.arrays:
+            raise UsageError(f"no values were given for {self.tensors[tensor].name}")
+        return self.arrays[tensor]
+
+    def value(self, variable: Variable) -> Fraction:
+        exact = self.known.get(variable)
+        if exact is None:
+            exact = Fraction(self.array(variable.tensor)[variable.element].item())
+            self.known[variable] = exact
+        return exact
+
+    def leaf(self, leaf: Leaf) -> bool:
+        value_of: Callable[[Variable], Fraction] = self.value
+        if isinstance(leaf, Atom):
+            return leaf.holds(value_of)
+        return leaf.holds(self._columns(leaf.columns), value_of)
+
+    def _columns(self, columns: IntArray) -> FloatArray:
+        point = np.empty(len(columns))
+        for tensor in np.unique(columns[:, 0]):
+            chosen = columns[:, 0] == tensor
+            point[chosen] = self.array(int(tensor))[columns[chosen, 1]]
+        return point

@@ -1,0 +1,442 @@
+"""The first question: does the network have an input that satisfies the query?
+
+This is the one place where files, search and replay meet: read both, compare the model as read with
+onnxruntime, hand the query's problems to the solver one batch after the other, and let a
+counterexample pass only after the original file produced it and the exact query accepted it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from onnxcert.arrays import UNIT_ROUNDOFF, Array, Device, FloatArray, select_device
+from onnxcert.bounds.backward import pull_back
+from onnxcert.bounds.crown import Bounds, crown_bounds, output_bounds
+from onnxcert.errors import SpecError, UsageError
+from onnxcert.frontend.lower import Lowered, lower_query
+from onnxcert.frontend.onnx import Model, TensorInfo, load_model
+from onnxcert.frontend.replay import Replayer, check_lowering
+from onnxcert.frontend.vnnlib import read_query
+from onnxcert.ops.base import gamma
+from onnxcert.search.cases import Cases
+from onnxcert.search.deadline import Deadline
+from onnxcert.search.solve import Solver
+from onnxcert.sets import Box
+from onnxcert.settings import Settings
+from onnxcert.spec import Query, Tensor
+from onnxcert.spec.build import Specification
+from onnxcert.verdict import (
+    Counterexample,
+    Progress,
+    Reason,
+    Result,
+    Sat,
+    Unknown,
+    Unsat,
+    Verdict,
+)
+
+if TYPE_CHECKING:
+    import onnx
+
+_log = logging.getLogger(__name__)
+
+SpecSource = str | os.PathLike[str] | Query | Specification
+
+
+def verify(
+    model: str | os.PathLike[str] | onnx.ModelProto,
+    spec: SpecSource,
+    *,
+    timeout: float | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    settings: Settings | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Result:
+    """Decide whether the query has a solution.
+
+    Args:
+        model: path of an ``.onnx`` or ``.onnx.gz`` file, or a model object.
+        spec: path of a VNN-LIB file, a query, or a specification built in code.
+        timeout: seconds, from this call; None for no limit.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        seed: of all random choices; the same seed and enough time give the same run.
+        settings: options; None for the defaults.
+        progress: called now and then from this thread.
+
+    Returns:
+        The verdict with bounds, times and statistics. ``Unsat`` speaks of real arithmetic on the
+        exact weights of the file; ``Sat`` was replayed in onnxruntime with zero tolerance.
+
+    Raises:
+        InputError: a file cannot be read, is not supported, or the two do not fit together.
+        UsageError: the arguments make no sense.
+    """
+    if timeout is not None and not (timeout > 0 and math.isfinite(timeout)):
+        raise UsageError(f"the timeout is a positive number of seconds, not {timeout}")
+    deadline = Deadline(math.inf if timeout is None else timeout)
+    settings = settings or Settings()
+    run = _Run(deadline, settings, select_device(device), seed, progress or (lambda moment: None))
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        verdict = run.answer(model, spec)
+    return run.result(verdict)
+
+
+@dataclass
+class _Run:
+    """One call of `verify`; collects what the result reports."""
+
+    deadline: Deadline
+    settings: Settings
+    device: Device
+    seed: int
+    report: Callable[[Progress], None]
+    query: Query | None = None
+    solver: Solver | None = None
+    files: dict[str, dict[str, str]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def answer(self, model: str | os.PathLike[str] | onnx.ModelProto, spec: SpecSource) -> Verdict:
+        """Read, compare, search; an interrupt ends in a verdict like any other."""
+        try:
+            self.report(Progress(self.deadline.elapsed, "reading"))
+            with self._timed("reading"):
+                instance = Instance.read(model, spec)
+            self.query = instance.query
+            self.files = instance.files
+            return self._search(instance)
+        except KeyboardInterrupt:
+            return Unknown(Reason.INTERRUPTED)
+        except MemoryError:
+            return Unknown(Reason.MEMORY)
+
+    def _search(self, instance: Instance) -> Verdict:
+        rng = np.random.default_rng(self.seed)
+        replayer = Replayer(instance.model)
+        confirm = instance.confirmation(replayer)
+        self.solver = solver = Solver(
+            instance.model.graph.to(self.device),
+            confirm,
+            self.settings,
+            self.device,
+            self.deadline,
+            rng,
+            instance.input_type,
+            self.report,
+        )
+        result: Reason | None = None
+        for number, problem in enumerate(instance.lowered.cases):
+            if number == 0:
+                with self._timed("replay"):
+                    middle = len(problem.lower) // 2
+                    check_lowering(
+                        instance.model,
+                        problem.lower[middle],
+                        problem.upper[middle],
+                        rng,
+                        self.settings.replay_points,
+                        replayer=replayer,
+                    )
+            if self.deadline.expired():
+                return Unknown(Reason.TIMEOUT)
+            answer = solver.solve(problem)
+            if isinstance(answer, Counterexample):
+                return Sat(answer)
+            if answer is Reason.TIMEOUT:
+                return Unknown(answer)
+            result = answer or result
+        if result is Reason.INCOMPLETE and solver.unconfirmed:
+            result = Reason.UNCONFIRMED
+        return Unsat() if result is None else Unknown(result)
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        started = self.deadline.elapsed
+        yield
+        self.seconds[phase] = self.deadline.elapsed - started
+
+    def result(self, verdict: Verdict) -> Result:
+        """Put together what was collected."""
+        solver = self.solver
+        statistics: dict[str, object] = {"device": str(self.device)}
+        seconds = dict(self.seconds)
+        if solver is not None:
+            statistics |= asdict(solver.statistics) | {"unconfirmed": solver.unconfirmed}
+            statistics["plan"] = solver.plan.why if solver.plan else ""
+            seconds |= solver.seconds
+        limit = self.deadline.limit
+        settings = asdict(self.settings) | {
+            "timeout": None if math.isinf(limit) else limit,
+            "seed": self.seed,
+        }
+        return Result(
+            verdict=verdict,
+            query=self.query,
+            bounds={} if solver is None else dict(sorted(solver.bounds.items())),
+            seconds=seconds | {"total": self.deadline.elapsed},
+            statistics=statistics,
+            files=self.files,
+            settings=settings,
+        )
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A model and a query that fit together.
+
+    Attributes:
+        model: the network as read.
+        query: the specification.
+        lowered: the query as batches of problems over flat vectors.
+        files: ``model`` and ``spec`` -> path and SHA-256.
+    """
+
+    model: Model
+    query: Query
+    lowered: Lowered
+    files: Mapping[str, Mapping[str, str]]
+
+    @classmethod
+    def read(cls, model: str | os.PathLike[str] | onnx.ModelProto, spec: SpecSource) -> Instance:
+        """Read both and compare their tensors.
+
+        Raises:
+            InputError: one cannot be read, or they do not fit.
+        """
+        if isinstance(spec, Specification):
+            network = load_model(model, input_elements=len(spec.lower))
+            query = spec.to_query(
+                [info.shape for info in network.inputs], [info.shape for info in network.outputs]
+            )
+            lowered = lower_query(query)
+        else:
+            query = spec if isinstance(spec, Query) else read_query(spec)
+            lowered = lower_query(query)
+            network = _load_for(query, lowered, model)
+        _check_fit(query, network)
+        files = {
+            "model": {"path": network.source, "sha256": network.sha256},
+            "spec": {"path": query.source, "sha256": _file_hash(query.source)},
+        }
+        return cls(network, query, lowered, files)
+
+    @property
+    def input_type(self) -> type[np.floating]:
+        """The coarsest element type among the model's inputs."""
+        types = [np.dtype(info.element_type) for info in self.model.inputs]
+        return min(types, key=lambda kind: kind.itemsize).type
+
+    def confirmation(self, replayer: Replayer) -> Callable[[FloatArray], Counterexample | None]:
+        """The function that turns a point into a counterexample, or refuses."""
+
+        def confirm(point: FloatArray) -> Counterexample | None:
+            outputs = replayer.run(point)
+            inputs = _split(point, self.model.inputs)
+            network = self.query.networks[0]
+            values = _assign(network.inputs, inputs) | _assign(
+                (*network.outputs, *network.hidden), outputs
+            )
+            if not self.query.holds(values):
+                return None
+            names = {tensor.name for tensor in network.inputs}
+            return Counterexample(
+                {name: value for name, value in values.items() if name in names},
+                {name: value for name, value in values.items() if name not in names},
+            )
+
+        return confirm
+
+
+def _load_for(
+    query: Query, lowered: Lowered, model: str | os.PathLike[str] | onnx.ModelProto
+) -> Model:
+    """Load the model with the shapes and hidden tensors that the query declares."""
+    network = query.networks[0]
+    hidden = [tensor.onnx_name or tensor.name for tensor in network.hidden]
+    if query.version == "1.0":
+        return load_model(model, input_elements=lowered.n_inputs)
+    shapes = [tensor.shape for tensor in network.inputs]
+    return load_model(model, input_shapes=shapes, hidden=hidden)
+
+
+def _check_fit(query: Query, model: Model) -> None:
+    """Compare numbers of tensors, elements and element types.
+
+    Raises:
+        SpecError: with what the query declares and what the model has.
+    """
+    network = query.networks[0]
+    if query.version == "1.0":
+        pairs = (("input", network.inputs, model.inputs), ("output", network.outputs, model.outputs))
+        for kind, declared, found in pairs:
+            wanted, given = sum(t.size for t in declared), sum(t.size for t in found)
+            if wanted != given:
+                raise SpecError(
+                    f"the specification has {wanted} {kind} variables, the model {given}",
+                    place=f"{query.source} and {model.source}",
+                )
+        return
+    for kind, declared, found in (
+        ("input", network.inputs, model.inputs),
+        ("output", network.outputs, model.outputs),
+    ):
+        _check_tensors(kind, declared, found, f"{query.source} and {model.source}")
+
+
+def _check_tensors(
+    kind: str, declared: Sequence[Tensor], found: Sequence[TensorInfo], place: str
+) -> None:
+    if len(declared) != len(found):
+        raise SpecError(
+            f"the specification declares {len(declared)} {kind} tensors, the model has {len(found)}",
+            place=place,
+        )
+    for tensor, info in zip(declared, found, strict=True):
+        if tensor.size != math.prod(info.shape):
+            raise SpecError(
+                f"{tensor.name} is declared with shape {list(tensor.shape)}, "
+                f"the model's {info.name} has {list(info.shape)}",
+                place=place,
+            )
+        if tensor.element_type not in ("real", info.element_type):
+            raise SpecError(
+                f"{tensor.name} is declared {tensor.element_type}, "
+                f"the model's {info.name} holds {info.element_type}",
+                place=place,
+                help="declare the model's element type, or real to reason in real arithmetic",
+            )
+
+
+def _split(point: FloatArray, infos: Sequence[TensorInfo]) -> list[Array]:
+    sizes = [math.prod(info.shape) for info in infos]
+    parts = np.split(point, np.cumsum(sizes)[:-1])
+    return [
+        part.astype(info.element_type).reshape(info.shape)
+        for part, info in zip(parts, infos, strict=True)
+    ]
+
+
+def _assign(tensors: Sequence[Tensor], arrays: Sequence[Array]) -> dict[str, Array]:
+    """Name arrays by the query's tensors; VNN-LIB 1.0 has one tensor for all of them."""
+    if len(tensors) == 1 and len(arrays) > 1:
+        arrays = [np.concatenate([array.ravel() for array in arrays])]
+    return {
+        tensor.name: array.reshape(tensor.shape)
+        for tensor, array in zip(tensors, arrays, strict=True)
+    }
+
+
+def _file_hash(source: str) -> str:
+    path = Path(source)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+
+@dataclass(frozen=True)
+class BoundsReport:
+    """What one bounding pass proves over the input boxes of a specification.
+
+    Attributes:
+        outputs: (n_out, 2) lower and upper bounds over all boxes.
+        disjuncts: number of a disjunct -> lower bound of its violation; positive refutes it.
+        layers: (value, node of the file, lower, upper) per value of the graph, if asked for.
+    """
+
+    outputs: FloatArray
+    disjuncts: Mapping[int, float]
+    layers: Sequence[tuple[str, str, FloatArray, FloatArray]] = ()
+
+
+def bounds(
+    model: str | os.PathLike[str] | onnx.ModelProto,
+    spec: SpecSource,
+    *,
+    method: str = "backward",
+    layers: bool = False,
+) -> BoundsReport:
+    """Bound outputs, disjuncts and layers by one pass, without search.
+
+    Args:
+        model, spec: as for `verify`.
+        method: ``interval`` or ``backward`` (CROWN).
+        layers: also report every value of the lowered graph.
+
+    Raises:
+        InputError, UsageError: as for `verify`.
+    """
+    if method not in ("interval", "backward"):
+        raise UsageError(f"there is no method {method!r}", help="use interval or backward")
+    instance = Instance.read(model, spec)
+    graph = instance.model.graph
+    hull: dict[str, Box] = {}
+    disjuncts: dict[int, float] = {}
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        for problem in instance.lowered.cases:
+            cases = Cases.build(problem, Device())
+            for number in range(len(problem.lower)):
+                box = Box(problem.lower[number][None], problem.upper[number][None])
+                found = crown_bounds(graph, box, backward=method == "backward")
+                boxes = found.boxes
+                if method == "backward":
+                    boxes = boxes | {graph.output: output_bounds(graph, found)}
+                _widen(hull, boxes)
+                chosen = np.flatnonzero(problem.case_box == number)
+                lower = _case_bounds(found, boxes, cases, chosen, backward=method == "backward")
+                disjuncts |= zip(problem.case_disjunct[chosen].tolist(), lower, strict=True)
+    if not hull:
+        raise SpecError("the specification leaves no input at all", place=instance.query.source)
+    output = hull[graph.output]
+    sources = {node.name: node.source for node in graph.nodes}
+    return BoundsReport(
+        np.stack([output.lower[0], output.upper[0]], axis=1),
+        disjuncts,
+        [
+            (name, sources.get(name, ""), box.lower[0], box.upper[0])
+            for name, box in hull.items()
+            if layers
+        ],
+    )
+
+
+def _widen(hull: dict[str, Box], boxes: Mapping[str, Box]) -> None:
+    """Make the hull of every value contain the boxes."""
+    for name, box in boxes.items():
+        old = hull.get(name, box)
+        hull[name] = Box(np.minimum(old.lower, box.lower), np.maximum(old.upper, box.upper))
+
+
+def _case_bounds(
+    found: Bounds, boxes: Mapping[str, Box], cases: Cases, chosen: Array, *, backward: bool
+) -> list[float]:
+    """Lower bounds of the largest row of each case over one box."""
+    forms = cases.forms(chosen[:, None])
+    graph = found.relaxation.graph
+    if backward:
+        lower = pull_back(
+            found.relaxation, graph.output, forms.rows, input_rows=forms.input_rows
+        ).lower
+    else:
+        lower = _interval_forms(forms.rows, boxes[graph.output])
+        if forms.input_rows is not None:
+            lower = lower + _interval_forms(forms.input_rows, boxes[graph.input])
+    lower = np.where(forms.used, lower + forms.offset, -np.inf)
+    lower -= 4.0 * UNIT_ROUNDOFF * np.abs(lower)
+    return [float(value) for value in lower.max(axis=1)]
+
+
+def _interval_forms(rows: Array, box: Box) -> Array:
+    """Lower bounds of rows (K, R, n) over a box, rounded down."""
+    center, radius = 0.5 * (box.lower + box.upper)[0], 0.5 * (box.upper - box.lower)[0]
+    error = gamma(rows.shape[-1] + 8, UNIT_ROUNDOFF)
+    lower = rows @ center - np.abs(rows) @ (radius + 2.0 * error * (np.abs(center) + radius))
+    return np.asarray(lower)
