@@ -30,6 +30,7 @@ import numpy as np
 
 from onnxcert import __version__
 from onnxcert.errors import OnnxcertError, UsageError
+from onnxcert.frontend.write import decimal
 from onnxcert.spec import Query
 from onnxcert.verdict import Counterexample, Result, Sat, Unknown
 
@@ -161,10 +162,14 @@ def _witness(query: object, counterexample: Counterexample) -> Record:
     values = {**counterexample.inputs, **counterexample.outputs}
     replay: Record = {"runtime": "onnxruntime", "tolerance": 0}
     if isinstance(query, Query):
-        replay["holds"] = query.holds(values)
+        replay["holds"] = query.holds(values, counterexample.decimals)
     return {
         "inputs": [_tensor(name, array) for name, array in counterexample.inputs.items()],
         "outputs": [_tensor(name, array) for name, array in counterexample.outputs.items()],
+        "decimals": {
+            name: {str(index): decimal(value) for index, value in exact.items()}
+            for name, exact in counterexample.decimals.items()
+        },
         "replay": replay,
     }
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from fractions import Fraction
 
 from onnxcert.arrays import Array
 
@@ -31,10 +32,14 @@ class Counterexample:
     Attributes:
         inputs: input tensor name of the query -> array in its declared shape and element type.
         outputs: output (and hidden) tensor name -> array that onnxruntime computed from them.
+        decimals: input tensor name -> flat index -> exact value, for inputs that the query confines
+            to an interval without any number of the element type, mostly to one decimal such as
+            0.1. The witness is that decimal; ``inputs`` holds what a runtime rounds it to.
     """
 
     inputs: Mapping[str, Array]
     outputs: Mapping[str, Array]
+    decimals: Mapping[str, Mapping[int, Fraction]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ from onnxcert.frontend.onnx import Model, TensorInfo, load_model
 from onnxcert.frontend.replay import Replayer, check_lowering
 from onnxcert.frontend.vnnlib import read_query
 from onnxcert.ops.base import gamma
+from onnxcert.search.candidates import Confirm
 from onnxcert.search.cases import Cases
 from onnxcert.search.deadline import Deadline
 from onnxcert.search.solve import Solver
@@ -35,6 +37,7 @@ from onnxcert.sets import Box
 from onnxcert.settings import Settings
 from onnxcert.spec import Query, Tensor
 from onnxcert.spec.build import Specification
+from onnxcert.spec.query import Decimals
 from onnxcert.verdict import (
     Counterexample,
     Progress,
@@ -237,23 +240,17 @@ class Instance:
         types = [np.dtype(info.element_type) for info in self.model.inputs]
         return min(types, key=lambda kind: kind.itemsize).type
 
-    def confirmation(self, replayer: Replayer) -> Callable[[FloatArray], Counterexample | None]:
+    def confirmation(self, replayer: Replayer) -> Confirm:
         """The function that turns a point into a counterexample, or refuses."""
+        network = self.query.networks[0]
 
-        def confirm(point: FloatArray) -> Counterexample | None:
-            outputs = replayer.run(point)
-            inputs = _split(point, self.model.inputs)
-            network = self.query.networks[0]
-            values = _assign(network.inputs, inputs) | _assign(
-                (*network.outputs, *network.hidden), outputs
-            )
-            if not self.query.holds(values):
+        def confirm(point: FloatArray, decimals: Mapping[int, Fraction]) -> Counterexample | None:
+            inputs = _assign(network.inputs, _split(point, self.model.inputs))
+            outputs = _assign((*network.outputs, *network.hidden), replayer.run(point))
+            exact = _place(network.inputs, decimals)
+            if not self.query.holds(inputs | outputs, exact):
                 return None
-            names = {tensor.name for tensor in network.inputs}
-            return Counterexample(
-                {name: value for name, value in values.items() if name in names},
-                {name: value for name, value in values.items() if name not in names},
-            )
+            return Counterexample(inputs, outputs, exact)
 
         return confirm
 
@@ -335,6 +332,16 @@ def _assign(tensors: Sequence[Tensor], arrays: Sequence[Array]) -> dict[str, Arr
         tensor.name: array.reshape(tensor.shape)
         for tensor, array in zip(tensors, arrays, strict=True)
     }
+
+
+def _place(tensors: Sequence[Tensor], decimals: Mapping[int, Fraction]) -> Decimals:
+    """Exact values by position in the flat input -> by tensor and position in it."""
+    result: dict[str, dict[int, Fraction]] = {}
+    starts = np.cumsum([0] + [tensor.size for tensor in tensors])
+    for position, value in decimals.items():
+        number = int(np.searchsorted(starts, position, side="right")) - 1
+        result.setdefault(tensors[number].name, {})[position - int(starts[number])] = value
+    return result
 
 
 def _file_hash(source: str) -> str:

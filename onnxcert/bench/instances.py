@@ -1,9 +1,9 @@
-"""Lists of instances: the ``instances.csv`` of VNN-COMP, or the same with a header and more columns.
+"""Lists of instances: the ``instances.csv`` of VNN-COMP, or the same with a header.
 
 Without a header the columns are model, specification, seconds. With one, ``onnx``, ``vnnlib`` and
-``timeout`` are needed; ``benchmark`` and ``expected`` are used if they are there. Paths are relative
-to the list, and a file may be stored with ``.gz`` added to its name. A query over several networks
-has ``[('f', 'path'), ('g', 'path')]`` in its first column.
+``timeout`` are needed; ``benchmark`` and ``expected`` are used if they are there. Paths are
+relative to the list, and a file may be stored with ``.gz`` added to its name. A query over several
+networks has ``[('f', 'path'), ('g', 'path')]`` in its first column.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ class Outcome:
     """What became of one instance.
 
     Attributes:
-        number, category, onnx, vnnlib, expected: of the `Instance`.
+        number, category, stem, onnx, vnnlib, expected: of the `Instance`.
         result: ``sat``, ``unsat``, ``unknown``, ``timeout`` or ``error``; an answer after the limit
             is a timeout, as in the competition.
         answer: the verdict as printed, late or not; empty if there was none.
@@ -38,6 +38,7 @@ class Outcome:
 
     number: int
     category: str
+    stem: str
     onnx: str
     vnnlib: str
     expected: str

@@ -38,7 +38,9 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class _Ended:
+class Ended:
+    """What is known of a process that is gone; its exit code is negative for a signal."""
+
     stdout: str
     stderr: str
     exit_code: int
@@ -72,7 +74,7 @@ async def solve(
         f"--json={record_path}",
         *options,
     ]
-    ended = await _run(command, limits, environment)
+    ended = await run_limited(command, limits, environment)
     outcome = _outcome(instance, ended, limits, _read_record(record_path))
     witness = ended.stdout.partition("\n")[2]
     if outcome.answer == "sat" and witness:
@@ -81,7 +83,9 @@ async def solve(
     return outcome
 
 
-async def _run(command: Sequence[str], limits: Limits, environment: Mapping[str, str]) -> _Ended:
+async def run_limited(
+    command: Sequence[str], limits: Limits, environment: Mapping[str, str]
+) -> Ended:
     """Start Python with the command, in a group of its own, and wait until all of it is gone."""
     launch = [sys.executable, "-I", "-S", str(_LAUNCH), str(os.getpid()), str(limits.memory_bytes)]
     started = time.monotonic()
@@ -106,17 +110,18 @@ async def _run(command: Sequence[str], limits: Limits, environment: Mapping[str,
             await process.wait()
     seconds = time.monotonic() - started
     words = (stdout.decode(errors="replace"), stderr.decode(errors="replace"))
-    return _Ended(*words, process.returncode or 0, seconds, was_killed)
+    return Ended(*words, process.returncode or 0, seconds, was_killed)
 
 
 def _outcome(
-    instance: Instance, ended: _Ended, limits: Limits, record: Mapping[str, Any]
+    instance: Instance, ended: Ended, limits: Limits, record: Mapping[str, Any]
 ) -> Outcome:
     answer = ended.stdout.partition("\n")[0].strip()
     result, message = _judge(answer, ended, limits, record)
     return Outcome(
         instance.number,
         instance.category,
+        instance.stem,
         instance.onnx,
         instance.vnnlib,
         instance.expected,
@@ -131,9 +136,7 @@ def _outcome(
     )
 
 
-def _judge(
-    answer: str, ended: _Ended, limits: Limits, record: Mapping[str, Any]
-) -> tuple[str, str]:
+def _judge(answer: str, ended: Ended, limits: Limits, record: Mapping[str, Any]) -> tuple[str, str]:
     """Result, and why it is no verdict."""
     if ended.was_killed:
         return "timeout", f"killed {limits.grace:g} s after the limit"

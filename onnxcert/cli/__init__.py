@@ -1,10 +1,11 @@
 """The command line: a thin face on the library, and the only part that prints.
 
-stdout carries the answer, verdict first, and nothing else; everything for people goes to stderr. The
-interface of the VNN-LIB standard, chapter 5, is ``verify``, ``supports``, ``--name``, ``--version``.
+stdout carries the answer, verdict first, and nothing else; everything for people goes to stderr.
+The interface of the VNN-LIB standard, chapter 5, is ``verify``, ``supports``, ``--name`` and
+``--version``.
 
-Exit codes: 0 a verdict was printed, 1 ``bench`` saw a wrong verdict, 2 usage, 3 input that cannot be
-read or is not supported, 4 a fault of onnxcert, 130 interrupted.
+Exit codes: 0 a verdict was printed, 1 ``bench`` saw a wrong verdict, 2 usage, 3 input that cannot
+be read or is not supported, 4 a fault of onnxcert, 130 interrupted.
 
 Modules are imported where they are needed: ``onnxcert --version`` costs little more than Python's
 own start, and a verification does not wait for the parts it does not use.
@@ -78,7 +79,7 @@ def _dispatch(arguments: list[str], console: Console, clock: Clock) -> int:
     elif first == "--name":
         console.answer("onnxcert\n")
     elif first == "--version":
-        from onnxcert import __version__  # noqa: PLC0415 - the package imports lazily
+        from onnxcert import __version__
 
         console.answer(f"{__version__}\n")
     elif not arguments:

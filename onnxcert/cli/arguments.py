@@ -10,6 +10,7 @@ import argparse
 import math
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NoReturn
 
 from onnxcert.errors import UsageError
@@ -17,8 +18,7 @@ from onnxcert.errors import UsageError
 
 def asks_for_settings(words: Sequence[str]) -> bool:
     """Whether ``--set help`` is among the words; it needs no files beside it."""
-    pairs = zip(words, words[1:], strict=False)
-    return "--set=help" in words or ("--set", "help") in pairs
+    return "--set=help" in words or ("--set", "help") in pairwise(words)
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,7 +35,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing and exiting."""
-        raise UsageError(message, help=f"see `{self.prog} --help`")
+        command = "onnxcert verify" if self.prog == "onnxcert" else self.prog
+        raise UsageError(message, help=f"see `{command} --help`")
 
     def read(self, arguments: Sequence[str]) -> argparse.Namespace | None:
         """Read the arguments; ``None`` when they only asked for help, which has been printed.

@@ -36,7 +36,7 @@ def run(words: Sequence[str], console: Console, clock: Clock) -> int:
         return 0
     console.configure(options.verbosity)
     Settings.parse(options.assignments)
-    from onnxcert.bench import run_benchmark  # noqa: PLC0415 - after the usage is checked
+    from onnxcert.bench import run_benchmark
 
     def show(state: State) -> None:
         if state.latest is not None and (not console.is_live or state.latest.is_wrong):
@@ -86,7 +86,7 @@ def _parser() -> arguments.Parser:
 
 
 def _options(options: argparse.Namespace) -> Options:
-    from onnxcert.bench import Options  # noqa: PLC0415
+    from onnxcert.bench import Options
 
     passed = [f"--device={options.device}", f"--seed={options.seed}"]
     passed += [f"--set={assignment}" for assignment in options.assignments]
@@ -94,13 +94,13 @@ def _options(options: argparse.Namespace) -> Options:
 
 
 def outcome_line(outcome: Outcome, done: int = 0, total: int = 0) -> str:
-    """``[3/182] acasxu: ACASXU_run2a_1_1.onnx prop_3.vnnlib: unsat in 1.2 s``."""
+    """``[3/182] acasxu_2023/ACASXU_run2a_1_1_prop_3: unsat in 1.2 s``."""
     counter = f"[{done}/{total}] " if total else ""
     expected = f", but the list says {outcome.expected}" if outcome.is_wrong else ""
     why = f" ({outcome.message})" if outcome.message else ""
-    names = f"{outcome.onnx.rpartition('/')[2]} {outcome.vnnlib.rpartition('/')[2]}"
     word = outcome.answer if outcome.is_wrong else outcome.result
-    return f"{counter}{outcome.category}: {names}: {word} in {outcome.seconds:.1f} s{expected}{why}"
+    name = f"{outcome.category}/{outcome.stem}"
+    return f"{counter}{name}: {word} in {outcome.seconds:.1f} s{expected}{why}"
 
 
 def progress_bar(state: State) -> str:

@@ -1,4 +1,4 @@
-"""``onnxcert bounds``: what one bounding pass says of outputs, disjuncts and layers, without search."""
+"""``onnxcert bounds``: what one bounding pass says, without search."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ def run(words: Sequence[str], console: Console, clock: Clock) -> int:
         return 0
     console.configure(options.verbosity)
     if options.json is not None:
-        from onnxcert.report import check_writable  # noqa: PLC0415
+        from onnxcert.report import check_writable
 
         check_writable(options.json)
-    from onnxcert.verify import bounds  # noqa: PLC0415 - after the usage is checked
+    from onnxcert.verify import bounds
 
     report = bounds(options.model, options.spec, method=options.method, layers=options.layers)
     console.answer(bounds_page(report))
     if options.json is not None:
-        from onnxcert.report import bounds_record, to_json, write_file  # noqa: PLC0415
+        from onnxcert.report import bounds_record, to_json, write_file
 
         write_file(options.json, to_json(bounds_record(report, options.method)))
     return 0

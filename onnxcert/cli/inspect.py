@@ -1,4 +1,4 @@
-"""``onnxcert inspect``: what a model is, whether it can be verified, and what a query asks of it."""
+"""``onnxcert inspect``: what a model is, what is missing to verify it, what a query asks."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def run(words: Sequence[str], console: Console, clock: Clock) -> int:
     if options is None:
         return 0
     console.configure(options.verbosity)
-    from onnxcert.frontend.onnx import inspect_model  # noqa: PLC0415 - after the usage is checked
+    from onnxcert.frontend.onnx import inspect_model
 
     inspection = inspect_model(options.model)
     console.answer(model_page(inspection))
     if options.spec is not None:
-        from onnxcert.frontend.vnnlib import read_query  # noqa: PLC0415
-        from onnxcert.spec.describe import describe  # noqa: PLC0415
+        from onnxcert.frontend.vnnlib import read_query
+        from onnxcert.spec.describe import describe
 
         console.answer(f"\nspecification {options.spec}\n{describe(read_query(options.spec))}\n")
     if inspection.unsupported:

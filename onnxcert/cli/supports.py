@@ -2,9 +2,9 @@
 
 Claims are deliberately narrow. Element types: only ``real``, because ``unsat`` is proved for real
 arithmetic and the standard reserves the name of a float type for analyses that are sound for its
-rounding. Networks: one. Arithmetic: linear. Disjunctions share their bounds, but are enumerated case
-by case, so they are not claimed to be optimised. The lists of operators and operator sets come from the
-registry of rules, never from a second table.
+rounding. Networks: one. Arithmetic: linear. Disjunctions share their bounds, but are enumerated
+case by case, so they are not claimed to be optimised. The lists of operators and operator sets come
+from the registry of rules, never from a second table.
 """
 
 from __future__ import annotations
@@ -52,20 +52,20 @@ def settings_page() -> str:
 
 
 def _operators() -> str:
-    from onnxcert.frontend.onnx import supported_operators  # noqa: PLC0415 - imports onnx
+    from onnxcert.frontend.onnx import supported_operators
 
     return "".join(f"{name}\n" for name in supported_operators())
 
 
 def _opset_versions() -> str:
-    from onnxcert.frontend.onnx import opset_versions  # noqa: PLC0415 - imports onnx
+    from onnxcert.frontend.onnx import opset_versions
 
     oldest, newest = opset_versions()
     return f"{oldest}\n{newest}\n"
 
 
 def _vnnlib_versions() -> str:
-    from onnxcert.frontend.vnnlib2 import KNOWN_VERSIONS  # noqa: PLC0415 - imports numpy
+    from onnxcert.frontend.vnnlib2 import KNOWN_VERSIONS
 
     return f"1.0\n{max(KNOWN_VERSIONS)}\n"
 

@@ -18,9 +18,8 @@ from onnxcert.errors import UsageError
 from onnxcert.settings import Settings
 
 if TYPE_CHECKING:
-    from onnxcert.arrays import Array
     from onnxcert.spec import Query
-    from onnxcert.verdict import Progress, Result
+    from onnxcert.verdict import Counterexample, Progress, Result
 
 _DESCRIPTION = """\
 Decide whether the network has an input that satisfies the query. The first line of stdout is
@@ -69,6 +68,7 @@ def _run(parser: arguments.Parser, words: Sequence[str], console: Console, clock
     if options is None:
         return 0
     console.configure(options.verbosity)
+    _check_order(options)
     settings = Settings.parse(options.assignments)
     _check_outputs(options)
     with _errors_recorded(options, console):
@@ -80,7 +80,7 @@ def _run(parser: arguments.Parser, words: Sequence[str], console: Console, clock
 
 def print_settings(console: Console) -> int:
     """Answer ``--set help``."""
-    from onnxcert.cli.supports import settings_page  # noqa: PLC0415 - rarely needed
+    from onnxcert.cli.supports import settings_page
 
     console.answer(settings_page())
     return 0
@@ -114,6 +114,14 @@ def _add_options(parser: arguments.Parser) -> None:
     parser.add_verbosity()
 
 
+def _check_order(options: argparse.Namespace) -> None:
+    """A model in the place of the specification would be refused in words that help nobody."""
+    model = options.networks[0][1] if options.networks else options.model
+    looks_like_spec = model.removesuffix(".gz").endswith(".vnnlib")
+    if looks_like_spec and options.spec.removesuffix(".gz").endswith(".onnx"):
+        raise UsageError("the model comes first, then the specification")
+
+
 def _check_outputs(options: argparse.Namespace) -> None:
     """Find out now, not after an hour of search, that a result has no place to go."""
     files = [path for path in (options.json, options.witness) if path is not None]
@@ -121,7 +129,7 @@ def _check_outputs(options: argparse.Namespace) -> None:
         raise UsageError("--json and --witness name the same file", place=files[0])
     if not files and options.assignments_folder is None:
         return
-    from onnxcert.report import check_writable  # noqa: PLC0415 - only when something is written
+    from onnxcert.report import check_writable
 
     for path in files:
         check_writable(path)
@@ -142,7 +150,7 @@ def _errors_recorded(options: argparse.Namespace, console: Console) -> Iterator[
         yield
     except (Exception, KeyboardInterrupt) as error:
         if options.json is not None:
-            from onnxcert.report import error_record, to_json, write_file  # noqa: PLC0415
+            from onnxcert.report import error_record, to_json, write_file
 
             try:
                 write_file(options.json, to_json(error_record(error, _files(options))))
@@ -172,8 +180,8 @@ def _files(options: argparse.Namespace) -> dict[str, str]:
 def _verify(
     options: argparse.Namespace, settings: Settings, console: Console, clock: Clock
 ) -> Result:
-    from onnxcert.frontend.vnnlib import read_query  # noqa: PLC0415 - after the usage is checked
-    from onnxcert.verdict import Reason, Result, Unknown  # noqa: PLC0415
+    from onnxcert.frontend.vnnlib import read_query
+    from onnxcert.verdict import Reason, Result, Unknown
 
     query = None
     try:
@@ -195,7 +203,7 @@ def _search(
     console: Console,
     clock: Clock,
 ) -> Result:
-    from onnxcert.verify import verify  # noqa: PLC0415
+    from onnxcert.verify import verify
 
     before = clock.seconds
 
@@ -215,12 +223,15 @@ def _search(
     return replace(
         result,
         settings={**result.settings, "timeout": options.timeout},
-        seconds={**result.seconds, "before": before, "process": clock.seconds},
+        seconds={**result.seconds, "start": before, "process": clock.seconds},
     )
 
 
 def match_networks(query: Query, given: Sequence[tuple[str, str]]) -> str:
     """The model of the query's first network, after all names were found to fit.
+
+    The standard wants no model for a network that is ``equal-to`` another; the competition passes
+    the same file again, which says nothing new and is accepted.
 
     Raises:
         UsageError: a network has no model, or a model no network.
@@ -232,16 +243,17 @@ def match_networks(query: Query, given: Sequence[tuple[str, str]]) -> str:
         if len(given) > 1:
             raise UsageError("a VNN-LIB 1.0 query has one network", place=query.source)
         return given[0][1]
-    declared = [network.name for network in query.networks]
-    needed = [network.name for network in query.networks if network.equal_to is None]
+    originals = {network.name: network.equal_to or network.name for network in query.networks}
+    needed = list(dict.fromkeys(originals.values()))
     for name in needed:
         if name not in models:
             raise UsageError(
                 f"network {name} has no model", place=query.source, help=f"--network {name}=MODEL"
             )
-    for name in models:
-        if name not in needed:
-            why = "is declared equal-to another" if name in declared else "is not declared"
+    for name, path in models.items():
+        original = originals.get(name)
+        if original is None or os.path.realpath(path) != os.path.realpath(models[original]):
+            why = f"is declared equal-to {original}" if original else "is not declared"
             raise UsageError(
                 f"network {name} {why}",
                 place=query.source,
@@ -262,29 +274,29 @@ def _warn_about_rounding(query: Query, console: Console) -> None:
 
 def _deliver(result: Result, options: argparse.Namespace, console: Console) -> None:
     """Verdict and witness to stdout first, because they are what counts; then the files."""
-    from onnxcert.verdict import Sat, Unknown  # noqa: PLC0415
+    from onnxcert.verdict import Sat, Unknown
 
     verdict = result.verdict
     if isinstance(verdict, Unknown):
         console.note(f"{result.word}: {verdict.reason.value}")
     if isinstance(verdict, Sat):
-        values = {**verdict.counterexample.inputs, **verdict.counterexample.outputs}
-        _deliver_witness(cast("Query", result.query), values, options, console)
+        _deliver_witness(cast("Query", result.query), verdict.counterexample, options, console)
     else:
         console.answer(f"{result.word}\n")
     if options.json is not None:
-        from onnxcert.report import result_record, to_json, write_file  # noqa: PLC0415
+        from onnxcert.report import result_record, to_json, write_file
 
         write_file(options.json, to_json(result_record(result)))
 
 
 def _deliver_witness(
-    query: Query, values: Mapping[str, Array], options: argparse.Namespace, console: Console
+    query: Query, found: Counterexample, options: argparse.Namespace, console: Console
 ) -> None:
-    from onnxcert.frontend.witness import format_witness, write_assignments  # noqa: PLC0415
-    from onnxcert.report import write_file  # noqa: PLC0415
+    from onnxcert.frontend.witness import format_witness, write_assignments
+    from onnxcert.report import write_file
 
-    text = f"{format_witness(query, values)}\n"
+    values = {**found.inputs, **found.outputs}
+    text = f"{format_witness(query, values, found.decimals)}\n"
     console.answer("sat\n" if options.assignments_folder is not None else f"sat\n{text}")
     if options.witness is not None:
         write_file(options.witness, text)
@@ -299,7 +311,7 @@ def _deliver_witness(
 
 
 def _exit_code(result: Result, options: argparse.Namespace) -> int:
-    from onnxcert.verdict import Reason, Unknown  # noqa: PLC0415
+    from onnxcert.verdict import Reason, Unknown
 
     if result.verdict == Unknown(Reason.INTERRUPTED):
         return EXIT_INTERRUPTED

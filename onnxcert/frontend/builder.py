@@ -88,6 +88,7 @@ class Builder:
         for operand in operands:
             fixed = operand.numbers if isinstance(operand, Constant) else operand.fill
             numbers = np.arange(end, end + (0 if fixed is None else fixed.size))
+            code: IntArray
             if isinstance(operand, Constant):
                 code = numbers.reshape(operand.shape)
             else:
@@ -157,9 +158,7 @@ class Builder:
         ordered = [None if value is None else view.to_source_order(value) for value in values]
         return name, view.index, ordered  # type: ignore[return-value]
 
-    def scale(
-        self, tensor: Tensor, factor: FloatArray | None, offset: FloatArray | None
-    ) -> Tensor:
+    def scale(self, tensor: Tensor, factor: FloatArray | None, offset: FloatArray | None) -> Tensor:
         """``factor * tensor + offset``; both broadcast with the tensor, None leaves them out."""
         given = [part.shape for part in (factor, offset) if part is not None]
         tensor = self.broadcast(tensor, np.broadcast_shapes(tensor.shape, *given))

@@ -90,9 +90,7 @@ def canonical(
     weights = {tensor.name: tensor for tensor in proto.graph.initializer}
     skeleton = _skeleton(file, weights)
     if proto.functions:
-        skeleton = _guarded(
-            file, "inlined", lambda: onnx.inliner.inline_local_functions(skeleton)
-        )
+        skeleton = _guarded(file, "inlined", lambda: onnx.inliner.inline_local_functions(skeleton))
     _set_constants_aside(skeleton, weights)
     inputs = bind_inputs(file.source, _real_inputs(proto), input_shapes, input_elements)
     _declare_inputs(skeleton, inputs, weights)
@@ -143,7 +141,7 @@ def _opset(file: ModelFile) -> int:
             place=file.source,
             help=f"it must declare one version from 1 to {newest}",
         )
-    return versions.pop()
+    return int(versions.pop())
 
 
 def _real_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
@@ -169,7 +167,9 @@ def _skeleton(file: ModelFile, weights: Mapping[str, onnx.TensorProto]) -> onnx.
         node.attribute.append(onnx.helper.make_attribute("sparse_value", sparse))
     graph.node.extend(proto.graph.node)
     if len(weights) != len(proto.graph.initializer) or "" in weights:
-        raise ModelError("two stored tensors have the same name, or one has none", place=file.source)
+        raise ModelError(
+            "two stored tensors have the same name, or one has none", place=file.source
+        )
     if not proto.graph.output:
         raise ModelError("the model has no output", place=file.source)
     for output in proto.graph.output:
@@ -182,9 +182,7 @@ def _skeleton(file: ModelFile, weights: Mapping[str, onnx.TensorProto]) -> onnx.
     return skeleton
 
 
-def _set_constants_aside(
-    skeleton: onnx.ModelProto, weights: dict[str, onnx.TensorProto]
-) -> None:
+def _set_constants_aside(skeleton: onnx.ModelProto, weights: dict[str, onnx.TensorProto]) -> None:
     """Turn Constant nodes with dense tensors into stored tensors."""
     kept = []
     for node in skeleton.graph.node:
@@ -333,4 +331,3 @@ def _guarded(file: ModelFile, done: str, step: Callable[[], _Result]) -> _Result
         raise ModelError(
             f"the model is not valid, it cannot be {done}: {text[:400]}", place=file.source
         ) from error
-

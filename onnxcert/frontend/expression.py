@@ -15,7 +15,7 @@ from typing import NoReturn, Protocol, TypeAlias
 
 from onnxcert.frontend.assemble import Condition, conjunction, disjunction
 from onnxcert.frontend.numbers import NumberError, parse_number
-from onnxcert.frontend.scan import Scan
+from onnxcert.frontend.scan import Run, Scan
 from onnxcert.frontend.sexpr import Token, Tokens
 from onnxcert.frontend.sums import Sum, SumError
 from onnxcert.spec.tree import Atom, Relation
@@ -49,8 +49,9 @@ _MINUS_ONE = Fraction(-1)
 
 @dataclass(slots=True)
 class _Frame:
-    """An open parenthesis: its operator and the operands so far, each with its offset."""
+    """An open parenthesis: where, its operator, and the operands so far with their offsets."""
 
+    offset: int
     operator: Token
     operands: list[Value] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
@@ -81,26 +82,33 @@ class FormulaReader:
         Raises:
             SpecError: it is not a formula; the place is the first token that cannot be right.
         """
-        root = _Frame(Token(b"assert", self.tokens.offset))
+        root = _Frame(self.tokens.offset, Token(b"assert", self.tokens.offset))
         stack = [root]
         while stack[-1] is not root or not root.operands:
             token = self.tokens.next()
             if token is None:
                 self._fail_at_end(stack)
-            run = self.scan.runs.get(token.offset)
-            if run is not None and not run.is_asserted:
+            run = self._run(token, alone=stack[-1] is root)
+            if run is not None:
                 self.tokens.offset = run.end
                 stack[-1].push(run, token.offset)
             elif token.text == b"(":
-                stack.append(_Frame(self._operator(token)))
+                stack.append(_Frame(token.offset, self._operator()))
             elif token.text == b")":
                 if stack[-1] is root:
                     self.source.fail("expected a formula, found ')'", token.offset)
                 frame = stack.pop()
-                stack[-1].push(self._reduce(frame), frame.operator.offset)
+                stack[-1].push(self._reduce(frame), frame.offset)
             else:
                 stack[-1].push(self._operand(token), token.offset)
         return self._as_formula(root, 0)
+
+    def _run(self, token: Token, *, alone: bool) -> Run | None:
+        """The scanned forms at a token; an assertion takes no more than one."""
+        run = self.scan.runs.get(token.offset)
+        if run is None or run.is_asserted or (alone and run.stop - run.start > 1):
+            return None
+        return run
 
     def _fail_at_end(self, stack: list[_Frame]) -> NoReturn:
         what = "a formula"
@@ -108,7 +116,7 @@ class FormulaReader:
             what = f"')' for the '(' of line {self.source.line(stack[-1].operator.offset)}"
         self.tokens.fail_at_end(what)
 
-    def _operator(self, paren: Token) -> Token:
+    def _operator(self) -> Token:
         token = self.tokens.expect("an operator")
         if token.text in self.dialect.comparisons or token.text in _CONNECTIVES:
             return token
@@ -165,7 +173,7 @@ class FormulaReader:
     def _comparison(self, operator: Token, sums: list[Sum]) -> Atom:
         if len(sums) != 2:
             self.source.fail(
-                f"{operator.quoted} compares two terms, {len(sums)} are given", operator.offset
+                f"{operator.quoted} compares two terms, not {len(sums)}", operator.offset
             )
         relation, is_swapped = self.dialect.comparisons[operator.text]
         left, right = reversed(sums) if is_swapped else sums

@@ -18,16 +18,18 @@ import numpy as np
 import onnx
 
 from onnxcert.arrays import Array
-from onnxcert.frontend.tensors import Constant, NoRule
+from onnxcert.frontend.tensors import MOST_ENTRIES, Constant, NoRule
 
-_DISCRETE = frozenset(
-    "ArgMax ArgMin Ceil Equal Floor Greater GreaterOrEqual Less LessOrEqual Mod NonZero Round "
-    "Sign Range".split()
-)
-_RANDOM = frozenset(
-    "Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike".split()
-)
-_MOST_ENTRIES = 1 << 28
+# fmt: off
+_DISCRETE = frozenset((
+    "ArgMax", "ArgMin", "Ceil", "Equal", "Floor", "Greater", "GreaterOrEqual", "Less",
+    "LessOrEqual", "Mod", "NonZero", "Range", "Round", "Sign",
+))
+_RANDOM = frozenset((
+    "Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
+    "RandomUniformLike",
+))
+# fmt: on
 
 
 def fold(
@@ -104,5 +106,5 @@ def _check_size(node: onnx.NodeProto, inputs: Sequence[Constant | None]) -> None
         ranks = max(array.ndim for array in arrays)
         padded = [(1,) * (ranks - a.ndim) + a.shape for a in arrays]
         wanted = float(np.prod(np.max(np.array(padded, dtype=float), axis=0)))
-    if wanted > _MOST_ENTRIES:
+    if wanted > MOST_ENTRIES:
         raise ValueError(f"a constant of {wanted:.0f} entries")

@@ -336,7 +336,7 @@ class _Batch:
         row_size = self.layout.n_outputs
         if any(row.inputs for row in self.rows):
             row_size += self.layout.n_inputs
-        cells = 2 * len(self.regions) * self.layout.n_inputs + len(self.rows) * row_size
+        cells = 4 * len(self.regions) * self.layout.n_inputs + len(self.rows) * row_size
         return len(self.cases) >= LARGEST_BATCH or 8 * cells >= LARGEST_ARRAYS
 
     def add(self, case: _Case, number: int) -> None:
@@ -347,8 +347,7 @@ class _Batch:
     def _box(self, region: Region) -> int:
         if self.regions and self.regions[-1] is region:
             return len(self.regions) - 1
-        sides = region.sides
-        digest = sha256(sides.lower_floor.tobytes() + sides.upper_ceil.tobytes()).digest()
+        digest = sha256(b"".join(side.tobytes() for side in region.sides)).digest()
         number = self.boxes.setdefault(digest, len(self.regions))
         if number == len(self.regions):
             self.regions.append(region)
@@ -373,7 +372,16 @@ class _Batch:
             case_box=np.array([box for box, _, _ in self.cases]),
             case_rows=case_rows,
             case_disjunct=np.array([number for _, _, number in self.cases]),
+            inner_lower=np.stack([region.sides.lower_ceil for region in self.regions]),
+            inner_upper=np.stack([region.sides.upper_floor for region in self.regions]),
+            exact_bounds=self._exact_bounds,
         )
+
+    def _exact_bounds(self, box: int, column: int) -> tuple[Fraction, Fraction]:
+        lower, upper = self.regions[box].limits(column)
+        assert lower is not None  # unbounded inputs were refused
+        assert upper is not None
+        return lower, upper
 
 
 def _dense(rows: Sequence[tuple[tuple[int, float], ...]], width: int) -> FloatArray:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from onnxcert.arrays import Array
 from onnxcert.errors import ModelError
@@ -44,6 +44,7 @@ class ModelFile:
             ModelError: there is no such file, or it holds no ONNX model.
         """
         if isinstance(source, onnx.ModelProto):
+            _check_text(source, "<model>")
             digest = hashlib.sha256(source.SerializeToString(deterministic=True)).hexdigest()
             return cls("<model>", digest, source, None)
         path = Path(source)
@@ -56,6 +57,7 @@ class ModelFile:
             raise _not_a_model(str(source), "it cannot be parsed") from error
         if not proto.HasField("graph"):
             raise _not_a_model(str(source), "it holds no graph")
+        _check_text(proto, str(source))
         return cls(str(source), digest, proto, path.parent)
 
     def array(self, tensor: onnx.TensorProto) -> Array:
@@ -116,6 +118,29 @@ class ModelFile:
         return self.folder
 
 
+def _check_text(proto: onnx.ModelProto, source: str) -> None:
+    """Refuse names that are not UTF-8: the parser lets them pass and every later access fails.
+
+    Raises:
+        ModelError: there is such a name.
+    """
+    graph = proto.graph
+    nodes = [*graph.node, *(node for function in proto.functions for node in function.node)]
+    try:
+        texts = [graph.name, proto.producer_name, proto.producer_version]
+        texts += [entry.domain for entry in proto.opset_import]
+        texts += [tensor.name for tensor in graph.initializer]
+        for value in (*graph.input, *graph.output):
+            texts += [value.name, *(d.dim_param for d in value.type.tensor_type.shape.dim)]
+        for node in nodes:
+            texts += [node.name, node.op_type, node.domain, *node.input, *node.output]
+            texts += [attribute.name for attribute in node.attribute]
+    except UnicodeDecodeError as error:
+        raise _not_a_model(source, "it holds names that are not text") from error
+    if not all(isinstance(text, str) for text in texts):
+        raise _not_a_model(source, "it holds names that are not text")
+
+
 def read_bytes(path: Path) -> bytes:
     """The bytes of a file.
 
@@ -147,7 +172,9 @@ def decompressed(data: bytes, source: str) -> bytes:
     except zlib.error as error:
         raise _not_a_model(source, f"its compressed data are broken ({error})") from error
     if not stream.eof:
-        reason = "its compressed data are cut off" if not stream.unconsumed_tail else "it is too large"
+        reason = (
+            "its compressed data are cut off" if not stream.unconsumed_tail else "it is too large"
+        )
         raise _not_a_model(source, reason)
     return result
 

@@ -151,14 +151,20 @@ class Region:
 
     def is_empty_at(self, column: int) -> bool:
         """Whether no value is left for an input, in exact arithmetic."""
-        lower, upper = [], []
+        lower, upper = self.limits(column)
+        return lower is not None and upper is not None and lower > upper
+
+    def limits(self, column: int) -> Limits:
+        """The exact bounds of an input: the tightest of all cuts."""
+        lower: list[Fraction] = []
+        upper: list[Fraction] = []
         region: Region | None = self
         while region is not None and region.piece is not None:
             low, high = region.piece.limits(column)
             lower += [] if low is None else [low]
             upper += [] if high is None else [high]
             region = region.parent
-        return bool(lower) and bool(upper) and max(lower) > min(upper)
+        return max(lower, default=None), min(upper, default=None)
 
 
 def _contains(outer: Sides, inner: Sides) -> BoolArray:

@@ -8,6 +8,7 @@ message needs them. Nothing recurses, so a file may nest as deep as it likes.
 from __future__ import annotations
 
 import gzip
+import os
 import re
 import zlib
 from pathlib import Path
@@ -20,11 +21,14 @@ LARGEST_FILE = 4 * 2**30
 
 _BLOCK = 2**22
 _LONGEST_QUOTE = 40
-_BLANKS = rb"(?:[ \t\r\n\f\v]+|;[^\n]*)*"
+# Possessive, or a search for the next token could step back into a comment.
+BLANKS = rb"(?:[ \t\r\n\f\v]++|;[^\n]*+)*+"
+"""White space and comments."""
+
 _TOKEN = re.compile(
-    _BLANKS + rb'([()]|"(?:[^"\\\n]|\\.)*"|\[[^\]\[()";\n]*\]|[^ \t\r\n\f\v()\[\]";]+)'
+    BLANKS + rb'([()]|"(?:[^"\\\n]|\\.)*"|\[[^\]\[()";\n]*\]|[^ \t\r\n\f\v()\[\]";]+)'
 )
-_SKIP = re.compile(_BLANKS)
+_SKIP = re.compile(BLANKS)
 _SOMETHING = re.compile(rb"\S")
 
 
@@ -92,7 +96,7 @@ class Source:
                 self.fail("the specification is not UTF-8 text", error.start)
 
 
-def read_source(path: str | Path) -> Source:
+def read_source(path: str | os.PathLike[str]) -> Source:
     """Read a file, decompressing it if it is gzip by content.
 
     Raises:

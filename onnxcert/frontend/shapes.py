@@ -50,7 +50,7 @@ def element_type(number: int) -> str:
         return _TYPES[number]
     if number not in onnx.TensorProto.DataType.values():
         return f"number {number}"
-    return onnx.TensorProto.DataType.Name(number).lower()
+    return str(onnx.TensorProto.DataType.Name(number)).lower()
 
 
 def bind_inputs(
@@ -76,7 +76,8 @@ def bind_inputs(
     if input_shapes is not None:
         if len(input_shapes) != len(inputs):
             raise ModelError(
-                f"the model has {len(inputs)} inputs, {len(input_shapes)} are declared", place=source
+                f"the model has {len(inputs)} inputs, {len(input_shapes)} are declared",
+                place=source,
             )
         pairs = zip(inputs, input_shapes, strict=True)
         return tuple(_with_declared_shape(source, i, tuple(shape)) for i, shape in pairs)
@@ -121,7 +122,8 @@ def _with_declared_shape(source: str, value: _Declared, shape: Shape) -> TensorI
     fitting = _solve(dimensions, math.prod(shape))
     if fitting is None:
         raise ModelError(
-            f"an input has the shape {_show(dimensions)}, but {list(shape)} is declared", place=place
+            f"an input has the shape {_show(dimensions)}, but {list(shape)} is declared",
+            place=place,
         )
     _log.warning(
         "%s has the shape %s; the declared %s is reshaped to it", place, list(fitting), list(shape)
@@ -153,9 +155,7 @@ def _with_element_count(
             f"the specification has {count} input variables, the model's inputs are {total}",
             place=source,
         )
-    return tuple(
-        TensorInfo(v.name, v.element_type, s) for v, s in zip(inputs, shapes, strict=True)
-    )
+    return tuple(TensorInfo(v.name, v.element_type, s) for v, s in zip(inputs, shapes, strict=True))
 
 
 def _solve(dimensions: Sequence[int | str], count: int) -> Shape | None:

@@ -9,6 +9,8 @@ channels-last model transposes forth and back.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,6 +19,20 @@ import numpy as np
 from onnxcert.arrays import Array, FloatArray, IntArray
 
 Shape = tuple[int, ...]
+
+
+MOST_ENTRIES = 1 << 26
+"""Largest tensor that is read: half a gigabyte in float64, beyond any network in use."""
+
+
+def checked_size(shape: Sequence[int]) -> None:
+    """Refuse a tensor that no memory holds before NumPy tries to make it.
+
+    Raises:
+        ValueError: the shape has more than `MOST_ENTRIES` entries.
+    """
+    if math.prod(shape) > MOST_ENTRIES:
+        raise ValueError(f"a tensor of shape {list(shape)} is too large")
 
 
 class NoRule(Exception):  # noqa: N818 - a finding that is collected, not a failure
@@ -43,7 +59,8 @@ class Constant:
         """
         if self.array.dtype.kind not in "fiub":
             raise ValueError(f"a constant has elements of type {self.array.dtype}")
-        numbers = self.array.astype(np.float64)
+        with np.errstate(invalid="ignore"):  # signalling NaNs are refused like all others
+            numbers = self.array.astype(np.float64)
         if not np.isfinite(numbers).all():
             raise ValueError("a constant holds NaN or infinity")
         return numbers

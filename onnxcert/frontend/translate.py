@@ -20,7 +20,7 @@ from onnxcert.frontend.builder import Builder
 from onnxcert.frontend.canonical import NEWEST_OPSET, Canonical, node_key, schema_version
 from onnxcert.frontend.folding import fold
 from onnxcert.frontend.rules import RULES, Call
-from onnxcert.frontend.tensors import Constant, NoRule, Operand, Shape, Tensor
+from onnxcert.frontend.tensors import Constant, NoRule, Operand, Shape, Tensor, checked_size
 
 
 @dataclass(frozen=True)
@@ -78,27 +78,31 @@ class Translation:
         Raises:
             ModelError: a node contradicts its operator's definition.
         """
-        for node in self.model.nodes:
-            place = f"{self.model.file.source}: node {node.name or node_key(node)!r}"
-            place += f" ({node.op_type})"
-            reason = ""
-            try:
-                results = self._translate(node)
-            except NoRule as missing:
-                reason = str(missing)
-                results = self._placeholders(node)
-            except _BehindUnsupported:
-                results = self._placeholders(node)
-            # Rules lean on NumPy to check shapes and attributes, and it raises any of these.
-            except (ValueError, IndexError, TypeError, KeyError, ArithmeticError) as error:
-                text = str(error) if isinstance(error, ValueError) else repr(error)
-                raise ModelError(f"a node makes no sense: {text}", place=place) from error
-            except MemoryError as error:
-                raise ModelError("a node needs more memory than there is", place=place) from error
-            self._check_shapes(node, results, place)
-            self._values.update(zip(node.output, results, strict=False))
-            self._values[""] = None
-            self._note(node, results, reason)
+        with np.errstate(all="ignore"):
+            for node in self.model.nodes:
+                self._run_one(node)
+
+    def _run_one(self, node: onnx.NodeProto) -> None:
+        place = f"{self.model.file.source}: node {node.name or node_key(node)!r}"
+        place += f" ({node.op_type})"
+        reason = ""
+        try:
+            results = self._translate(node)
+        except NoRule as missing:
+            reason = str(missing)
+            results = self._placeholders(node)
+        except _BehindUnsupported:
+            results = self._placeholders(node)
+        # Rules lean on NumPy to check shapes and attributes, and it raises any of these.
+        except (ValueError, IndexError, TypeError, KeyError, ArithmeticError) as error:
+            text = str(error) if isinstance(error, ValueError) else repr(error)
+            raise ModelError(f"a node makes no sense: {text}", place=place) from error
+        except MemoryError as error:
+            raise ModelError("a node needs more memory than there is", place=place) from error
+        self._check_shapes(node, results, place)
+        self._values.update(zip(node.output, results, strict=False))
+        self._values[""] = None
+        self._note(node, results, reason)
 
     def output(self, names: Iterable[str]) -> Operand:
         """All named tensors, flattened one after the other.
@@ -145,6 +149,8 @@ class Translation:
             return [Constant(self._constant_value(node))]
         if any(name not in self._values and name not in self.model.weights for name in node.input):
             raise ValueError("an input is never made")
+        for name in node.output:
+            checked_size(self.model.shapes.get(name, ()))
         inputs = tuple(self._lookup(name) for name in node.input)
         if any(v is None and name for v, name in zip(inputs, node.input, strict=True)):
             if node.op_type not in RULES:
@@ -161,7 +167,7 @@ class Translation:
             raise NoRule(f"version {version} of the operator")
         attributes = {a.name: _attribute(a) for a in node.attribute}
         wanted = sum(bool(name) for name in node.output)
-        call = Call(node.op_type, attributes, inputs, wanted, self.build)
+        call = Call(node.op_type, version, attributes, inputs, wanted, self.build)
         self.build.begin(node_key(node), node.name or node_key(node))
         result = entry.rule(call)
         return [result] if isinstance(result, (Constant, Tensor)) else list(result)
@@ -179,9 +185,7 @@ class Translation:
             raise NoRule(f"a constant given as {', '.join(values) or 'nothing'}")
         return _dense(values["sparse_value"])
 
-    def _fold(
-        self, node: onnx.NodeProto, inputs: Sequence[Operand | None]
-    ) -> list[Operand | None]:
+    def _fold(self, node: onnx.NodeProto, inputs: Sequence[Operand | None]) -> list[Operand | None]:
         if any(a.HasField("g") or a.graphs for a in node.attribute):
             raise NoRule("control flow")
         constants = [value if isinstance(value, Constant) else None for value in inputs]
@@ -209,9 +213,7 @@ class Translation:
                     place=place,
                 )
 
-    def _note(
-        self, node: onnx.NodeProto, results: Sequence[Operand | None], reason: str
-    ) -> None:
+    def _note(self, node: onnx.NodeProto, results: Sequence[Operand | None], reason: str) -> None:
         first = results[0] if results else None
         shape = first.shape if first is not None else self.model.shapes.get(node_key(node))
         stored = (self.model.weights[n] for n in set(node.input) if n in self.model.weights)
@@ -225,8 +227,7 @@ def _dense(sparse: onnx.SparseTensorProto) -> Array:
     values = onnx.numpy_helper.to_array(sparse.values)
     indices = onnx.numpy_helper.to_array(sparse.indices)
     shape = tuple(sparse.dims)
-    if math.prod(shape) > 1 << 28:
-        raise ValueError(f"a sparse constant of shape {shape} is too large")
+    checked_size(shape)
     dense = np.zeros(shape, dtype=values.dtype)
     places = tuple(indices.T) if indices.ndim == 2 else np.unravel_index(indices, shape)
     dense[places] = values

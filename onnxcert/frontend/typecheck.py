@@ -10,13 +10,18 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
+
 LARGEST_CHECKED = 8 * 2**20
 """Bytes."""
+
+DEEPEST_CHECKED = 1000
+"""Parentheses; the reference parser recurses, and 100,000 end the process."""
 
 
 def typecheck(text: bytes) -> str | None:
     """What the reference parser says against a 2.x query; ``None`` if nothing, or not asked."""
-    if len(text) > LARGEST_CHECKED or b"\0" in text:
+    if len(text) > LARGEST_CHECKED or b"\0" in text or _depth(text) > DEEPEST_CHECKED:
         return None
     import vnnlib  # noqa: PLC0415 - rarely needed
 
@@ -25,6 +30,13 @@ def typecheck(text: bytes) -> str | None:
     except vnnlib.VNNLibException as error:
         return _first_line(str(error))
     return None
+
+
+def _depth(text: bytes) -> int:
+    """How deep parentheses are nested, at most; those in comments count too."""
+    data = np.frombuffer(text, np.uint8)
+    steps = (data == ord("(")).astype(np.int32) - (data == ord(")"))
+    return int(np.cumsum(steps).max(initial=0))
 
 
 def _first_line(message: str) -> str:

@@ -5,19 +5,19 @@ Version 2.x files begin with ``(vnnlib-version <2.0>)``; 1.0 files have no heade
 
 from __future__ import annotations
 
+import os
 import re
-from pathlib import Path
 
 from onnxcert.errors import SpecError, UnsupportedSpec
 from onnxcert.frontend import vnnlib1, vnnlib2
-from onnxcert.frontend.sexpr import Source, read_source
+from onnxcert.frontend.sexpr import BLANKS, Source, read_source
 from onnxcert.frontend.typecheck import typecheck
 from onnxcert.spec.query import Query
 
-_HEADER = re.compile(rb"(?:\s+|;[^\n]*)*\(\s*(?:vnnlib-version|declare-network)\b")
+_HEADER = re.compile(BLANKS + rb"\(" + BLANKS + rb"(?:vnnlib-version|declare-network)\b")
 
 
-def read_query(path: str | Path) -> Query:
+def read_query(path: str | os.PathLike[str]) -> Query:
     """Read a VNN-LIB file, 1.0 or 2.x, plain or gzip-compressed.
 
     Raises:

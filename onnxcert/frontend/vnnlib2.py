@@ -145,7 +145,9 @@ class Reader:
         version = f"{int(match[1])}.{int(match[2])}"
         if int(match[1]) != 2:
             self.source.refuse(
-                f"VNN-LIB {version} is not known", token.offset, "1.0 and 2.x are read"
+                f"VNN-LIB {version} with a header is not known",
+                token.offset,
+                help="2.x is read, and 1.0, which has no header",
             )
         if version not in KNOWN_VERSIONS:
             _log.warning("%s: VNN-LIB %s is read as 2.1", self.source.name, version)
@@ -167,7 +169,7 @@ class Reader:
         if keyword is None:
             self.source.fail(f"the file ends where {what} is expected", len(self.source.text))
         help_ = ""
-        if keyword.text == b"declare-network":
+        if self.networks and keyword.text == b"declare-network":
             help_ = "all networks are declared before the first assertion"
         self.source.fail(f"expected {what}, found {keyword.quoted}", keyword.offset, help_)
 

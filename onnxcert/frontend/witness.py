@@ -9,14 +9,19 @@ VNN-LIB 1.0 (the competition's result files)::
 VNN-LIB 2.x (chapter 5 of the standard): per tensor, in the order of declaration, a line
 ``name type [d0,d1]`` and then one value per line, row-major.
 
-Floats are written with as many digits as bring back the same bits (nine for float32, seventeen for
-float64): six digits, a popular choice, lose counterexamples that lie close to a boundary.
+Floats are written as the exact decimals they are. Fewer digits would bring back the same bits, but
+the text itself could lie outside a box whose bounds are written with more, and six digits, a
+popular choice, lose counterexamples that lie close to a boundary. An input that the query fixes to
+a decimal which is no floating-point number is written as that decimal; a runtime rounds it when it
+reads it.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,17 +31,20 @@ from onnxcert.arrays import Array, FloatArray
 from onnxcert.errors import SpecError, UsageError
 from onnxcert.frontend.numbers import NumberError, parse_number
 from onnxcert.frontend.sexpr import Source, Token, Tokens
-from onnxcert.spec.query import Query
+from onnxcert.frontend.write import decimal
+from onnxcert.spec.query import Decimals, Query
 from onnxcert.spec.tree import Tensor
 
 
-def format_witness(query: Query, values: Mapping[str, Array]) -> str:
+def format_witness(
+    query: Query, values: Mapping[str, Array], decimals: Decimals | None = None
+) -> str:
     """The witness in the form of the query's version, without a newline at the end.
 
     Args:
         query: names and order of the tensors.
-        values: by name, any shape with the declared number of elements; the precision of the
-            array decides the number of digits.
+        values: by name, any shape with the declared number of elements.
+        decimals: exact values that replace some of those, as in `Query.holds`.
 
     Raises:
         UsageError: a tensor has no value or the wrong number of elements.
@@ -45,12 +53,12 @@ def format_witness(query: Query, values: Mapping[str, Array]) -> str:
         parts = [
             f"({tensor.name}_{index} {text})"
             for tensor in query.tensors
-            for index, text in enumerate(_texts(tensor, values))
+            for index, text in enumerate(_texts(tensor, values, decimals or {}))
         ]
         return f"({chr(10).join(parts)})"
     lines: list[str] = []
     for tensor in query.tensors:
-        lines += [_header(tensor), *_texts(tensor, values)]
+        lines += [_header(tensor), *_texts(tensor, values, decimals or {})]
     return "\n".join(lines)
 
 
@@ -72,7 +80,9 @@ def parse_witness(query: Query, text: str, source: str = "<witness>") -> dict[st
     }
 
 
-def write_assignments(folder: str | Path, query: Query, values: Mapping[str, Array]) -> None:
+def write_assignments(
+    folder: str | os.PathLike[str], query: Query, values: Mapping[str, Array]
+) -> None:
     """Write ``<tensor>.pb``, an ONNX ``TensorProto`` of declared type and shape, for every tensor.
 
     Tensors of type ``real`` keep the element type of their array.
@@ -105,12 +115,14 @@ def _value(tensor: Tensor, values: Mapping[str, Array]) -> Array:
     return array
 
 
-def _texts(tensor: Tensor, values: Mapping[str, Array]) -> list[str]:
+def _texts(tensor: Tensor, values: Mapping[str, Array], decimals: Decimals) -> list[str]:
     array = _value(tensor, values)
     if array.dtype.kind != "f":
         return [str(int(value)) for value in array]
-    digits = 9 if array.dtype.itemsize <= 4 else 17
-    return [f"{value:.{digits}g}" for value in array.tolist()]
+    texts = [format(Decimal(value), "f") for value in array.tolist()]
+    for index, exact in decimals.get(tensor.name, {}).items():
+        texts[index] = decimal(exact)
+    return texts
 
 
 def _dtype(tensor: Tensor) -> type[np.floating[Any]]:

@@ -38,7 +38,7 @@ from onnxcert.spec.tree import (
 Version = Literal["1.0", "2.0"]
 
 
-def save_vnnlib(query: Query, path: str | Path, version: Version | None = None) -> None:
+def save_vnnlib(query: Query, path: str | os.PathLike[str], version: Version | None = None) -> None:
     """Write a query to a file.
 
     Args:
@@ -65,8 +65,10 @@ def decimal(value: Fraction) -> str:
     """A number whose denominator divides a power of ten, as decimal digits, exactly.
 
     Raises:
-        UsageError: it would be longer than what the reader accepts.
+        UsageError: it has no finite expansion, or one longer than what the reader accepts.
     """
+    if _other_primes(value.denominator) != 1:
+        raise UsageError(f"{value} has no finite decimal expansion")
     digits = max(_power_of(2, value.denominator), _power_of(5, value.denominator))
     scaled = abs(value.numerator) * 10**digits // value.denominator
     if scaled >= 10 ** (LONGEST_LITERAL - 3) or digits > LONGEST_LITERAL - 3:

@@ -54,7 +54,8 @@ def contract_pairs(graph: Graph, rules: Mapping[tuple[type, type], Contract]) ->
 
 def is_exact(*arrays: Array | None) -> bool:
     """Whether all numbers fit binary32: then they are numbers of the file, never rounded since."""
-    return all(a is None or bool((a.astype(np.float32) == a).all()) for a in arrays)
+    with np.errstate(over="ignore"):
+        return all(a is None or bool((a.astype(np.float32) == a).all()) for a in arrays)
 
 
 def product_or_none(factor: FloatArray | None, other: FloatArray | None) -> FloatArray | None:

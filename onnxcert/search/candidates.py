@@ -3,23 +3,26 @@
 The engine computes in its own precision; a witness counts in the precision of the file. So a point
 is rounded to the model's element type, clipped to representable numbers inside the box, evaluated
 again, and only the most promising few are handed to ``confirm``, which replays the original file and
-checks the query exactly. Where a box is so thin that no representable number lies inside it, the
-nearest one is used; ``confirm`` decides what that is worth.
+checks the query exactly. Where an interval is so thin that no number of that type lies inside it
+(specifications fix inputs to decimals), a decimal inside it is the witness and its rounding is what
+gets replayed, as any runtime that reads the witness would do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 import numpy as np
 
-from onnxcert.arrays import Array, FloatArray, array_module, to_host
+from onnxcert.arrays import Array, FloatArray, IntArray, array_module, to_host
 from onnxcert.graph import Graph
 from onnxcert.search.cases import Cases
 from onnxcert.verdict import Counterexample
 
-Confirm = Callable[[FloatArray], Counterexample | None]
+Decimals = dict[int, Fraction]
+Confirm = Callable[[FloatArray, Decimals], Counterexample | None]
 
 _NEAR = 1e-4
 """Violations up to this, relative to the outputs, are worth a replay: binary32 may fall either way."""
@@ -28,13 +31,11 @@ _NEAR = 1e-4
 def representable_box(
     lower: FloatArray, upper: FloatArray, dtype: type[np.floating]
 ) -> tuple[FloatArray, FloatArray]:
-    """The smallest and largest numbers of ``dtype`` in [lower, upper], or the nearest if none is."""
+    """The smallest and the largest number of ``dtype`` in [lower, upper]; crossed if there is none."""
     low, high = lower.astype(dtype), upper.astype(dtype)
     low = np.where(low < lower, np.nextafter(low, dtype(np.inf)), low)
     high = np.where(high > upper, np.nextafter(high, dtype(-np.inf)), high)
-    middle = (0.5 * (lower + upper)).astype(dtype)
-    none = low > high
-    return np.where(none, middle, low), np.where(none, middle, high)
+    return low, high
 
 
 @dataclass
@@ -44,7 +45,8 @@ class Candidates:
     Attributes:
         graph: the network in the engine's precision.
         cases: what a witness has to satisfy.
-        confirm: replays one point (n_in,) on the original file.
+        confirm: replays one point (n_in,) on the original file; some of its coordinates may stand
+            for decimals that the element type cannot represent.
         dtype: the element type of the model.
         replays_left: how many replays may still be spent.
     """
@@ -65,24 +67,31 @@ class Candidates:
         if len(points) == 0:
             return None
         box = problem.case_box[first[first >= 0]]
-        low, high = representable_box(problem.lower[box], problem.upper[box], self.dtype)
+        low, high = representable_box(
+            problem.inner_lower[box], problem.inner_upper[box], self.dtype
+        )
         rounded = np.clip(to_host(points).astype(self.dtype), low, high)
+        middle = 0.5 * (problem.lower[box] + problem.upper[box])
+        rounded = np.where(low > high, middle.astype(self.dtype), rounded)
         inputs = array_module(points).asarray(rounded, dtype=float)
         outputs = self.graph.forward(inputs)
         violation = to_host(self.cases.violation(inputs, outputs, cases)).min(axis=1)
         scale = 1.0 + to_host(abs(outputs).max(axis=1))
         promising = np.flatnonzero(violation <= _NEAR * scale)
         for index in promising[np.argsort(violation[promising], kind="stable")][:8]:
-            if found := self._replay(rounded[index]):
+            thin = np.flatnonzero(low[index] > high[index])
+            if found := self._replay(rounded[index], int(box[index]), thin):
                 return found
         return None
 
-    def _replay(self, point: FloatArray) -> Counterexample | None:
+    def _replay(self, point: FloatArray, box: int, thin: IntArray) -> Counterexample | None:
         key = point.tobytes()
         if key in self._tried or self.replays_left <= 0:
             return None
         self._tried.add(key)
         self.replays_left -= 1
-        found = self.confirm(point)
+        bounds = self.cases.problem.exact_bounds
+        decimals = {int(i): sum(bounds(box, int(i)), Fraction(0)) / 2 for i in thin}
+        found = self.confirm(point, decimals)
         self.unconfirmed += found is None
         return found

@@ -60,17 +60,32 @@ class BoxUnion:
         """Lower and upper bound as written; ``None`` where there is none."""
         return self.lower.exact((disjunct, column)), self.upper.exact((disjunct, column))
 
-    def holds(self, point: FloatArray, value_of: Callable[[Variable], Fraction]) -> bool:
+    def holds(
+        self, point: FloatArray, rounded: BoolArray, value_of: Callable[[Variable], Fraction]
+    ) -> bool:
         """Whether a point satisfies a disjunct, exactly.
 
         Args:
             point: (c,) float64 values of the columns.
+            rounded: (c,) where the exact value is no double, so that `value_of` must be asked.
             value_of: exact values, for the further comparisons.
         """
         # A double x is at least the decimal v exactly when it is at least ceil(v): no tolerance.
         inside = (point >= self.lower.ceil) & (point <= self.upper.floor)
-        chosen = np.flatnonzero(inside.all(axis=1))
-        return any(all(atom.holds(value_of) for atom in self.atoms[k]) for k in chosen)
+        chosen = np.flatnonzero((inside | rounded).all(axis=1)).tolist()
+        columns = np.flatnonzero(rounded).tolist()
+        return any(
+            all(self._contains(k, column, value_of) for column in columns)
+            and all(atom.holds(value_of) for atom in self.atoms[k])
+            for k in chosen
+        )
+
+    def _contains(
+        self, disjunct: int, column: int, value_of: Callable[[Variable], Fraction]
+    ) -> bool:
+        lower, upper = self.exact_bounds(disjunct, column)
+        value = value_of(self.variable(column))
+        return (lower is None or lower <= value) and (upper is None or value <= upper)
 
 
 def _find_empty(lower: Decimals, upper: Decimals) -> BoolArray:

@@ -122,7 +122,8 @@ class Decimals:
 
 def next_up(floor: FloatArray, inexact: BoolArray) -> FloatArray:
     """The upper neighbours that belong to ``floor``."""
-    return np.where(inexact, np.nextafter(floor, np.inf), floor)
+    with np.errstate(over="ignore"):  # infinity is above the largest number, as it should be
+        return np.where(inexact, np.nextafter(floor, np.inf), floor)
 
 
 def fit(value: Fraction) -> tuple[int, int] | None:

@@ -5,7 +5,9 @@ A specification becomes a stream of these; `onnxcert.frontend.lower` makes them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 
 from onnxcert.arrays import BoolArray, FloatArray, IntArray
 
@@ -31,6 +33,10 @@ class Problem:
         case_rows: (K, R) the rows of each case, padded with -1; a case without rows is satisfied
             by every point of its box.
         case_disjunct: (K,) running number over the whole query, for reports.
+        inner_lower: (N, n_in) float64, the bounds rounded up: where a witness may lie.
+        inner_upper: (N, n_in) float64, rounded down.
+        exact_bounds: box and input -> both bounds as written; for inputs whose interval contains
+            no floating-point number at all.
     """
 
     lower: FloatArray
@@ -42,6 +48,9 @@ class Problem:
     case_box: IntArray
     case_rows: IntArray
     case_disjunct: IntArray
+    inner_lower: FloatArray
+    inner_upper: FloatArray
+    exact_bounds: Callable[[int, int], tuple[Fraction, Fraction]]
 
     def __len__(self) -> int:
         """Number of cases."""

@@ -27,6 +27,8 @@ from onnxcert.spec.tree import (
 )
 
 Values: TypeAlias = Mapping[str, ArrayLike]
+Decimals: TypeAlias = Mapping[str, Mapping[int, Fraction]]
+"""Tensor name -> flat index -> the exact value where it is no floating-point number."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +67,7 @@ class Query:
         position = np.unravel_index(variable.element, tensor.shape)
         return f"{tensor.name}[{','.join(str(int(i)) for i in position)}]"
 
-    def holds(self, values: Values) -> bool:
+    def holds(self, values: Values, decimals: Decimals | None = None) -> bool:
         """Whether the values satisfy every assertion, with no tolerance at all.
 
         Floating-point values are exact rationals, and the comparisons are evaluated over the
@@ -73,11 +75,12 @@ class Query:
 
         Args:
             values: by name of the tensor, any shape with the declared number of elements.
+            decimals: exact values that replace some of those, where no float is exact.
 
         Raises:
             UsageError: a tensor that the assertions mention has no value, or the wrong size.
         """
-        point = _Point(self.tensors, values)
+        point = _Point(self.tensors, values, decimals or {})
         if not all(np.isfinite(array).all() for array in point.arrays.values()):
             return False
         return all(fold(formula, point.leaf, _combine) for formula in self.assertions)
@@ -102,13 +105,18 @@ def _as_doubles(tensor: Tensor, values: ArrayLike) -> FloatArray:
 class _Point:
     """Exact values of variables, converted when they are first asked for."""
 
-    def __init__(self, tensors: Sequence[Tensor], values: Values) -> None:
+    def __init__(self, tensors: Sequence[Tensor], values: Values, decimals: Decimals) -> None:
         self.tensors = tensors
         self.arrays: dict[int, FloatArray] = {}
         for position, tensor in enumerate(tensors):
             if tensor.name in values:
                 self.arrays[position] = _as_doubles(tensor, values[tensor.name])
-        self.known: dict[Variable, Fraction] = {}
+        self.known = {
+            Variable(position, index): value
+            for position, tensor in enumerate(tensors)
+            for index, value in decimals.get(tensor.name, {}).items()
+        }
+        self.rounded = frozenset(self.known)
 
     def array(self, tensor: int) -> FloatArray:
         if tensor not in self.arrays:
@@ -126,7 +134,11 @@ class _Point:
         value_of: Callable[[Variable], Fraction] = self.value
         if isinstance(leaf, Atom):
             return leaf.holds(value_of)
-        return leaf.holds(self._columns(leaf.columns), value_of)
+        rounded = np.zeros(len(leaf.columns), np.bool_)
+        if self.rounded:
+            pairs = map(tuple, leaf.columns.tolist())
+            rounded = np.array([Variable(*pair) in self.rounded for pair in pairs], np.bool_)
+        return leaf.holds(self._columns(leaf.columns), rounded, value_of)
 
     def _columns(self, columns: IntArray) -> FloatArray:
         point = np.empty(len(columns))

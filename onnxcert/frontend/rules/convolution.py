@@ -152,9 +152,7 @@ def convolution(call: Call) -> Operand:
         tensor.shape[0],
     )
     made = call.build.apply(op, call.build.flat(tensor))
-    shape = image_shape(
-        tensor.shape[0], weight.shape[0], window.positions, geometry.dimensions
-    )
+    shape = image_shape(tensor.shape[0], weight.shape[0], window.positions, geometry.dimensions)
     return Tensor.whole(made, shape)
 
 

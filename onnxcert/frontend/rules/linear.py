@@ -127,10 +127,9 @@ def gemm(call: Call) -> Operand:
     if isinstance(first, Tensor) and isinstance(second, Constant):
         product = matrix_product(build, first, second, alpha)
     elif isinstance(first, Constant) and isinstance(second, Tensor):
-        turned = _as_tensor(_swapped(build, second))
-        product = _as_tensor(
-            _swapped(build, matrix_product(build, turned, Constant(first.array.T), alpha))
-        )
+        flipped = _as_tensor(_swapped(build, second))
+        product = matrix_product(build, flipped, Constant(first.array.T), alpha)
+        product = _as_tensor(_swapped(build, product))
     elif isinstance(first, Constant):
         raise NoRule("only C depends on the input")
     else:

@@ -144,6 +144,7 @@ def split(call: Call) -> list[Operand]:
 def depth_to_space(call: Call) -> Operand:
     """Blocks of channels become blocks of pixels."""
     block = int(call.attributes["blocksize"])
+    call.refuse("mode", "DCR", "CRD")
     by_column = call.attributes.get("mode", "DCR") == "CRD"
 
     def move(x: Array) -> Array:
@@ -165,8 +166,6 @@ def space_to_depth(call: Call) -> Operand:
     def move(x: Array) -> Array:
         n, c, h, w = x.shape
         parts = x.reshape(n, c, h // block, block, w // block, block)
-        return parts.transpose(0, 3, 5, 1, 2, 4).reshape(
-            n, c * block**2, h // block, w // block
-        )
+        return parts.transpose(0, 3, 5, 1, 2, 4).reshape(n, c * block**2, h // block, w // block)
 
     return call.build.rearrange([call.operand(0)], move)

@@ -6,20 +6,7 @@ import numpy as np
 
 from onnxcert.arrays import Array, IntArray
 from onnxcert.frontend.rules.registry import Call, normal_axis, reads
-from onnxcert.frontend.tensors import Constant, NoRule, Operand
-
-_MOST_ENTRIES = 1 << 28
-"""Largest tensor that may be made by repetition: 2 GB of float64, beyond any network."""
-
-
-def checked_size(shape: tuple[int, ...]) -> None:
-    """Refuse shapes that no memory holds before NumPy tries.
-
-    Raises:
-        ValueError: the shape has more entries than any network.
-    """
-    if int(np.prod(np.array(shape, dtype=object))) > _MOST_ENTRIES:
-        raise ValueError(f"a tensor of shape {shape} is too large")
+from onnxcert.frontend.tensors import Constant, NoRule, Operand, checked_size
 
 
 @reads("Slice", moves=True)
@@ -71,7 +58,7 @@ def gather_elements(call: Call) -> Operand:
     index = call.constant(1, "the index")
     axis = normal_axis(call.attributes.get("axis", 0), len(operand.shape))
     index = np.where(index < 0, index + operand.shape[axis], index)
-    places = list(np.indices(index.shape))
+    places: list[IntArray] = list(np.indices(index.shape))
     places[axis] = index
     return call.build.rearrange([operand], lambda x: x[tuple(places)])
 
@@ -120,9 +107,11 @@ def tile(call: Call) -> Operand:
 def where(call: Call) -> Operand:
     """Pick from two tensors by a known condition."""
     condition = call.constant(0, "the condition")
-    return call.build.rearrange(
-        [call.operand(1), call.operand(2)], lambda x, y: np.where(condition, x, y)
-    )
+
+    def move(x: Array, y: Array) -> Array:
+        return np.where(condition, x, y)
+
+    return call.build.rearrange([call.operand(1), call.operand(2)], move)
 
 
 @reads("Trilu", since=14, moves=True)
@@ -133,9 +122,11 @@ def trilu(call: Call) -> Operand:
     operand = call.operand(0)
     kept = triangle(np.ones(operand.shape, dtype=bool), shift)
     zero = operand.array.dtype if isinstance(operand, Constant) else np.dtype(np.float64)
-    return call.build.rearrange(
-        [operand, Constant(np.zeros((), dtype=zero))], lambda x, fill: np.where(kept, x, fill)
-    )
+
+    def move(x: Array, fill: Array) -> Array:
+        return np.where(kept, x, fill)
+
+    return call.build.rearrange([operand, Constant(np.zeros((), dtype=zero))], move)
 
 
 @reads("Pad", since=2, moves=True, note="constant amounts")
@@ -153,12 +144,14 @@ def pad(call: Call) -> Operand:
     mode = str(call.attributes.get("mode", "constant"))
     if mode not in ("constant", "edge", "reflect", "wrap"):
         raise NoRule(f"mode={mode}")
-    positions = [np.arange(n) for n in operand.shape]
+    before, after = [0] * rank, [0] * rank
     for number, axis in enumerate(axes):
-        axis = normal_axis(axis, rank)  # noqa: PLW2901
-        begin, end = amounts[number], amounts[number + len(axes)]
-        positions[axis] = _padded_positions(operand.shape[axis], begin, end, mode)
-    checked_size(tuple(len(line) for line in positions))
+        before[normal_axis(axis, rank)] = amounts[number]
+        after[normal_axis(axis, rank)] = amounts[number + len(axes)]
+    checked_size(tuple(map(sum, zip(operand.shape, before, after, strict=True))))
+    positions = [
+        _padded_positions(*line, mode) for line in zip(operand.shape, before, after, strict=True)
+    ]
 
     def move(x: Array, fill: Array) -> Array:
         for axis, line in enumerate(positions):
@@ -174,7 +167,6 @@ def _padded_positions(length: int, begin: int, end: int, mode: str) -> IntArray:
     """Positions along a padded axis; -1 stands for the constant."""
     line = np.arange(max(0, -begin), length - max(0, -end))
     before, after = max(0, begin), max(0, end)
-    checked_size((before + len(line) + after,))
     if mode == "constant":
         return np.pad(line, (before, after), constant_values=-1)
     return np.pad(line, (before, after), mode=mode)  # type: ignore[call-overload,no-any-return]

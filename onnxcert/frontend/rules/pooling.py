@@ -13,8 +13,11 @@ from onnxcert.frontend.rules.convolution import (
 )
 from onnxcert.frontend.rules.extremum import largest_row
 from onnxcert.frontend.rules.registry import Call, reads
-from onnxcert.frontend.tensors import NoRule, Operand, Tensor
+from onnxcert.frontend.tensors import NoRule, Operand, Tensor, checked_size
 from onnxcert.ops import Convolution
+
+_CLEAR_CEIL_MODE = 22
+"""Since this version of the operators there is one reading of ``ceil_mode``."""
 
 
 def _pooled_window(call: Call, tensor: Tensor) -> tuple[Geometry, Window, Pair]:
@@ -29,12 +32,16 @@ def _pooled_window(call: Call, tensor: Tensor) -> tuple[Geometry, Window, Pair]:
             size = geometry.spatial[axis] + before[axis] + after[axis] - geometry.span[axis]
             step = geometry.stride[axis]
             positions = -(-size // step) + 1
-            # A window must not begin in the padding after the image.
+            # A window must not begin in the padding after the image. ONNX says so since version
+            # 22; onnxruntime has always done it, also where older definitions say otherwise.
             if (positions - 1) * step >= geometry.spatial[axis] + before[axis]:
+                if call.version < _CLEAR_CEIL_MODE:
+                    raise NoRule("ceil_mode where ONNX and onnxruntime count windows differently")
                 positions -= 1
             stretched[axis] += max(0, (positions - 1) * step - size)
     rows, columns = stretched
     window = checked_window(tensor.shape[1], geometry, before, (rows, columns))
+    checked_size((tensor.shape[1], *window.kernel, *window.positions))
     return geometry, window, after
 
 
@@ -45,7 +52,8 @@ def _window_positions(window: Window) -> IntArray:
     single = Window(
         (1, height, width), window.kernel, window.stride, window.dilation, window.padding
     )
-    return single.unfold(plane)[0, 0].astype(np.int64) - 1
+    positions: IntArray = single.unfold(plane)[0, 0].astype(np.int64) - 1
+    return positions
 
 
 @reads("MaxPool", note="1-d and 2-d, without indices")

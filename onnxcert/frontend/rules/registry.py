@@ -24,6 +24,7 @@ class Call:
 
     Attributes:
         operator: the ONNX operator.
+        version: the oldest operator set with this version of it.
         attributes: name -> int, float, str, list or array.
         inputs: what is read; None for an optional input that is left out.
         outputs: how many outputs the node has.
@@ -31,6 +32,7 @@ class Call:
     """
 
     operator: str
+    version: int
     attributes: Mapping[str, Any]
     inputs: tuple[Operand | None, ...]
     outputs: int

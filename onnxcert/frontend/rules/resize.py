@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from onnxcert.arrays import Array, IntArray
-from onnxcert.frontend.rules.picking import checked_size
 from onnxcert.frontend.rules.registry import Call, reads
-from onnxcert.frontend.tensors import NoRule, Operand
+from onnxcert.frontend.tensors import NoRule, Operand, checked_size
 
 
 @reads("Upsample", since=7, moves=True, note="nearest, integer scales")
