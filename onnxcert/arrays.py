@@ -148,6 +148,31 @@ class Window:
         height, width = ((size - span) // step + 1 for size, span, step in sizes)
         return height, width
 
+    def crop(
+        self, top: int, left: int, rows: int, columns: int
+    ) -> tuple[Window, tuple[int, int]]:
+        """The window restricted to a rectangle of its positions.
+
+        Returns:
+            The same kernel over just the pixels that those positions read, with exactly
+            ``rows`` x ``columns`` positions, and the place (row, column) of its image in the old one.
+        """
+        starts, sizes, before, after = [], [], [], []
+        for axis, (first, count) in enumerate(((top, rows), (left, columns))):
+            span = self.dilation[axis] * (self.kernel[axis] - 1) + 1
+            begin = first * self.stride[axis] - self.padding[axis]
+            end = begin + (count - 1) * self.stride[axis] + span
+            low, high = max(begin, 0), min(end, self.image[1 + axis])
+            low, high = min(low, self.image[1 + axis] - 1), max(high, 1)
+            starts.append(low)
+            sizes.append(high - low)
+            before.append(low - begin)
+            after.append(end - high)
+        image = (self.image[0], sizes[0], sizes[1])
+        padding = (before[0], before[1], after[0], after[1])
+        window = Window(image, self.kernel, self.stride, self.dilation, padding)
+        return window, (starts[0], starts[1])
+
     def _taps(self) -> list[tuple[slice, slice]]:
         """For each tap of the kernel, the slice of the padded image it meets at all positions."""
         taps = []

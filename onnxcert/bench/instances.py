@@ -141,7 +141,9 @@ def _instance(
 ) -> Instance:
     place = f"{source}:{line}"
     category = record["benchmark"]
-    if category in ("", ".", "..") or "/" in category or "\0" in category:
+    if any("\0" in cell for cell in record.values()):
+        raise InputError("the row has a NUL byte", place=place)
+    if category in ("", ".", "..") or "/" in category:
         raise InputError(f"{category!r} cannot name a benchmark", place=place)
     if not record["onnx"] or not record["vnnlib"]:
         raise InputError("a model and a specification are needed", place=place)
@@ -192,7 +194,7 @@ def _stem(record: Mapping[str, str], is_spread: bool) -> str:
             names = ["networks"]  # reported with its line by the caller
         return f"{'_'.join(names)}_{prop}"
     model = _plain(Path(record["onnx"]))
-    folder = f"{model.parent.name}_" if is_spread and model.parent.name != "onnx" else ""
+    folder = f"{model.parent.name}_" if is_spread and model.parent.name not in ("", "onnx") else ""
     return f"{folder}{model.stem}_{prop}"
 
 

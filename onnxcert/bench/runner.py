@@ -161,7 +161,7 @@ class _Run:
 
     async def everything(self) -> None:
         """Work until nothing waits; a failure of one worker ends all of them."""
-        self._cancel_on_sigterm()
+        self._cancel_on_signals()
         ticking = asyncio.create_task(self._tick())
         try:
             async with asyncio.TaskGroup() as group:
@@ -172,10 +172,11 @@ class _Run:
         finally:
             ticking.cancel()
 
-    def _cancel_on_sigterm(self) -> None:
+    def _cancel_on_signals(self) -> None:
         task = asyncio.current_task()
         if task is not None and threading.current_thread() is threading.main_thread():
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                asyncio.get_running_loop().add_signal_handler(number, task.cancel)
 
     async def _work(self) -> None:
         while self.waiting:

@@ -20,7 +20,7 @@ as dense arrays.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module
@@ -151,18 +151,54 @@ class Pulled:
     activations: dict[str, Array]
 
 
+Columns = Array | None
+"""Where rows may be non-zero: increasing column numbers, or None for everywhere."""
+
+_NARROW = 0.5
+"""Rows with more than this share of columns are stored densely."""
+
+
 class _Pass:
     """One backward pass: pending rows by value, and the constants collected so far."""
 
     def __init__(self, relaxation: Relaxation, shape: tuple[int, int]) -> None:
         self.relaxation = relaxation
         self.shape = shape
-        self.pending: dict[str, Array] = {}
+        self.pending: dict[str, tuple[Array, Columns]] = {}
         self.constant: Array | float = 0.0
         self.kept: dict[str, Array] = {}
 
-    def push(self, name: str, rows: Array) -> None:
-        self.pending[name] = self.pending[name] + rows if name in self.pending else rows
+    def push(self, name: str, rows: Array, columns: Columns = None) -> None:
+        """Add rows over a value, which other consumers of the value may have reached already."""
+        size = self.relaxation.graph.sizes[name]
+        if columns is not None and len(columns) > _NARROW * size:
+            rows, columns = self.widen(rows, columns, size), None
+        if name in self.pending:
+            rows, columns = self._add(self.pending[name], (rows, columns), size)
+        self.pending[name] = (rows, columns)
+
+    def widen(self, rows: Array, columns: Columns, size: int) -> Array:
+        """Rows over all columns."""
+        if columns is None:
+            return rows
+        dense = array_module(rows).zeros((*self.shape, size))
+        dense[:, :, columns] = rows
+        return dense  # type: ignore[no-any-return]
+
+    def _add(
+        self, first: tuple[Array, Columns], second: tuple[Array, Columns], size: int
+    ) -> tuple[Array, Columns]:
+        (rows, columns), (others, where) = first, second
+        if columns is None and where is None:
+            return rows + others, None
+        if columns is not None and where is not None:
+            xp = array_module(columns)
+            union = xp.unique(xp.concatenate([columns, where]))
+            total = xp.zeros((*self.shape, len(union)))
+            total[:, :, xp.searchsorted(union, columns)] = rows
+            total[:, :, xp.searchsorted(union, where)] += others
+            return total, union
+        return self.widen(rows, columns, size) + self.widen(others, where, size), None
 
     def charge(self, rows: Array, vector: Array) -> None:
         """Add rows . vector to the constant; the vector is (n,) or (B, n)."""
@@ -182,36 +218,44 @@ class _Pass:
         self.charge(size, -_SLACK * error)
         return rows - split.value[:, None]
 
-    def step(self, node: Node, rows: Array) -> None:
+    def step(self, node: Node, rows: Array, columns: Columns = None) -> None:
         """Move rows over the node's output to its inputs."""
         if isinstance(node.op, Elementwise):
-            self._through_curve(node, rows)
+            self._through_curve(node, rows, columns)
             return
         op = node.op
         assert isinstance(op, Affine)
         error = self.relaxation.errors.get(node.name)
         if error is not None:
-            self.charge(abs(rows), -_SLACK * error)
+            self.charge(abs(rows), -_SLACK * _part(error, columns))
         if op.bias is not None:
-            self.charge(rows, op.bias)
+            self.charge(rows, op.bias if columns is None else op.bias[columns])
         flat = rows.reshape(-1, rows.shape[-1])
-        for name, part in zip(node.inputs, op.transpose(flat), strict=True):
-            self.push(name, part.reshape(*self.shape, -1))
+        if columns is None:
+            parts = [(part, None) for part in op.transpose(flat)]
+        else:
+            parts = op.transpose_on(flat, columns)
+        self.push_all(node, parts)
 
-    def _through_curve(self, node: Node, rows: Array) -> None:
+    def push_all(self, node: Node, parts: Sequence[tuple[Array, Columns]], sign: float = 1.0) -> None:
+        """Hand flat rows (B x R, n) to the inputs of a node."""
+        for name, (part, columns) in zip(node.inputs, parts, strict=True):
+            self.push(name, sign * part.reshape(*self.shape, -1), columns)
+
+    def _through_curve(self, node: Node, rows: Array, columns: Columns) -> None:
         curve = self.relaxation.curves[node.name]
         absolute = abs(rows)
-        self.charge(rows, curve.mean_offset)
-        self.charge(absolute, -_SLACK * curve.half_offset)
-        result = rows * curve.mean[:, None]
-        absolute *= curve.half[:, None]
+        self.charge(rows, _part(curve.mean_offset, columns))
+        self.charge(absolute, -_SLACK * _part(curve.half_offset, columns))
+        result = rows * _part(curve.mean, columns)[:, None]
+        absolute *= _part(curve.half, columns)[:, None]
         result -= absolute
-        self.push(node.inputs[0], result)
+        self.push(node.inputs[0], result, columns)
 
     def finish(self, *, all_rows: bool) -> Pulled:
         """Minimise the form over the input box."""
         box = self.relaxation.box
-        rows = self.pending.pop(self.relaxation.graph.input)
+        rows = self.widen(*self.pending.pop(self.relaxation.graph.input), box.lower.shape[1])
         xp = array_module(rows)
         center = 0.5 * (box.lower + box.upper)
         radius = xp.maximum(box.upper - center, center - box.lower)
@@ -276,12 +320,16 @@ def pull_back_units(relaxation: Relaxation, start: str, index: Array, sign: floa
         run.constant = -_SLACK * xp.take_along_axis(error, index, axis=1)
     if producer.op.bias is not None:
         run.constant = run.constant + sign * producer.op.bias[index]
-    for name, part in zip(producer.inputs, producer.op.one_hot_rows(index.ravel()), strict=True):
-        run.push(name, sign * part.reshape(*index.shape, -1))
+    run.push_all(producer, producer.op.one_hot_rows(index.ravel()), sign)
     _walk(run, {}, keep=False)
     if graph.input not in run.pending:
         _push_zero(run, index)
     return run.finish(all_rows=False).lower
+
+
+def _part(vector: Array, columns: Columns) -> Array:
+    """The columns of a vector (B, n)."""
+    return vector if columns is None else vector[:, columns]
 
 
 def _push_zero(run: _Pass, like: Array) -> None:
@@ -295,11 +343,13 @@ def _push_zero(run: _Pass, like: Array) -> None:
 def _walk(run: _Pass, multipliers: Mapping[str, Multipliers], *, keep: bool) -> None:
     graph = run.relaxation.graph
     for node in reversed(graph.nodes):
-        rows = run.pending.pop(node.name, None)
-        if rows is None:
+        if node.name not in run.pending:
             continue
+        rows, columns = run.pending.pop(node.name)
+        if node.name in multipliers or keep:
+            rows, columns = run.widen(rows, columns, graph.sizes[node.name]), None
         if node.name in multipliers:
             rows = run.subtract(node.name, rows, multipliers[node.name])
         if keep and isinstance(node.op, Elementwise):
             run.kept[node.name] = rows
-        run.step(node, rows)
+        run.step(node, rows, columns)

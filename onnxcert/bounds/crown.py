@@ -15,11 +15,14 @@ from dataclasses import dataclass
 from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module
 from onnxcert.bounds.backward import Relaxation, pre_activations, pull_back_units
 from onnxcert.graph import Graph, Node
-from onnxcert.ops.base import Elementwise
+from onnxcert.ops.base import Affine, Elementwise
 from onnxcert.sets import Box
 
 CHUNK_NUMBERS = 1 << 20
 """Numbers in the widest row block of a pass: 8 MB, so that its temporaries stay in cache."""
+
+LEAST_ROWS = 64
+"""Rows of a block however wide the network is: neurons that lie together share their window."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,13 @@ def crown_bounds(
     relaxation = Relaxation(graph, box)
     empty = xp.zeros(len(box), dtype=bool)
     readers = pre_activations(graph)
+    ranks: dict[str, Array | None] = {graph.input: None}
     for node in graph.nodes:
+        ranks[node.name] = (
+            node.op.locality([ranks[name] for name in node.inputs])
+            if isinstance(node.op, Affine)
+            else ranks[node.inputs[0]]
+        )
         current = node.op.interval([boxes[name] for name in node.inputs], UNIT_ROUNDOFF)
         if node.name in known:
             current = current.intersect(known[node.name])
@@ -75,7 +84,9 @@ def crown_bounds(
             relaxation.add_affine(node, boxes)
         reads_input_only = node.inputs == (graph.input,)
         if backward and node.name in readers and not reads_input_only and not expired():
-            current = _refine(relaxation, node, current, readers[node.name], expired)
+            current = _refine(
+                relaxation, node, current, readers[node.name], ranks[node.name], expired
+            )
         wrong = (current.lower > current.upper).any(axis=1)
         empty |= wrong
         if wrong.any():
@@ -92,6 +103,7 @@ def _refine(
     node: Node,
     box: Box,
     readers: list[Node],
+    rank: Array | None,
     expired: Callable[[], bool],
 ) -> Box:
     """Intersect with backward bounds where some reader finds the neuron unstable."""
@@ -105,10 +117,14 @@ def _refine(
     if width == 0:
         return box
     # Unstable neurons first; shorter subproblems are padded with stable ones, which does no harm.
-    order = xp.argsort(~unstable, axis=1, kind="stable")[:, :width]
+    if rank is None:
+        order = xp.argsort(~unstable, axis=1, kind="stable")[:, :width]
+    else:
+        near = xp.argsort(rank)
+        order = near[xp.argsort(~unstable[:, near], axis=1, kind="stable")[:, :width]]
     lower, upper = box.lower.copy(), box.upper.copy()
     widest = max(relaxation.graph.sizes.values())
-    step = max(1, CHUNK_NUMBERS // (widest * len(box)))
+    step = max(1, CHUNK_NUMBERS // (widest * len(box)), LEAST_ROWS // len(box))
     for start in range(0, width, step):
         if expired():
             break

@@ -19,6 +19,7 @@ from importlib import import_module
 
 from onnxcert.cli.clock import Clock
 from onnxcert.cli.console import Console
+from onnxcert.cli.interrupts import interrupts_outside_imports
 from onnxcert.errors import OnnxcertError, UsageError
 
 Command = Callable[[Sequence[str], Console, Clock], int]
@@ -55,8 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     clock = Clock.of_process() if arguments is None else Clock.starting_now()
     console = Console(sys.stdout, sys.stderr)
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _dispatch(list(sys.argv[1:] if arguments is None else arguments), console, clock)
+        with interrupts_outside_imports():
+            return _dispatch(words, console, clock)
     except OnnxcertError as error:
         console.error(error)
         return error.exit_code

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 from onnxcert.cli import arguments
 from onnxcert.cli.clock import Clock
 from onnxcert.cli.console import Console, status_text
+from onnxcert.cli.interrupts import no_interrupts
 from onnxcert.errors import UsageError
 from onnxcert.settings import Settings
 
@@ -70,10 +69,9 @@ def _run(parser: arguments.Parser, words: Sequence[str], console: Console, clock
     console.configure(options.verbosity)
     _check_order(options)
     settings = Settings.parse(options.assignments)
-    _check_outputs(options)
     with _errors_recorded(options, console):
         result = _verify(options, settings, console, clock)
-        with _uninterrupted():
+        with no_interrupts():
             _deliver(result, options, console)
     return _exit_code(result, options)
 
@@ -145,9 +143,11 @@ def _check_outputs(options: argparse.Namespace) -> None:
 
 @contextmanager
 def _errors_recorded(options: argparse.Namespace, console: Console) -> Iterator[None]:
-    """Write the record also of a run that ends without a verdict."""
+    """Write the record also of a run that ends without a verdict, unless it was called wrongly."""
     try:
         yield
+    except UsageError:
+        raise
     except (Exception, KeyboardInterrupt) as error:
         if options.json is not None:
             from onnxcert.report import error_record, to_json, write_file
@@ -159,19 +159,6 @@ def _errors_recorded(options: argparse.Namespace, console: Console) -> Iterator[
         raise
 
 
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ignore Ctrl-C for the moment it takes to write down what was found."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def _files(options: argparse.Namespace) -> dict[str, str]:
     model = options.networks[0][1] if options.networks else options.model
     return {"model": model, "spec": options.spec}
@@ -180,19 +167,20 @@ def _files(options: argparse.Namespace) -> dict[str, str]:
 def _verify(
     options: argparse.Namespace, settings: Settings, console: Console, clock: Clock
 ) -> Result:
-    from onnxcert.frontend.vnnlib import read_query
-    from onnxcert.verdict import Reason, Result, Unknown
-
     query = None
     try:
+        _check_outputs(options)
+        from onnxcert.frontend.vnnlib import read_query
+
         query = read_query(options.spec)
         model = match_networks(query, options.networks) if options.networks else options.model
         _warn_about_rounding(query, console)
         return _search(model, query, options, settings, console, clock)
-    except KeyboardInterrupt:
-        return Result(Unknown(Reason.INTERRUPTED), query)
-    except MemoryError:
-        return Result(Unknown(Reason.MEMORY), query)
+    except (KeyboardInterrupt, MemoryError) as error:
+        from onnxcert.verdict import Reason, Result, Unknown
+
+        was_interrupted = isinstance(error, KeyboardInterrupt)
+        return Result(Unknown(Reason.INTERRUPTED if was_interrupted else Reason.MEMORY), query)
 
 
 def _search(

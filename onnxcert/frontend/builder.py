@@ -81,6 +81,13 @@ class Builder:
         """
         if all(isinstance(operand, Constant) for operand in operands):
             return Constant(move(*(o.array for o in operands if isinstance(o, Constant))))
+        return self.moved(operands, move)
+
+    def moved(self, operands: Sequence[Operand], move: Move) -> Tensor:
+        """As `rearrange`, for operands of which one at least is computed.
+
+        The result counts as computed even where only constants are left of it.
+        """
         source, size, offsets = self._join([o for o in operands if isinstance(o, Tensor)])
         codes: list[IntArray] = []
         pool: list[FloatArray] = []
@@ -123,6 +130,9 @@ class Builder:
             if len(used):
                 parts.append(self.flat(part))
             end += len(used)
+        if not parts:
+            source, size = next(iter(sources.items()))
+            return source, size, offsets
         sizes = tuple(self.sizes[part] for part in parts)
         return self.apply(Concat(sizes), *parts), end, offsets
 
@@ -212,13 +222,11 @@ class Builder:
         return self.scale(tensor, np.array(-1.0), None)
 
 
-def _decode(code: IntArray, source: str, size: int, pool: FloatArray) -> Operand:
+def _decode(code: IntArray, source: str, size: int, pool: FloatArray) -> Tensor:
     """Turn moved codes back: positions below ``size``, entries of the pool from there on."""
     code = np.asarray(code)
     fixed = code >= size
     if not fixed.any():
         return Tensor(source, size, code)
     fill = np.where(fixed, pool[np.where(fixed, code - size, 0)], 0.0)
-    if fixed.all():
-        return Constant(fill)
     return Tensor(source, size, np.where(fixed, -1, code), fill)

@@ -1,46 +1,28 @@
-"""From the exact tree to batches of problems for the engine, one disjunct after the other.
+"""From the exact tree to batches of problems for the engine.
 
-The tree is walked depth first. A branch carries the input box so far, the rows so far and the
-disjunctions still open; it is dropped as soon as its box is empty, exactly. Nothing is expanded
-before it is asked for: 18 binary disjunctions have 262,144 combinations, but holding them takes 18
-iterators. Disjunctions over inputs alone are opened first, so that many cases share one box.
-
-Strict comparisons of one input become closed bounds, and bounds and offsets are rounded outward: a
-problem may have more solutions than the query, never fewer. ``Query.holds`` has the last word on
-every candidate.
+`onnxcert.frontend.walk` enumerates the disjuncts, this module packs them into arrays. Strict
+comparisons of one input become closed bounds, and bounds and offsets are rounded outward: a problem
+may have more solutions than the query, never fewer. ``Query.holds`` has the last word on every
+candidate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from hashlib import sha256
-from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
-from onnxcert.arrays import FloatArray, IntArray
-from onnxcert.errors import SpecError, UnsupportedSpec
-from onnxcert.frontend.regions import Conditions, Disjunct, Limits, Piece, Region
-from onnxcert.frontend.rows import Layout, Row, make_rows, place
-from onnxcert.spec.boxes import BoxUnion
+from onnxcert.arrays import FloatArray
+from onnxcert.errors import UnsupportedSpec
+from onnxcert.frontend.regions import Region
+from onnxcert.frontend.rows import Layout, Row, place
+from onnxcert.frontend.walk import Case, Walk
 from onnxcert.spec.problem import Problem
 from onnxcert.spec.query import Query
-from onnxcert.spec.tree import (
-    And,
-    Atom,
-    Formula,
-    Or,
-    Polynomial,
-    Term,
-    atoms,
-    compare,
-    leaves,
-)
-
-T = TypeVar("T")
-_Choice: TypeAlias = "Or | BoxUnion"
+from onnxcert.spec.tree import atoms
 
 LARGEST_BATCH = 2000
 """Cases in one problem."""
@@ -79,7 +61,7 @@ class Lowered:
             SpecError: while it runs, when a case leaves an input unbounded.
         """
         batch = _Batch(self.layout)
-        for number, case in enumerate(_Walk(self.query, self.layout).cases()):
+        for number, case in enumerate(Walk(self.query, self.layout).cases()):
             batch.add(case, number)
             if batch.is_full:
                 yield batch.problem()
@@ -111,215 +93,6 @@ def lower_query(query: Query) -> Lowered:
     return Lowered(query, layout)
 
 
-class _Chain(NamedTuple, Generic[T]):
-    """A list that branches share: an item in front of the list of the branch's parent."""
-
-    item: T
-    rest: _Chain[T] | None
-
-
-def _prepend(items: Iterable[T], chain: _Chain[T] | None) -> _Chain[T] | None:
-    """The chain with all items in front, the first first."""
-    for item in reversed(list(items)):
-        chain = _Chain(item, chain)
-    return chain
-
-
-@dataclass(frozen=True, eq=False)
-class _Case:
-    """A branch of the walk: a box, rows, and what is still to be chosen."""
-
-    region: Region
-    rows: _Chain[tuple[Row, ...]] | None = None
-    input_choices: _Chain[_Choice] | None = None
-    other_choices: _Chain[_Choice] | None = None
-
-    def all_rows(self) -> tuple[Row, ...]:
-        """Every row once, the oldest first."""
-        parts, chain = [], self.rows
-        while chain is not None:
-            parts.append(chain.item)
-            chain = chain.rest
-        return tuple(dict.fromkeys(row for part in reversed(parts) for row in part))
-
-    def next_choice(self) -> tuple[_Choice, _Case] | None:
-        """A disjunction to open, and the case without it; `None` when none is left."""
-        if self.input_choices is not None:
-            choice, rest = self.input_choices
-            return choice, replace(self, input_choices=rest)
-        if self.other_choices is not None:
-            choice, rest = self.other_choices
-            return choice, replace(self, other_choices=rest)
-        return None
-
-
-@dataclass(eq=False)
-class _Settled:
-    """What follows from formulas without any choice; collected before the box is cut."""
-
-    bounds: dict[int, Limits] = field(default_factory=dict)
-    disjuncts: list[Disjunct] = field(default_factory=list)
-    rows: list[Row] = field(default_factory=list)
-    choices: list[_Choice] = field(default_factory=list)
-
-    def bound(self, column: int, lower: Fraction | None, upper: Fraction | None) -> bool:
-        """Add bounds of an input; whether a value is left."""
-        low, high = self.bounds.get(column, (None, None))
-        if lower is not None:
-            low = lower if low is None else max(low, lower)
-        if upper is not None:
-            high = upper if high is None else min(high, upper)
-        self.bounds[column] = (low, high)
-        return low is None or high is None or low <= high
-
-
-class _Walk:
-    """The walk over the disjuncts of one query."""
-
-    def __init__(self, query: Query, layout: Layout) -> None:
-        self.query = query
-        self.layout = layout
-        # By identity of the formula; the query keeps the formulas alive.
-        self._rows: dict[int, tuple[Row, ...]] = {}
-        self._columns: dict[int, IntArray] = {}
-        self._either: dict[int, Or] = {}
-        self._about_inputs: dict[int, bool] = {}
-
-    def cases(self) -> Iterator[_Case]:
-        """All cases whose box has a point, without open choices."""
-        whole = _Case(Region.everything(self.layout.n_inputs))
-        root = self._extend(whole, self.query.assertions)
-        stack: list[Iterator[_Case]] = [iter(() if root is None else (root,))]
-        while stack:
-            case = next(stack[-1], None)
-            if case is None:
-                stack.pop()
-                continue
-            opened = case.next_choice()
-            if opened is not None:
-                stack.append(self._alternatives(*opened))
-            else:
-                self._check_bounded(case.region)
-                yield case
-
-    def _alternatives(self, choice: _Choice, rest: _Case) -> Iterator[_Case]:
-        if isinstance(choice, Or):
-            extended = (self._extend(rest, (child,)) for child in choice.children)
-        else:
-            extended = (
-                self._extend(rest, (), self._disjunct(choice, k)) for k in range(len(choice))
-            )
-        return (case for case in extended if case is not None)
-
-    def _extend(
-        self, case: _Case, formulas: Sequence[Formula], disjunct: Disjunct | None = None
-    ) -> _Case | None:
-        """The case with all of the formulas; ``None`` when that has no solution."""
-        settled = self._settle(formulas, disjunct)
-        if settled is None:
-            return None
-        pieces: list[Piece] = [*settled.disjuncts]
-        if settled.bounds:
-            pieces.append(Conditions(settled.bounds))
-        region: Region | None = case.region
-        for piece in pieces:
-            region = region and region.intersect(piece)
-        if region is None:
-            return None
-        about_inputs = [c for c in settled.choices if self._is_about_inputs(c)]
-        others = [c for c in settled.choices if not self._is_about_inputs(c)]
-        return _Case(
-            region,
-            _Chain(tuple(settled.rows), case.rows) if settled.rows else case.rows,
-            _prepend(about_inputs, case.input_choices),
-            _prepend(others, case.other_choices),
-        )
-
-    def _settle(self, formulas: Sequence[Formula], disjunct: Disjunct | None) -> _Settled | None:
-        """Sort the formulas, conjunctions taken apart; ``None`` when one is false."""
-        settled = _Settled()
-        pending = list(reversed(formulas))
-        if disjunct is not None and not self._take_box(disjunct, pending, settled):
-            return None
-        while pending:
-            formula = pending.pop()
-            if isinstance(formula, And):
-                pending.extend(reversed(formula.children))
-            elif isinstance(formula, BoxUnion) and len(formula) == 1:
-                if not self._take_box(self._disjunct(formula, 0), pending, settled):
-                    return None
-            elif isinstance(formula, Or | BoxUnion):
-                settled.choices.append(formula)
-            elif not self._take_atom(formula, settled):
-                return None
-        return settled
-
-    def _take_box(self, disjunct: Disjunct, pending: list[Formula], settled: _Settled) -> bool:
-        if disjunct.union.empty[disjunct.number]:
-            return False
-        settled.disjuncts.append(disjunct)
-        pending.extend(reversed(disjunct.union.atoms[disjunct.number]))
-        return True
-
-    def _take_atom(self, atom: Atom, settled: _Settled) -> bool:
-        polynomial = atom.polynomial
-        if not polynomial.terms:
-            return compare(polynomial.constant, atom.relation)
-        if atom.relation == "!=":
-            settled.choices.append(self._either_side(atom))
-            return True
-        coefficient, (variable,) = polynomial.terms[0]
-        if len(polynomial.terms) == 1 and self.layout.is_input[variable.tensor]:
-            limit = -polynomial.constant / coefficient
-            is_upper = coefficient > 0 or atom.relation == "=="
-            is_lower = coefficient < 0 or atom.relation == "=="
-            column = self.layout.position(variable)
-            return settled.bound(column, limit if is_lower else None, limit if is_upper else None)
-        if id(atom) not in self._rows:
-            self._rows[id(atom)] = make_rows(atom, self.layout, self.query)
-        settled.rows.extend(self._rows[id(atom)])
-        return True
-
-    def _either_side(self, atom: Atom) -> Or:
-        """``p < 0 or -p < 0`` for ``p != 0``."""
-        if id(atom) not in self._either:
-            p = atom.polynomial
-            negated = Polynomial(
-                tuple(Term(-t.coefficient, t.variables) for t in p.terms), -p.constant
-            )
-            self._either[id(atom)] = Or((Atom(p, "<", atom.line), Atom(negated, "<", atom.line)))
-        return self._either[id(atom)]
-
-    def _is_about_inputs(self, choice: _Choice) -> bool:
-        """Whether opening it cuts the box: judged by the first comparison in it."""
-        if id(choice) not in self._about_inputs:
-            first = next(leaves([choice]), None)
-            self._about_inputs[id(choice)] = not isinstance(first, Atom) or all(
-                self.layout.is_input[variable.tensor]
-                for term in first.polynomial.terms
-                for variable in term.variables
-            )
-        return self._about_inputs[id(choice)]
-
-    def _disjunct(self, union: BoxUnion, number: int) -> Disjunct:
-        if id(union) not in self._columns:
-            offsets = np.array(self.layout.offsets)
-            self._columns[id(union)] = offsets[union.columns[:, 0]] + union.columns[:, 1]
-        return Disjunct(union, number, self._columns[id(union)])
-
-    def _check_bounded(self, region: Region) -> None:
-        for side, word in ((region.sides.lower_floor, "lower"), (region.sides.upper_ceil, "upper")):
-            infinite = np.flatnonzero(np.isinf(side))
-            if len(infinite):
-                name = self.query.label(self.layout.input_at(int(infinite[0])))
-                more = f" and {len(infinite) - 1} more" if len(infinite) > 1 else ""
-                raise SpecError(
-                    f"input {name}{more} has no {word} bound",
-                    place=self.query.source,
-                    help="every input needs a lower and an upper bound in every disjunct",
-                )
-
-
 class _Batch:
     """Cases on their way into one `Problem`; equal boxes and equal rows are stored once."""
 
@@ -328,20 +101,21 @@ class _Batch:
         self.regions: list[Region] = []
         self.boxes: dict[bytes, int] = {}
         self.rows: dict[Row, int] = {}
+        self.touches_inputs = False
         self.cases: list[tuple[int, tuple[int, ...], int]] = []
 
     @property
     def is_full(self) -> bool:
         """Whether another case might be too much."""
-        row_size = self.layout.n_outputs
-        if any(row.inputs for row in self.rows):
-            row_size += self.layout.n_inputs
+        row_size = self.layout.n_outputs + self.touches_inputs * self.layout.n_inputs
         cells = 4 * len(self.regions) * self.layout.n_inputs + len(self.rows) * row_size
         return len(self.cases) >= LARGEST_BATCH or 8 * cells >= LARGEST_ARRAYS
 
-    def add(self, case: _Case, number: int) -> None:
+    def add(self, case: Case, number: int) -> None:
         """Put in a case with its running number."""
-        rows = tuple(self.rows.setdefault(row, len(self.rows)) for row in case.all_rows())
+        all_rows = case.all_rows()
+        self.touches_inputs |= any(row.inputs for row in all_rows)
+        rows = tuple(self.rows.setdefault(row, len(self.rows)) for row in all_rows)
         self.cases.append((self._box(case.region), rows, number))
 
     def _box(self, region: Region) -> int:
@@ -359,14 +133,12 @@ class _Batch:
         case_rows = np.full((len(self.cases), width), -1, np.int64)
         for k, (_, rows, _) in enumerate(self.cases):
             case_rows[k, : len(rows)] = rows
-        touches_inputs = any(row.inputs for row in self.rows)
+        inputs = [row.inputs for row in self.rows]
         return Problem(
             lower=np.stack([region.sides.lower_floor for region in self.regions]),
             upper=np.stack([region.sides.upper_ceil for region in self.regions]),
             output_rows=_dense([row.outputs for row in self.rows], self.layout.n_outputs),
-            input_rows=_dense([row.inputs for row in self.rows], self.layout.n_inputs)
-            if touches_inputs
-            else None,
+            input_rows=_dense(inputs, self.layout.n_inputs) if self.touches_inputs else None,
             offset=np.array([row.offset for row in self.rows]),
             strict=np.array([row.strict for row in self.rows], np.bool_),
             case_box=np.array([box for box, _, _ in self.cases]),

@@ -195,13 +195,13 @@ def _check_points(
     xs = _sample(model, lower, upper, rng, points)
     exact = model.graph.forward(xs)
     single = _in_float32(model.graph, xs)
-    wobble = np.abs(single - exact).max(axis=0) * (_UNITS[coarsest] / _UNITS["float32"])
+    wobble = np.abs(single - exact).max(axis=0)
     for x, simple in zip(xs, exact, strict=True):
         found = replayer.run_flat(x)
         expected = _expect(model.lowered, x, _UNITS[coarsest] + UNIT_ROUNDOFF)
         _compare(model, found, expected, wobble, coarsest)
         if not expected.jumps:
-            _compare_passes(model, simple, expected.outputs)
+            _compare_passes(model, simple, expected.outputs, wobble)
 
 
 def _sample(
@@ -249,7 +249,7 @@ def _compare(
     box = expected.box
     outside = np.maximum(box.lower[0] - found, found - box.upper[0]) - slack
     deviation = np.abs(found - expected.outputs)
-    excess = deviation - (100.0 * wobble + 1e-5 * size * unit + slack)
+    excess = deviation - ((100.0 * wobble + 1e-5 * size) * unit + slack)
     worst = outside if expected.jumps else np.maximum(outside, excess)
     # Written so that NaN fails.
     if not (worst <= 0.0).all():
@@ -263,10 +263,15 @@ def _compare(
         )
 
 
-def _compare_passes(model: Model, simple: FloatArray, lowered: FloatArray) -> None:
-    """The simplified graph against the one that was read, both in float64."""
+def _compare_passes(
+    model: Model, simple: FloatArray, lowered: FloatArray, wobble: FloatArray
+) -> None:
+    """The simplified graph against the one that was read, both in float64.
+
+    What float32 does to the graph, times 2^-29, is what float64 does; the rest is generosity.
+    """
     size = max(1e-30, float(np.abs(lowered).max(initial=0.0)))
-    if not (np.abs(simple - lowered) <= 1e-9 * size).all():
+    if not (np.abs(simple - lowered) <= 1e-9 * size + 1e-6 * wobble).all():
         raise ModelError(
             "simplification changed the model by "
             f"{float(np.abs(simple - lowered).max()):.3g} at outputs of size {size:.3g}",

@@ -107,6 +107,12 @@ class Tensor:
             return False
         return bool((self.index.ravel() == np.arange(self.size)).all())
 
+    def settled(self) -> Operand:
+        """A constant if nothing but constants is left here, else the tensor itself."""
+        if self.fill is not None and bool((self.index < 0).all()):
+            return Constant(self.fill)
+        return self
+
     def to_source_order(self, values: FloatArray) -> FloatArray:
         """Bring per-entry values (broadcast to `shape`) into the order of the vector.
 

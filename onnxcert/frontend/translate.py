@@ -63,6 +63,7 @@ class Translation:
             name += "_"
         self.build = Builder(name, sum(info.size for info in model.inputs))
         self._values: dict[str, Operand | None] = {"": None}
+        self._left_out: set[str] = set()
         self._read_inputs()
 
     def _read_inputs(self) -> None:
@@ -101,6 +102,7 @@ class Translation:
             raise ModelError("a node needs more memory than there is", place=place) from error
         self._check_shapes(node, results, place)
         self._values.update(zip(node.output, results, strict=False))
+        self._left_out.update(node.output[len(results) :])
         self._values[""] = None
         self._note(node, results, reason)
 
@@ -147,6 +149,8 @@ class Translation:
             raise NoRule(unknown)
         if node.op_type == "Constant":
             return [Constant(self._constant_value(node))]
+        if not self._left_out.isdisjoint(node.input):
+            raise NoRule("reads an output that the rule of another node leaves out")
         if any(name not in self._values and name not in self.model.weights for name in node.input):
             raise ValueError("an input is never made")
         for name in node.output:
@@ -170,7 +174,8 @@ class Translation:
         call = Call(node.op_type, version, attributes, inputs, wanted, self.build)
         self.build.begin(node_key(node), node.name or node_key(node))
         result = entry.rule(call)
-        return [result] if isinstance(result, (Constant, Tensor)) else list(result)
+        results = [result] if isinstance(result, (Constant, Tensor)) else list(result)
+        return [r.settled() if isinstance(r, Tensor) else r for r in results]
 
     def _constant_value(self, node: onnx.NodeProto) -> Array:
         """The value of a Constant node, whichever attribute holds it."""

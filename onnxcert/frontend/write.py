@@ -18,8 +18,8 @@ from typing import Literal, TextIO
 import numpy as np
 
 from onnxcert.errors import UsageError
+from onnxcert.frontend.declarations import INTEGER_TYPES
 from onnxcert.frontend.numbers import LONGEST_LITERAL
-from onnxcert.frontend.vnnlib2 import INTEGER_TYPES
 from onnxcert.spec.boxes import BoxUnion
 from onnxcert.spec.query import Query
 from onnxcert.spec.tree import (

@@ -131,12 +131,40 @@ class Affine(Operator):
         del inputs
         return self.transpose(gradient)
 
-    def one_hot_rows(self, index: Array) -> list[Array]:
-        """`transpose` of the unit rows e_i for i in ``index`` (K,): rows of A."""
+    def transpose_on(self, rows: Array, columns: Array) -> list[tuple[Array, Array | None]]:
+        """`transpose` of rows that are zero outside some columns.
+
+        A neuron of a convolution depends on a small window of its input; rows that start there
+        stay narrow for some layers, and most of the work of dense rows would go into zeros.
+
+        Args:
+            rows: (K, c) values in the given columns of the output.
+            columns: (c,) increasing.
+
+        Returns:
+            Per input (values (K, c_i), columns (c_i,) or None for all of them).
+        """
+        xp = array_module(rows)
+        dense = xp.zeros((len(rows), self.output_size))
+        dense[:, columns] = rows
+        return [(part, None) for part in self.transpose(dense)]
+
+    def one_hot_rows(self, index: Array) -> list[tuple[Array, Array | None]]:
+        """`transpose` of the unit rows e_i for i in ``index`` (K,): rows of A, as `transpose_on`."""
         xp = array_module(index)
-        rows = xp.zeros((len(index), self.output_size))
-        rows[xp.arange(len(index)), index] = 1.0
-        return self.transpose(rows)
+        columns, position = xp.unique(index, return_inverse=True)
+        rows = xp.zeros((len(index), len(columns)))
+        rows[xp.arange(len(index)), position] = 1.0
+        return self.transpose_on(rows, columns)
+
+    def locality(self, ranks: Sequence[Array | None]) -> Array | None:
+        """Ranks of the outputs such that neurons of near rank read near inputs, or None.
+
+        Args:
+            ranks: the same of the inputs.
+        """
+        del ranks
+        return None
 
     def interval(self, boxes: Sequence[Box], unit: float) -> Box:
         """Centre and radius: A c + b, widened by |A| r and by the roundings of both."""

@@ -45,6 +45,15 @@ class Concat(Affine):
             rows[:, end - size : end] for size, end in zip(self.sizes, ends, strict=True)
         ]
 
+    def transpose_on(self, rows: Array, columns: Array) -> list[tuple[Array, Array | None]]:
+        """Cut the columns where the parts end."""
+        ends = np.cumsum(self.sizes)
+        parts: list[tuple[Array, Array | None]] = []
+        for size, end in zip(self.sizes, ends, strict=True):
+            here = (columns >= end - size) & (columns < end)
+            parts.append((rows[:, here], columns[here] - (end - size)))
+        return parts
+
     def absolute(self) -> Concat:
         """The map itself is non-negative."""
         return self

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Self, cast
 
 import numpy as np
@@ -20,6 +19,9 @@ from onnxcert.ops.base import Affine, register
 
 _CHUNK_NUMBERS = 1 << 21
 """Numbers in one im2col buffer: 16 MB, which stays near the last cache level."""
+
+_TILE = 4
+"""Side of the square of positions whose neurons are bounded together."""
 
 
 @register
@@ -117,27 +119,42 @@ class Convolution(Affine):
         width = self.input_sizes[0] // self.images
         return [self._by_chunks(images, run, width).reshape(len(rows), self.input_sizes[0])]
 
-    @cached_property
-    def _sources(self) -> Array:
-        """Flat input index of each (channel x tap, position), -1 in the padding."""
-        xp = array_module(self.weight)
-        numbers = xp.arange(1, int(np.prod(self.window.image)) + 1)
-        unfolded = self.window.unfold(numbers.reshape(1, *self.window.image))
-        return unfolded.reshape(-1, unfolded.shape[-1]) - 1
-
-    def one_hot_rows(self, index: Array) -> list[Array]:
-        """Each row is one kernel, written where its window lies: no product at all."""
+    def transpose_on(self, rows: Array, columns: Array) -> list[tuple[Array, Array | None]]:
+        """The transpose of the part of the image that the columns span."""
+        xp = array_module(rows)
+        channels, height, width = self.output_shape
         if self.images > 1:
-            return super().one_hot_rows(index)
-        xp = array_module(self.weight)
-        _, per_group, fan_in = self.weight.shape
-        channel, position = xp.divmod(index, int(np.prod(self.window.positions)))
-        group, member = xp.divmod(channel, per_group)
-        taken = (group * fan_in)[:, None] + xp.arange(fan_in)
-        sources = self._sources[taken, position[:, None]]
-        rows = xp.zeros((len(index), self.input_sizes[0] + 1))
-        rows[xp.arange(len(index))[:, None], sources] = self.weight[group, member]
-        return [rows[:, :-1]]
+            return super().transpose_on(rows, columns)
+        _, y, x = xp.unravel_index(columns, self.output_shape)
+        top, bottom = int(y.min()), int(y.max()) + 1
+        left, right = int(x.min()), int(x.max()) + 1
+        if 2 * (bottom - top) * (right - left) > height * width:
+            return super().transpose_on(rows, columns)
+        window, origin = self.window.crop(top, left, bottom - top, right - left)
+        part = Convolution(self.weight, window, None)
+        shape = (channels, bottom - top, right - left)
+        dense = xp.zeros((len(rows), *shape))
+        position = (columns // (height * width), y - top, x - left)
+        dense[:, position[0], position[1], position[2]] = rows
+        result = part.transpose(dense.reshape(len(rows), -1))[0]
+        numbers = xp.arange(int(np.prod(self.window.image))).reshape(self.window.image)
+        rows_there = slice(origin[0], origin[0] + window.image[1])
+        columns_there = slice(origin[1], origin[1] + window.image[2])
+        return [(result, numbers[:, rows_there, columns_there].ravel())]
+
+    def locality(self, ranks: Sequence[Array | None]) -> Array | None:
+        """Tile by tile, all channels of a tile together."""
+        del ranks
+        if self.images > 1:
+            return None
+        _, height, width = self.output_shape
+        y, x = np.divmod(np.arange(height * width), width)
+        tile = (y // _TILE) * (width // _TILE + 1) + x // _TILE
+        order = np.lexsort((x, y, tile))
+        rank = np.empty(height * width, dtype=np.int64)
+        rank[order] = np.arange(height * width)
+        ranks_of = rank * self.output_channels + np.arange(self.output_channels)[:, None]
+        return array_module(self.weight).asarray(ranks_of.ravel())  # type: ignore[no-any-return]
 
     def absolute(self) -> Convolution:
         """|W| and |b|."""

@@ -60,10 +60,16 @@ class Linear(Affine):
         product = rows.reshape(-1, self.weight.shape[1]) @ self.weight.T
         return [product.reshape(len(rows), self.input_sizes[0])]
 
-    def one_hot_rows(self, index: Array) -> list[Array]:
+    def transpose_on(self, rows: Array, columns: Array) -> list[tuple[Array, Array | None]]:
+        """G W^T with the columns of W that matter."""
+        if self.rows > 1:
+            return super().transpose_on(rows, columns)
+        return [(rows @ self.weight[:, columns].T, None)]
+
+    def one_hot_rows(self, index: Array) -> list[tuple[Array, Array | None]]:
         """Rows of W^T, without multiplying by zeros."""
         if self.rows == 1:
-            return [self.weight.T[index]]
+            return [(self.weight.T[index], None)]
         return super().one_hot_rows(index)
 
     def absolute(self) -> Linear:

@@ -49,6 +49,14 @@ class Maximum(Affine):
         """Nothing for a."""
         return [array_module(rows).zeros_like(rows), rows, rows]
 
+    def transpose_on(self, rows: Array, columns: Array) -> list[tuple[Array, Array | None]]:
+        """The same columns."""
+        return [(array_module(rows).zeros((len(rows), 0)), columns[:0]), (rows, columns), (rows, columns)]
+
+    def locality(self, ranks: Sequence[Array | None]) -> Array | None:
+        """Entry by entry."""
+        return next((rank for rank in ranks if rank is not None), None)
+
     def absolute(self) -> Maximum:
         """The map itself is non-negative."""
         return self

@@ -55,6 +55,14 @@ class Scale(Affine):
         """The same product."""
         return [rows if self.factor is None else self.factor * rows]
 
+    def transpose_on(self, rows: Array, columns: Array) -> list[tuple[Array, Array | None]]:
+        """The same columns."""
+        return [(rows if self.factor is None else self.factor[columns] * rows, columns)]
+
+    def locality(self, ranks: Sequence[Array | None]) -> Array | None:
+        """Entry by entry."""
+        return ranks[0]
+
     def absolute(self) -> Scale:
         """|factor| and |offset|."""
         factor, offset = (

@@ -55,6 +55,23 @@ class Select(Affine):
         """Sum what each entry was copied to."""
         return [self.gather.adjoint(rows)]
 
+    def transpose_on(self, rows: Array, columns: Array) -> list[tuple[Array, Array | None]]:
+        """Move each column to its source; sources that are read once need no sum."""
+        xp = array_module(rows)
+        sources = self.gather.index[columns]
+        if (sources < 0).any():
+            rows, sources = rows[:, sources >= 0], sources[sources >= 0]
+        order = xp.argsort(sources, kind="stable")
+        sources = sources[order]
+        first = xp.concatenate([xp.ones(1, bool), sources[1:] > sources[:-1]])[: len(sources)]
+        if first.all():
+            return [(rows[:, order], sources)]
+        return super().transpose_on(rows, columns[self.gather.index[columns] >= 0])
+
+    def locality(self, ranks: Sequence[Array | None]) -> Array | None:
+        """The rank of what is picked."""
+        return None if ranks[0] is None else ranks[0][self.gather.index]
+
     def absolute(self) -> Select:
         """The map itself is non-negative."""
         fill = None if self.fill is None else array_module(self.fill).abs(self.fill)

@@ -73,6 +73,13 @@ class SparseLinear(Affine):
         xp = array_module(self.values)
         return [xp.ascontiguousarray((self._matrices[1] @ rows.T).T)]
 
+    def transpose_on(self, rows: Array, columns: Array) -> list[tuple[Array, Array | None]]:
+        """G W^T with the columns of W that matter, over the inputs that they read."""
+        xp = array_module(rows)
+        part = self._matrices[0][columns]
+        used = xp.unique(part.indices)
+        return [(xp.ascontiguousarray((part[:, used].T @ rows.T).T), used)]
+
     def absolute(self) -> SparseLinear:
         """|W| and |b|."""
         xp = array_module(self.values)

@@ -46,6 +46,14 @@ class Sum(Affine):
         """The rows themselves, or their negation."""
         return [rows if sign > 0 else -rows for sign in self.signs]
 
+    def transpose_on(self, rows: Array, columns: Array) -> list[tuple[Array, Array | None]]:
+        """The same columns."""
+        return [(rows if sign > 0 else -rows, columns) for sign in self.signs]
+
+    def locality(self, ranks: Sequence[Array | None]) -> Array | None:
+        """Entry by entry."""
+        return next((rank for rank in ranks if rank is not None), None)
+
     def absolute(self) -> Sum:
         """All signs positive."""
         return Sum(self.size, (1,) * len(self.signs))

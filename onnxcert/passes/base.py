@@ -20,7 +20,7 @@ import numpy as np
 
 from onnxcert.arrays import Array, FloatArray
 from onnxcert.graph import Graph, Node
-from onnxcert.ops import Operator
+from onnxcert.ops import Operator, SparseLinear
 
 Contract = Callable[[Any, Any], Operator | None]
 """From the operators of a node and its only consumer to one that does both, or None."""
@@ -109,6 +109,37 @@ def matrix_product(
         low += rest
     result = high + low
     doubt = (inner + 1) * 2.0**-100 * size > 2.0**-53 * np.abs(result)
+    return None if (doubt & (low != 0.0)).any() else result
+
+
+def sparse_product(
+    first: FloatArray, second: SparseLinear, offset: FloatArray | None = None
+) -> FloatArray | None:
+    """As `matrix_product`, for a sparse second factor whose entries per column are few.
+
+    Args:
+        first: (n, k).
+        second: k x m; its own offset is ignored.
+        offset: (m,) or None.
+    """
+    (rows, _), columns = first.shape, second.shape[1]
+    if not is_exact(first, second.values, offset):
+        return None
+    order = np.argsort(second.column, kind="stable")
+    column, row, values = second.column[order], second.row[order], second.values[order]
+    starts = np.searchsorted(column, np.arange(columns))
+    rank = np.arange(len(column)) - starts[column]
+    high = np.zeros((rows, columns)) if offset is None else np.tile(offset, (rows, 1))
+    low, size = np.zeros((rows, columns)), np.abs(high)
+    most = int(rank.max(initial=-1)) + 1
+    for k in range(most):
+        here = rank == k
+        product = first[:, row[here]] * values[here]
+        high[:, column[here]], rest = _two_sum(high[:, column[here]], product)
+        low[:, column[here]] += rest
+        size[:, column[here]] += np.abs(product)
+    result = high + low
+    doubt = (most + 1) * 2.0**-100 * size > 2.0**-53 * np.abs(result)
     return None if (doubt & (low != 0.0)).any() else result
 
 

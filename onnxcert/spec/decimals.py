@@ -55,7 +55,7 @@ def round_down(value: Fraction) -> float:
 
 def round_up(value: Fraction) -> float:
     """The smallest binary64 number (or inf) not below the value."""
-    return -round_down(-value)
+    return 0.0 - round_down(-value)  # not minus zero
 
 
 @dataclass(frozen=True)

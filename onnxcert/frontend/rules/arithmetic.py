@@ -30,12 +30,12 @@ def total(call: Call) -> Operand:
 @reads("Mean")
 def mean(call: Call) -> Operand:
     """The mean of any number of values, broadcast."""
-    summed = total(call)
-    assert isinstance(summed, Tensor)
-    return call.build.scale(summed, np.array(1.0 / len(call.inputs)), None)
+    operands = [call.operand(i) for i in range(len(call.inputs))]
+    summed = _sum(operands, (1,) * len(operands), call)
+    return call.build.scale(summed, np.array(1.0 / len(operands)), None)
 
 
-def _sum(operands: list[Operand], signs: tuple[int, ...], call: Call) -> Operand:
+def _sum(operands: list[Operand], signs: tuple[int, ...], call: Call) -> Tensor:
     """Computed values first, then each constant as an offset: constants are not added up, so
     that nothing is rounded here.
     """

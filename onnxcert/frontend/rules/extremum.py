@@ -26,16 +26,12 @@ def largest_row(build: Builder, stack: Tensor) -> Tensor:
     while stack.shape[0] > 1:
         half = stack.shape[0] // 2
         first, second, rest = (
-            build.rearrange([stack], lambda x, part=part: x[part])
+            build.moved([stack], lambda x, part=part: x[part])
             for part in (slice(half), slice(half, 2 * half), slice(2 * half, None))
         )
-        assert isinstance(first, Tensor)
-        assert isinstance(second, Tensor)
         pairs = build.maximum(first, second)
-        joined = build.rearrange([pairs, rest], lambda x, y: np.concatenate([x, y]))
-        assert isinstance(joined, Tensor)
-        stack = joined
-    return Tensor(stack.source, stack.size, stack.index[0])
+        stack = build.moved([pairs, rest], lambda x, y: np.concatenate([x, y]))
+    return build.moved([stack], lambda x: x[0])
 
 
 def smallest(build: Builder, tensors: Sequence[Tensor]) -> Tensor:
@@ -85,9 +81,6 @@ def reduce_extremum(call: Call) -> Operand:
         raise ValueError("an extremum over nothing")
     if call.operator == "ReduceMin":
         tensor = call.build.negative(tensor)
-    stack = call.build.rearrange(
-        [tensor], lambda x: x.transpose(*axes, *kept).reshape(count, *shape)
-    )
-    assert isinstance(stack, Tensor)
+    stack = call.build.moved([tensor], lambda x: x.transpose(*axes, *kept).reshape(count, *shape))
     result = largest_row(call.build, stack)
     return call.build.negative(result) if call.operator == "ReduceMin" else result

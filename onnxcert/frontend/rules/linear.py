@@ -48,18 +48,13 @@ def _entries_if_sparse(matrix: Array) -> tuple[Array, Array] | None:
     return row, column
 
 
-def _reshaped(build: Builder, operand: Tensor, shape: Shape, *axes: int) -> Tensor:
-    """Permute the axes, if any are given, and reshape."""
-    moved = build.rearrange(
-        [operand], lambda x: x.transpose(axes or tuple(range(x.ndim))).reshape(shape)
-    )
-    assert isinstance(moved, Tensor)
-    return moved
+def _reshaped(build: Builder, tensor: Tensor, shape: Shape) -> Tensor:
+    return build.moved([tensor], lambda x: x.reshape(shape))
 
 
-def _swapped(build: Builder, operand: Operand) -> Operand:
+def _swapped(build: Builder, tensor: Tensor) -> Tensor:
     """Exchange the last two axes."""
-    return build.rearrange([operand], lambda x: np.swapaxes(x, -1, -2))
+    return build.moved([tensor], lambda x: np.swapaxes(x, -1, -2))
 
 
 @reads("MatMul", note="by a constant")
@@ -67,8 +62,6 @@ def matmul(call: Call) -> Operand:
     """NumPy's product: the last two axes, the others broadcast."""
     build = call.build
     first, second = call.operand(0), call.operand(1)
-    if isinstance(first, Tensor) and isinstance(second, Tensor):
-        raise NoRule("product of two computed values")
     a, b = first.shape, second.shape
     if not a or not b:
         raise ValueError("a product with a scalar")
@@ -77,40 +70,32 @@ def matmul(call: Call) -> Operand:
         first = build.rearrange([first], lambda x: x[None, :])
     if len(b) == 1:
         second = build.rearrange([second], lambda x: x[:, None])
-    if isinstance(first, Constant):
+    if isinstance(first, Tensor) and isinstance(second, Constant):
+        return _reshaped(build, _times(build, first, second.array), shape)
+    if isinstance(first, Constant) and isinstance(second, Tensor):
         # W X = (X^T W^T)^T
-        turned = _times(build, _swapped(build, second), _swapped(build, first))
-        return _reshaped(build, _as_tensor(_swapped(build, turned)), shape)
-    return _reshaped(build, _times(build, first, second), shape)
+        weight = np.swapaxes(first.array, -1, -2)
+        product = _swapped(build, _times(build, _swapped(build, second), weight))
+        return _reshaped(build, product, shape)
+    raise NoRule("product of two computed values")
 
 
-def _as_tensor(operand: Operand) -> Tensor:
-    assert isinstance(operand, Tensor)
-    return operand
-
-
-def _times(build: Builder, first: Operand, second: Operand) -> Tensor:
+def _times(build: Builder, tensor: Tensor, weight: Array) -> Tensor:
     """X W with both of two axes at least; the result may lack leading axes of length one."""
-    tensor = _as_tensor(first)
-    assert isinstance(second, Constant)
-    *stack, height, width = second.shape
+    *stack, height, width = weight.shape
     if all(n == 1 for n in stack):
         rows = _reshaped(build, tensor, (-1, tensor.shape[-1]))
-        product = matrix_product(build, rows, Constant(second.array.reshape(height, width)))
+        product = matrix_product(build, rows, Constant(weight.reshape(height, width)))
         return _reshaped(build, product, (*tensor.shape[:-1], width))
     shared = np.broadcast_shapes(tensor.shape[:-2], tuple(stack))
-    matrices = np.broadcast_to(second.array, (*shared, height, width)).reshape(-1, height, width)
+    matrices = np.broadcast_to(weight, (*shared, height, width)).reshape(-1, height, width)
     wide = build.broadcast(tensor, (*shared, *tensor.shape[-2:]))
     layers = _reshaped(build, wide, (len(matrices), *tensor.shape[-2:]))
     parts = [
-        matrix_product(
-            build,
-            _as_tensor(build.rearrange([layers], lambda x, i=number: x[i])),
-            Constant(matrix),
-        )
-        for number, matrix in enumerate(matrices)
+        matrix_product(build, build.moved([layers], lambda x, i=i: x[i]), Constant(matrix))
+        for i, matrix in enumerate(matrices)
     ]
-    joined = _as_tensor(build.rearrange(parts, lambda *items: np.stack(items)))
+    joined = build.moved(parts, lambda *items: np.stack(items))
     return _reshaped(build, joined, (*shared, tensor.shape[-2], width))
 
 
@@ -127,9 +112,9 @@ def gemm(call: Call) -> Operand:
     if isinstance(first, Tensor) and isinstance(second, Constant):
         product = matrix_product(build, first, second, alpha)
     elif isinstance(first, Constant) and isinstance(second, Tensor):
-        flipped = _as_tensor(_swapped(build, second))
+        flipped = _swapped(build, second)
         product = matrix_product(build, flipped, Constant(first.array.T), alpha)
-        product = _as_tensor(_swapped(build, product))
+        product = _swapped(build, product)
     elif isinstance(first, Constant):
         raise NoRule("only C depends on the input")
     else:

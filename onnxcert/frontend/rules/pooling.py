@@ -75,13 +75,12 @@ def max_pool(call: Call) -> Operand:
     images, channels = tensor.shape[:2]
     shape = image_shape(images, channels, window.positions, geometry.dimensions)
 
-    stack = call.build.rearrange(
+    stack = call.build.moved(
         [tensor],
         lambda x: np.moveaxis(x.reshape(images, channels, -1)[:, :, table], 2, 0).reshape(
             len(table), *shape
         ),
     )
-    assert isinstance(stack, Tensor)
     return largest_row(call.build, stack)
 
 

@@ -34,8 +34,7 @@ def reduce_sum(call: Call) -> Operand:
     count = int(np.prod([tensor.shape[axis] for axis in axes]))
     if count == 0:
         raise ValueError("a sum over nothing")
-    rows = call.build.rearrange([tensor], lambda x: x.transpose(*kept, *axes).reshape(-1, count))
-    assert isinstance(rows, Tensor)
+    rows = call.build.moved([tensor], lambda x: x.transpose(*kept, *axes).reshape(-1, count))
     weight = np.ones((count, 1))
     if call.operator != "ReduceSum":
         weight /= count

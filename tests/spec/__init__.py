@@ -1,0 +1,1 @@
+"""Tests of specifications: exact numbers, exact evaluation, queries built in code."""
