@@ -30,6 +30,7 @@ class Settings:
     input_split_limit: int = _option(24, "free inputs up to which inputs are split", 0)
     slope_steps: int = _option(20, "optimisation steps of relaxation slopes at the root", 0)
     branch_steps: int = _option(8, "optimisation steps per subproblem", 0)
+    branch_candidates: int = _option(6, "neurons that get a second look before a split", 1)
     batch_limit: int = _option(4096, "most subproblems bounded at once", 1)
     memory_gigabytes: float = _option(4.0, "memory that one batch may take", 0.01)
     replay_points: int = _option(4, "points on which the model as read is compared", 1)

@@ -243,6 +243,12 @@ def _compare(
     model: Model, found: FloatArray, expected: _Expected, wobble: FloatArray, coarsest: str
 ) -> None:
     """The two tests of `check_lowering` at one point."""
+    if not np.isfinite(found).all():
+        raise ModelError(
+            f"onnxruntime's outputs are not finite ({found[~np.isfinite(found)][0]}): the "
+            f"arithmetic of the file, {coarsest}, overflows inside the input box",
+            place=model.source,
+        )
     unit = _UNITS[coarsest] / _UNITS["float32"]
     size = max(1e-30, float(np.abs(expected.outputs).max(initial=0.0)))
     slack = 1e-6 * size * unit + _UNDERFLOW[coarsest]

@@ -21,8 +21,8 @@ from onnxcert.arrays import Array, FloatArray, IntArray
 Shape = tuple[int, ...]
 
 
-MOST_ENTRIES = 1 << 26
-"""Largest tensor that is read: half a gigabyte in float64, beyond any network in use."""
+MOST_ENTRIES = 1 << 24
+"""Largest tensor that a node may make: 128 MB in float64. Stored weights may be larger."""
 
 
 def checked_size(shape: Sequence[int]) -> None:

@@ -3,8 +3,10 @@
 All subproblems of one input box share the root's bounds; a subproblem is a case and a path of
 constraints ``z_i >= p`` or ``z_i <= p``, each with a multiplier that the optimised bounds adjust
 (beta-CROWN). Bounding one costs a few backward and forward passes with a single row. The neuron to
-split is the one whose relaxation gap, weighted by its row, is largest: an estimate of what the split
-would gain (in the spirit of BaBSR, Bunel et al., 2020).
+split is chosen in two looks: the relaxation gap weighted by the row estimates what a split would
+gain (in the spirit of BaBSR, Bunel et al., 2020); of the best few by that estimate, both children are
+bounded once without optimisation, and the one whose weaker child is strongest wins (filtered smart
+branching, De Palma et al., 2021).
 """
 
 from __future__ import annotations
@@ -25,6 +27,9 @@ from onnxcert.search.branching import Bounded, Brancher, Children
 from onnxcert.search.cases import Cases
 from onnxcert.search.frontier import Batch, take
 from onnxcert.sets import Box
+
+_STRONGER_SHARE = 0.1
+"""How much the better child counts in the choice of a neuron."""
 
 _LAST_STEPS = 200
 """Ascent steps for a subproblem without unstable neurons: only multipliers can still help it."""
@@ -52,6 +57,7 @@ class NeuronSplit(Brancher):
         root: bounds of every value over that box (a batch of one).
         start: root slopes and weights of the open cases, as the root's ascent left them.
         steps: ascent steps per subproblem.
+        candidates: neurons that get a second look; one or none trusts the first.
     """
 
     graph: Graph
@@ -60,6 +66,7 @@ class NeuronSplit(Brancher):
     root: Bounds
     start: Start
     steps: int
+    candidates: int
 
     @cached_property
     def _layers(self) -> dict[str, slice]:
@@ -99,27 +106,24 @@ class NeuronSplit(Brancher):
 
     def bound(self, batch: Batch, expired: Callable[[], bool]) -> Bounded:
         """Apply the path's constraints, then adjust slopes, multipliers and weights."""
-        boxes, signs, points, multipliers = self._apply_paths(batch)
+        boxes, signs, points, start = self._prepare(batch)
         free = self._free.with_boxes(boxes)
         forms = self.cases.forms(batch["case"])
-        start = Start(
-            {
-                name: batch[f"slope:{name}"].astype(float)
-                for name in self._free.default
-            },
-            multipliers,
-            batch["weight"],
-            batch["anchor"],
-        )
         output = self.root.boxes[self.graph.output]
         ascend = partial(
             optimise, free, forms, output, signs=signs, points=points, expired=expired
         )
         result = ascend(start, steps=self.steps)
-        neuron, point, gain = self._choose(result, boxes)
-        hopeless = (gain <= 0) & (result.lower <= 0)
+        gains, points_of = self._gaps(result, boxes)
+        hopeless = (gains.max(axis=1) <= 0) & (result.lower <= 0)
         if hopeless.any() and not expired():
             result = ascend(result.best, steps=_LAST_STEPS)
+        neuron = gains.argmax(axis=1)
+        is_open = ~(result.lower > 0)
+        if self.candidates > 1 and is_open.any() and not expired():
+            neuron[is_open] = self._second_look(batch, result, gains, points_of, is_open)
+        each = array_module(neuron).arange(len(neuron))
+        point, gain = points_of[each, neuron], gains[each, neuron]
         closed = self.cases.refuted(batch["case"], self._spread(result.lower, forms.used))[:, 0]
         return Bounded(
             closed,
@@ -128,6 +132,14 @@ class NeuronSplit(Brancher):
             batch["case"][~closed],
             _State(result, boxes, neuron, point, gain),
         )
+
+    def _prepare(
+        self, batch: Batch
+    ) -> tuple[dict[str, Box], dict[str, Array], dict[str, Array], Start]:
+        """Boxes, signs and points of the paths, and where the ascent begins."""
+        boxes, signs, points, multipliers = self._apply_paths(batch)
+        slopes = {name: batch[f"slope:{name}"].astype(float) for name in self._free.default}
+        return boxes, signs, points, Start(slopes, multipliers, batch["weight"], batch["anchor"])
 
     @staticmethod
     def _spread(lower: Array, used: Array) -> Array:
@@ -168,10 +180,8 @@ class NeuronSplit(Brancher):
             signs[name], points[name], multipliers[name] = sign, point, multiplier
         return boxes, signs, points, multipliers
 
-    def _choose(
-        self, result: Optimised, boxes: Mapping[str, Box]
-    ) -> tuple[Array, Array, Array]:
-        """The neuron with the largest weighted gap: its number, split point and gap, (B,)."""
+    def _gaps(self, result: Optimised, boxes: Mapping[str, Box]) -> tuple[Array, Array]:
+        """Weighted relaxation gap of every neuron, negative where stable, and its split point."""
         xp = array_module(result.lower)
         count = len(result.lower)
         gain = xp.full((count, max(s.stop for s in self._layers.values())), -1.0)
@@ -185,9 +195,59 @@ class NeuronSplit(Brancher):
             columns = self._layers[source]
             gain[:, columns] = xp.maximum(gain[:, columns], gap)
             point[:, columns] = cut
-        best = gain.argmax(axis=1)
-        each = xp.arange(count)
-        return best, point[each, best], gain[each, best]
+        return gain, point
+
+    def _second_look(
+        self, batch: Batch, result: Optimised, gains: Array, points: Array, is_open: Array
+    ) -> Array:
+        """Bound both children of the most promising neurons and take the best of them.
+
+        Returns:
+            The chosen neuron of each open subproblem.
+        """
+        xp = array_module(gains)
+        gains, points = gains[is_open], points[is_open]
+        width = min(self.candidates, gains.shape[1])
+        top = xp.argpartition(-gains, width - 1, axis=1)[:, :width]
+        cut = xp.take_along_axis(points, top, axis=1)
+        worth = xp.take_along_axis(gains, top, axis=1) > 0
+        repeated = xp.repeat(xp.flatnonzero(is_open), 2 * width)
+        children = self._inherit(batch, result.best, repeated)
+        sign = xp.tile(xp.array([1.0, -1.0]), len(top) * width)
+        self._extend(children, xp.repeat(top.ravel(), 2), sign, xp.repeat(cut.ravel(), 2))
+        lower = self._evaluate(children).lower.reshape(len(top), width, 2)
+        weaker, stronger = lower.min(axis=2), lower.max(axis=2)
+        parent = result.lower[is_open][:, None]
+        # Of neurons whose weaker child gains nothing, one that settles the other child is best.
+        score = xp.maximum(weaker, parent) + _STRONGER_SHARE * xp.minimum(stronger, 0.0)
+        score = xp.where(worth, score, -xp.inf)
+        best = score.argmax(axis=1)
+        return top[xp.arange(len(top)), best]  # type: ignore[no-any-return]
+
+    def _evaluate(self, batch: Batch) -> Optimised:
+        """Bound a batch with the slopes and multipliers it brings."""
+        boxes, signs, points, start = self._prepare(batch)
+        free = self._free.with_boxes(boxes)
+        forms = self.cases.forms(batch["case"])
+        output = self.root.boxes[self.graph.output]
+        return optimise(free, forms, output, start, signs=signs, points=points, steps=0)
+
+    def _inherit(self, batch: Batch, best: Start, index: Array) -> Batch:
+        """Subproblems of a batch with the slopes, multipliers and weights that bounded them best."""
+        parent = take(batch, index)
+        parent["weight"] = best.weights[index]
+        for name, position in best.positions.items():
+            parent[f"slope:{name}"] = position[index].astype(np.float32)
+        parent["multiplier"] = self._path_multipliers(parent["neuron"], best.multipliers, index)
+        return parent
+
+    @staticmethod
+    def _extend(batch: Batch, neuron: Array, sign: Array, point: Array) -> None:
+        """Append one split to every path, with a multiplier of zero."""
+        xp = array_module(neuron)
+        columns = {"neuron": neuron, "sign": sign, "point": point, "multiplier": 0.0 * sign}
+        for name, value in columns.items():
+            batch[name] = xp.concatenate([batch[name], value[:, None]], axis=1)
 
     def split(self, batch: Batch, bounded: Bounded) -> Children:
         """Both sides of the chosen neuron, starting from the parent's slopes and multipliers."""
@@ -198,30 +258,19 @@ class NeuronSplit(Brancher):
         keep = is_open & (state.gain > 0)
         if not keep.any():
             return Children(None, bounded.score[keep], int(is_open.sum()))
-        parent = take(batch, keep)
-        best = state.optimised.best
-        parent["weight"] = best.weights[keep]
-        for name, position in best.positions.items():
-            parent[f"slope:{name}"] = position[keep].astype(np.float32)
-        parent["multiplier"] = self._path_multipliers(parent["neuron"], best.multipliers, keep)
         sides = []
         for sign in (1.0, -1.0):
-            child = dict(parent)
-            for name, value in (
-                ("neuron", state.neuron[keep]),
-                ("sign", xp.full(int(keep.sum()), sign)),
-                ("point", state.point[keep]),
-                ("multiplier", xp.zeros(int(keep.sum()))),
-            ):
-                child[name] = xp.concatenate([parent[name], value[:, None]], axis=1)
+            child = self._inherit(batch, state.optimised.best, keep)
+            signs = xp.full(int(keep.sum()), sign)
+            self._extend(child, state.neuron[keep], signs, state.point[keep])
             sides.append(child)
-        children = {name: concatenate([side[name] for side in sides]) for name in parent}
+        children = {name: concatenate([side[name] for side in sides]) for name in sides[0]}
         score = bounded.score[keep]
         stuck = int((is_open & ~keep).sum())
         return Children(children, concatenate([score, score]), stuck)
 
     def _path_multipliers(
-        self, neuron: Array, multipliers: Mapping[str, Array], keep: Array
+        self, neuron: Array, multipliers: Mapping[str, Array], index: Array
     ) -> Array:
         """Read the dense multipliers back at the neurons of each path."""
         xp = array_module(neuron)
@@ -229,8 +278,8 @@ class NeuronSplit(Brancher):
         for name, dense in multipliers.items():
             columns = self._layers[name]
             which, position = xp.nonzero((neuron >= columns.start) & (neuron < columns.stop))
-            index = neuron[which, position] - columns.start
-            result[which, position] = dense[keep][which, index]
+            number = neuron[which, position] - columns.start
+            result[which, position] = dense[index][which, number]
         return result  # type: ignore[no-any-return]
 
 

@@ -54,7 +54,8 @@ def test_hidden_tensors_are_returned() -> None:
     model = load_model(proto, hidden=["t"])
     y, t = Replayer(model).run(np.ones(3))
     assert t.shape == (1, 5)
-    assert np.allclose(np.concatenate([y, t], axis=1), model.graph.forward(np.ones((1, 3))))
+    expected = model.graph.forward(np.ones((1, 3)))
+    assert np.allclose(np.concatenate([y, t], axis=1), expected, atol=1e-5)
     assert len(proto.graph.output) == 1  # the caller's object is left alone
 
 
@@ -112,7 +113,7 @@ def test_a_wrong_pass_is_noticed() -> None:
 
 def test_overflow_is_no_agreement() -> None:
     matrix = np.full((3, 2), 3e38, dtype=np.float32)
-    with pytest.raises(ModelError, match="differs from onnxruntime"):
+    with pytest.raises(ModelError, match="not finite"):
         compare(load_model(single("MatMul", (1, 3), matrix)))
 
 

@@ -1,0 +1,1 @@
+"""Tests of onnxcert; `strategies` draws inputs and `oracles` says what is true about them."""

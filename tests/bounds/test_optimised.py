@@ -1,0 +1,247 @@
+"""Optimised bounds: sound at every step, never worse than their start, gradients as stated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from onnxcert.arrays import Array
+from onnxcert.bounds import optimised
+from onnxcert.bounds.backward import pre_activations
+from onnxcert.bounds.crown import crown_bounds
+from onnxcert.bounds.optimised import Forms, FreeRelaxation, Optimised, Start, optimise
+from onnxcert.graph import Graph
+from onnxcert.sets import Box
+from tests import strategies
+from tests.oracles import Vector, dot, exact, exact_values
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A network over one box, forms to refute, splits that a sampled point satisfies."""
+
+    graph: Graph
+    boxes: dict[str, Box]
+    free: FreeRelaxation
+    forms: Forms
+    signs: dict[str, Array]
+    points: dict[str, Array]
+    samples: list[tuple[Array, dict[str, Vector]]]
+
+    def start(self, rng: np.random.Generator) -> Start:
+        """Any legal slopes, multipliers and weights."""
+        count, rows = self.forms.used.shape
+        multipliers = {
+            name: sign * rng.uniform(0.0, 2.0, size=sign.shape) for name, sign in self.signs.items()
+        }
+        weights = rng.uniform(0.1, 1.0, size=(count, rows)) * self.forms.used
+        anchor = np.zeros(count, dtype=int)
+        weights[:, 0] = 1.0
+        positions = {
+            name: rng.choice([0.0, 1.0, 0.3], size=(count, value.shape[1]))
+            for name, value in self.free.default.items()
+        }
+        return Start(positions, multipliers, weights, anchor)
+
+    def run(self, start: Start, steps: int) -> Optimised:
+        output = self.boxes[self.graph.output]
+        arguments = {"signs": self.signs, "points": self.points, "steps": steps}
+        return optimise(self.free, self.forms, output, start, **arguments)  # type: ignore[arg-type]
+
+    def satisfying(self) -> list[tuple[Array, dict[str, Vector]]]:
+        """The samples that obey the splits of subproblem 0."""
+
+        def obeys(values: dict[str, Vector]) -> bool:
+            return all(
+                int(s) * (value - Fraction(p)) >= 0
+                for name, sign in self.signs.items()
+                for value, s, p in zip(values[name], sign[0], self.points[name][0], strict=True)
+            )
+
+        return [(x, values) for x, values in self.samples if obeys(values)]
+
+
+@st.composite
+def scenarios(draw: st.DrawFn, *, smooth: bool = False, split: bool = True) -> Scenario:
+    graph = draw(strategies.graphs(smooth=smooth))
+    box = draw(strategies.boxes(graph.input_size, batch=1, largest=3.0))
+    rng = np.random.default_rng(draw(strategies.seeds))
+    samples = [
+        (x[0], exact_values(graph, x[0])) for x in draw(strategies.points_in(box, count=3))
+    ]
+    boxes = crown_bounds(graph, box).boxes
+    signs, points, cut = {}, {}, {}
+    if split:
+        for name in pre_activations(graph):
+            if name == graph.input or rng.random() < 0.3:
+                continue
+            value = np.array([[float(v) for v in samples[0][1][name]]])
+            inside = Box(*(side.copy() for side in (boxes[name].lower, boxes[name].upper)))
+            point = np.where(rng.random(value.shape) < 0.6, 0.0, value)
+            splits = (rng.random(value.shape) < 0.6) & (point > inside.lower) & (point < inside.upper)
+            sign = np.where(value >= point, 1.0, -1.0) * splits
+            inside.lower[sign > 0] = point[sign > 0]
+            inside.upper[sign < 0] = point[sign < 0]
+            signs[name], points[name], cut[name] = sign, np.where(splits, point, 0.0), inside
+    free = FreeRelaxation.build(graph, boxes).with_boxes(cut)
+    rows = rng.normal(size=(1, 3, graph.output_size))
+    input_rows = rng.normal(size=(1, 3, graph.input_size)) if draw(st.booleans()) else None
+    used = np.array([[True, True, draw(st.booleans())]])
+    forms = Forms(rows, input_rows, rng.normal(size=(1, 3)), used)
+    return Scenario(graph, boxes, free, forms, signs, points, samples)
+
+
+@given(scenario=scenarios(smooth=True), seed=strategies.seeds, steps=st.sampled_from([0, 1, 5]))
+def test_bound_holds_where_the_splits_do(scenario: Scenario, seed: int, steps: int) -> None:
+    """Refuting every form needs a combination; so its value at any point is at least the bound."""
+    result = scenario.run(scenario.start(np.random.default_rng(seed)), steps)
+    claim, weights = result.lower[0], result.best.weights[0]
+    assert (weights >= 0).all()
+    assert not weights[~scenario.forms.used[0]].any()
+    satisfying = scenario.satisfying()
+    assume(satisfying)
+    for x, values in satisfying:
+        total = Fraction(0)
+        for r, weight in enumerate(weights):
+            form = dot(scenario.forms.rows[0, r], values[scenario.graph.output])
+            form += Fraction(scenario.forms.offset[0, r])
+            if scenario.forms.input_rows is not None:
+                form += dot(scenario.forms.input_rows[0, r], exact(x))
+            total += Fraction(float(weight)) * form
+        assert claim == -np.inf or Fraction(claim) <= total, float(Fraction(claim) - total)
+
+
+@given(scenario=scenarios(smooth=True), seed=strategies.seeds)
+def test_ascent_keeps_the_best_and_reports_what_reached_it(scenario: Scenario, seed: int) -> None:
+    start = scenario.start(np.random.default_rng(seed))
+    before, after = scenario.run(start, 0), scenario.run(start, 8)
+    assert (after.lower >= before.lower).all()
+    again = scenario.run(after.best, 0)
+    np.testing.assert_array_equal(again.lower, after.lower)
+    for name, value in after.best.positions.items():
+        assert ((value >= 0) & (value <= 1)).all(), name
+    for name, value in after.best.multipliers.items():
+        assert (value * scenario.signs[name] >= 0).all(), name
+        assert not value[scenario.signs[name] == 0].any(), name
+
+
+def test_ascent_closes_what_default_slopes_leave_open() -> None:
+    """relu(x) + relu(-x) >= 0 needs slopes that fit each other, which the defaults do not."""
+    from onnxcert.graph import Node  # noqa: PLC0415
+    from onnxcert.ops import Linear, Relu  # noqa: PLC0415
+
+    nodes = (
+        Node("z", Linear(np.array([[1.0, -1.0]])), ("x",)),
+        Node("h", Relu(2), ("z",)),
+        Node("y", Linear(np.ones((2, 1)), np.array([0.25])), ("h",)),
+    )
+    graph = Graph("x", 1, nodes, "y")
+    boxes = crown_bounds(graph, Box(np.array([[-1.0]]), np.array([[1.5]]))).boxes
+    free = FreeRelaxation.build(graph, boxes)
+    forms = Forms(np.ones((1, 1, 1)), None, np.zeros((1, 1)), np.ones((1, 1), dtype=bool))
+    start = Start.at_form(np.zeros(1, dtype=int), forms)
+    assert optimise(free, forms, boxes["y"], start, steps=0).lower[0] < 0
+    assert optimise(free, forms, boxes["y"], start, steps=20).lower[0] > 0
+
+
+class Recorder:
+    """Stands in for an ascent's step: keeps the gradients and moves nothing."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.gradients: list[tuple[str, Array, Array]] = []
+
+        def step(ascent: optimised._Ascent, number: int, name: str, gradient: Array) -> Array:
+            del number
+            value = ascent.values[name]
+            self.gradients.append((name, value.copy(), np.broadcast_to(gradient, value.shape).copy()))
+            return value
+
+        monkeypatch.setattr(optimised._Ascent, "step", step)
+
+    def of(self, name: str, value: Array) -> Array:
+        matches = [g for n, v, g in self.gradients if n == name and v.shape == value.shape]
+        assert len(matches) == 1
+        return matches[0]
+
+
+def _difference(scenario: Scenario, start: Start, group: str, name: str, index: int) -> list[float]:
+    """One-sided difference quotients of the bound in one variable; equal away from its kinks."""
+    step = 1e-5
+    quotients = []
+    center = scenario.run(start, 0).lower[0]
+    for side in (step, -step):
+        values = dict(getattr(start, group)) if group != "weights" else start.weights
+        part = (values[name] if group != "weights" else values).copy()
+        part[0, index] += side
+        changed = {group: part if group == "weights" else {**values, name: part}}
+        moved = Start(**{**vars(start), **changed})
+        quotients.append((scenario.run(moved, 0).lower[0] - center) / side)
+    return quotients
+
+
+@pytest.mark.parametrize("group", ["positions", "multipliers", "weights"])
+@pytest.mark.parametrize("seed", range(12))
+def test_gradients_are_those_of_the_bound(
+    group: str, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(seed)
+    scenario = _smooth_scenario(rng)
+    start = scenario.start(rng)
+    start = Start(
+        {name: rng.uniform(0.2, 0.8, size=v.shape) for name, v in start.positions.items()},
+        start.multipliers,
+        start.weights,
+        start.anchor,
+    )
+    with monkeypatch.context() as patch:
+        recorder = Recorder(patch)
+        scenario.free.choose(start.positions)
+        monkey_limit = scenario.run(start, 1)
+    del monkey_limit
+    groups = {"": start.weights} if group == "weights" else getattr(start, group)
+    compared = 0
+    for name, value in groups.items():
+        gradient = recorder.of(name if group != "multipliers" else name, value)
+        for index in range(value.shape[1]):
+            free = group != "multipliers" or scenario.signs[name][0, index] != 0
+            if not free:
+                continue
+            sides = _difference(scenario, start, group, name, index)
+            if abs(sides[0] - sides[1]) > 1e-6 * (1 + abs(sides[0])):
+                continue  # a kink of the bound: any value between the sides is a subgradient
+            assert gradient[0, index] == pytest.approx(sides[0], rel=1e-4, abs=1e-6)
+            compared += 1
+    assert compared > 0
+
+
+def _smooth_scenario(rng: np.random.Generator) -> Scenario:
+    """Two hidden layers with a residual sum; a bound that is far from positive, so steps run."""
+    from onnxcert.graph import Node  # noqa: PLC0415
+    from onnxcert.ops import LeakyRelu, Linear, Relu, Sum  # noqa: PLC0415
+
+    nodes = (
+        Node("z1", Linear(rng.normal(size=(2, 4)), 0.1 * rng.normal(size=4)), ("x",)),
+        Node("h1", Relu(4), ("z1",)),
+        Node("z2", Linear(rng.normal(size=(4, 4)), 0.1 * rng.normal(size=4)), ("h1",)),
+        Node("h2", LeakyRelu(4, np.array(0.1)), ("z2",)),
+        Node("r", Sum(4, (1, -1)), ("h1", "h2")),
+        Node("y", Linear(rng.normal(size=(4, 2))), ("r",)),
+    )
+    graph = Graph("x", 2, nodes, "y")
+    boxes = crown_bounds(graph, Box(-np.ones((1, 2)), np.ones((1, 2)))).boxes
+    signs = {name: rng.choice([-1.0, 0.0, 1.0], size=(1, 4)) for name in ("z1", "z2")}
+    signs["z1"][0, 0] = 1.0
+    points = {name: np.zeros((1, 4)) for name in signs}
+    forms = Forms(
+        rng.normal(size=(1, 3, 2)),
+        rng.normal(size=(1, 3, 2)),
+        -10.0 - rng.random(size=(1, 3)),
+        np.array([[True, True, True]]),
+    )
+    free = FreeRelaxation.build(graph, boxes)
+    return Scenario(graph, boxes, free, forms, signs, points, [])

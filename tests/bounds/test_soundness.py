@@ -1,0 +1,218 @@
+"""Every bound on random networks contains the exact values at sampled points, with no tolerance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fractions import Fraction
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onnxcert.arrays import Array
+from onnxcert.bounds.backward import Multipliers, pre_activations, pull_back, pull_back_units
+from onnxcert.bounds.crown import Bounds, crown_bounds
+from onnxcert.bounds.interval import interval_bounds
+from onnxcert.graph import Graph
+from onnxcert.ops import Sigmoid, Tanh
+from onnxcert.sets import Box
+from tests import strategies
+from tests.oracles import Vector, dot, exact, exact_values
+
+Sample = tuple[int, Array, dict[str, Vector]]
+
+
+@st.composite
+def networks(draw: st.DrawFn, *, smooth: bool = False) -> tuple[Graph, Box, list[Sample]]:
+    """A network, two input boxes, and points in them with all exact values."""
+    graph = draw(strategies.graphs(smooth=smooth))
+    largest = draw(st.sampled_from([2.0, 2.0, 1e6]))
+    box = draw(strategies.boxes(graph.input_size, largest=largest))
+    points = draw(strategies.points_in(box, count=2))
+    samples = [(i, x, exact_values(graph, x)) for sample in points for i, x in enumerate(sample)]
+    return graph, box, samples
+
+
+def assert_inside(boxes: Mapping[str, Box], sample: Sample) -> None:
+    number, _, values = sample
+    for name, box in boxes.items():
+        row = number if len(box) > 1 else 0
+        low, high = exact_bounds(box.lower[row]), exact_bounds(box.upper[row])
+        for below, value, above in zip(low, values[name], high, strict=True):
+            assert below is None or below <= value, (name, float(below - value))
+            assert above is None or value <= above, (name, float(value - above))
+
+
+def exact_bounds(values: Array) -> list[Fraction | None]:
+    """Bounds as rationals, None where nothing is claimed."""
+    return [Fraction(float(v)) if np.isfinite(v) else None for v in values]
+
+
+def is_rounded_oracle(graph: Graph) -> bool:
+    """Whether the oracle itself is only good to fifty digits."""
+    return any(isinstance(node.op, Sigmoid | Tanh) for node in graph.nodes)
+
+
+@given(drawn=networks(smooth=True))
+def test_interval_bounds(drawn: tuple[Graph, Box, list[Sample]]) -> None:
+    graph, box, samples = drawn
+    boxes = interval_bounds(graph, box)
+    for sample in samples:
+        assert_inside(boxes, sample)
+
+
+@given(drawn=networks(smooth=True))
+def test_backward_bounds(drawn: tuple[Graph, Box, list[Sample]]) -> None:
+    graph, box, samples = drawn
+    bounds = crown_bounds(graph, box)
+    assert not bounds.empty.any()
+    for sample in samples:
+        assert_inside(bounds.boxes, sample)
+
+
+@given(drawn=networks(smooth=True), seed=strategies.seeds)
+def test_backward_bounds_with_known_bounds(
+    drawn: tuple[Graph, Box, list[Sample]], seed: int
+) -> None:
+    """Any true statement about inner values may be passed on to the bounds of a subproblem."""
+    graph, box, samples = drawn
+    rng = np.random.default_rng(seed)
+    parent = crown_bounds(graph, box).boxes
+    known = {}
+    for name in pre_activations(graph):
+        if name == graph.input or rng.random() < 0.5:
+            continue
+        inside = np.array([[float(v) for v in sample[2][name]] for sample in samples])
+        # A box round this neuron's sampled values, sometimes touching them.
+        slack = rng.choice([0.0, 0.1], size=inside.shape[1])
+        lower = np.nextafter(inside.min(axis=0) - slack, -np.inf)
+        upper = np.nextafter(inside.max(axis=0) + slack, np.inf)
+        known[name] = Box(np.tile(lower, (2, 1)), np.tile(upper, (2, 1)))
+    bounds = crown_bounds(graph, box, known=known)
+    assert not bounds.empty.any()
+    for sample in samples:
+        assert_inside(bounds.boxes, sample)
+    for name, child in bounds.boxes.items():
+        if name in known:
+            inherited = parent[name].intersect(known[name])
+            assert (child.lower >= known[name].lower).all()
+            assert (child.upper <= known[name].upper).all()
+            assert (inherited.lower <= child.upper).all()
+
+
+@given(drawn=networks(), seed=strategies.seeds)
+def test_child_boxes_lie_in_the_bounds_of_their_parent(
+    drawn: tuple[Graph, Box, list[Sample]], seed: int
+) -> None:
+    graph, box, _ = drawn
+    rng = np.random.default_rng(seed)
+    parent = crown_bounds(graph, box).boxes
+    names = [name for name in pre_activations(graph) if name != graph.input]
+    share = rng.random(box.lower.shape)
+    middle = np.clip(box.lower * (1.0 - share) + box.upper * share, box.lower, box.upper)
+    known = {name: parent[name] for name in names}
+    child = crown_bounds(graph, Box(box.lower, middle), known=known).boxes
+    for name in names:
+        assert (child[name].lower >= parent[name].lower).all()
+        assert (child[name].upper <= parent[name].upper).all()
+
+
+@st.composite
+def row_blocks(draw: st.DrawFn, size: int, count: int = 2) -> Array:
+    """(2, count, size): ordinary rows, unit rows, zero rows, rows that cancel."""
+    rng = np.random.default_rng(draw(strategies.seeds))
+    rows = rng.normal(size=(2, count, size))
+    kind = draw(st.sampled_from(["any", "unit", "zero", "wild"]))
+    match kind:
+        case "unit":
+            return np.eye(size)[rng.integers(size, size=(2, count))]
+        case "zero":
+            return np.zeros_like(rows)
+        case "wild":
+            return np.round(rows) * 2.0 ** rng.choice([0, 60], size=rows.shape)
+    return rows
+
+
+def assert_obeys(lower: Array, rows: Array, input_rows: Array | None, start: str, s: Sample) -> None:
+    number, x, values = s
+    for claim, row, extra in zip(
+        lower[number],
+        rows[number],
+        np.zeros((rows.shape[1], len(x))) if input_rows is None else input_rows[number],
+        strict=True,
+    ):
+        value = dot(row, values[start]) + dot(extra, exact(x))
+        assert claim == -np.inf or Fraction(claim) <= value, float(Fraction(claim) - value)
+
+
+@given(drawn=networks(smooth=True), data=st.data())
+def test_linear_forms_of_any_value(
+    drawn: tuple[Graph, Box, list[Sample]], data: st.DataObject
+) -> None:
+    graph, box, samples = drawn
+    relaxation = crown_bounds(graph, box).relaxation
+    start = data.draw(st.sampled_from([node.name for node in graph.nodes]))
+    rows = data.draw(row_blocks(graph.sizes[start]))
+    input_rows = data.draw(st.none() | row_blocks(graph.input_size))
+    pulled = pull_back(relaxation, start, rows, input_rows=input_rows)
+    assert not np.isnan(pulled.lower).any()
+    for sample in samples:
+        assert_obeys(pulled.lower, rows, input_rows, start, sample)
+
+
+@given(drawn=networks(smooth=True), seed=strategies.seeds)
+def test_single_neurons(drawn: tuple[Graph, Box, list[Sample]], seed: int) -> None:
+    graph, box, samples = drawn
+    rng = np.random.default_rng(seed)
+    relaxation = crown_bounds(graph, box).relaxation
+    for node in graph.nodes:
+        index = rng.integers(graph.sizes[node.name], size=(2, 3))
+        for sign in (1.0, -1.0):
+            lower = pull_back_units(relaxation, node.name, index, sign)
+            for number, _, values in samples:
+                for claim, i in zip(lower[number], index[number], strict=True):
+                    assert claim == -np.inf or Fraction(claim) <= int(sign) * values[node.name][i]
+
+
+@given(drawn=networks(smooth=True), data=st.data())
+def test_multipliers_of_constraints_that_hold(
+    drawn: tuple[Graph, Box, list[Sample]], data: st.DataObject
+) -> None:
+    """With any multipliers the bound holds at the points that satisfy the constraints."""
+    graph, box, samples = drawn
+    bounds = crown_bounds(graph, box)
+    splits = data.draw(splits_near(graph, bounds, samples))
+    rows = data.draw(row_blocks(graph.sizes[graph.output]))
+    pulled = pull_back(bounds.relaxation, graph.output, rows, multipliers=splits)
+    for sample in samples:
+        if satisfies(sample, splits):
+            assert_obeys(pulled.lower, rows, None, graph.output, sample)
+
+
+@st.composite
+def splits_near(
+    draw: st.DrawFn, graph: Graph, bounds: Bounds, samples: list[Sample]
+) -> dict[str, Multipliers]:
+    """Constraints ``z >= p`` or ``z <= p`` that the first sample satisfies, on some neurons."""
+    rng = np.random.default_rng(draw(strategies.seeds))
+    splits = {}
+    for name in pre_activations(graph):
+        if name == graph.input:
+            continue
+        size = graph.sizes[name]
+        middle = np.array([float(v) for v in samples[0][2][name]])
+        point = np.where(rng.random((2, size)) < 0.5, 0.0, middle + rng.normal(size=(2, size)))
+        sign = np.where(middle >= point, 1.0, -1.0) * (rng.random((2, size)) < 0.7)
+        splits[name] = Multipliers(sign * 10.0 ** rng.uniform(-3, 3, size=(2, size)), point)
+    return splits
+
+
+def satisfies(sample: Sample, splits: Mapping[str, Multipliers]) -> bool:
+    number, _, values = sample
+    for name, split in splits.items():
+        for value, multiplier, point in zip(
+            values[name], split.value[number], split.point[number], strict=True
+        ):
+            if multiplier and (value - Fraction(point)) * (1 if multiplier > 0 else -1) < 0:
+                return False
+    return True

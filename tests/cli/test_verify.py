@@ -1,0 +1,209 @@
+"""What `onnxcert MODEL SPEC` and `onnxcert verify` print, write and return."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+import onnxcert
+from onnxcert.frontend.vnnlib import read_query
+from onnxcert.frontend.witness import parse_witness
+from onnxcert.settings import Settings
+from onnxcert.verdict import Reason
+from tests.cli.conftest import Call, Files
+
+
+def test_sat_prints_a_witness_that_holds(call: Call, files: Files) -> None:
+    ended = call(files.model, files.sat)
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.startswith("sat\n((X_0 ")
+    assert ended.out.endswith("))\n")
+    query = read_query(files.sat)
+    assert query.holds(parse_witness(query, ended.out))
+
+
+def test_unsat_prints_one_word(call: Call, files: Files) -> None:
+    ended = call(files.model, files.unsat)
+    assert (ended.code, ended.out, ended.err) == (0, "unsat\n", "")
+
+
+def test_timeout_is_a_verdict(call: Call, files: Files) -> None:
+    ended = call(files.hard_model, files.hard_spec, "--timeout", "0.5")
+    assert (ended.code, ended.out) == (0, "timed-out\n")
+    assert ended.err == "timed-out: the time limit was reached\n"
+
+
+def test_a_limit_that_is_over_before_the_search_is_a_timeout(call: Call, files: Files) -> None:
+    assert call(files.hard_model, files.hard_spec, "--timeout", "1e-6").out == "timed-out\n"
+
+
+def test_unknown_says_why(call: Call, files: Files) -> None:
+    ended = call(files.hard_model, files.hard_spec, "--set", "splitting=none")
+    assert (ended.code, ended.out) == (0, "unknown\n")
+    assert ended.err == f"unknown: {Reason.INCOMPLETE.value}\n"
+
+
+@pytest.mark.parametrize(
+    ("model", "spec", "options", "code"),
+    [
+        ("model", "sat", (), 10),
+        ("model", "unsat", (), 20),
+        ("hard_model", "hard_spec", ("--set=splitting=none",), 30),
+        ("hard_model", "hard_spec", ("--timeout=0.5",), 40),
+    ],
+)
+def test_exit_codes_on_request(
+    call: Call, files: Files, model: str, spec: str, options: tuple[str, ...], code: int
+) -> None:
+    ended = call(getattr(files, model), getattr(files, spec), "--exit-code", *options)
+    assert ended.code == code
+
+
+def test_quiet_says_nothing_beside_the_verdict(call: Call, files: Files) -> None:
+    ended = call(files.hard_model, files.hard_spec, "--timeout=0.5", "-q")
+    assert (ended.code, ended.out, ended.err) == (0, "timed-out\n", "")
+
+
+def test_verbose_shows_the_plan(call: Call, files: Files) -> None:
+    plain, verbose = call(files.model, files.unsat), call(files.model, files.unsat, "-v")
+    assert verbose.out == plain.out
+    assert "splits" in verbose.err
+
+
+def test_standard_form_prints_the_standard_witness(call: Call, files: Files) -> None:
+    ended = call("verify", files.sat_2, "--network", f"net={files.model}")
+    assert (ended.code, ended.err) == (0, "")
+    lines = ended.out.splitlines()
+    assert (lines[0], lines[1], lines[4]) == ("sat", "A real [1,2]", "B real [1,2]")
+    query = read_query(files.sat_2)
+    assert query.holds(parse_witness(query, ended.out))
+
+
+def test_any_network_name_fits_a_query_that_declares_none(call: Call, files: Files) -> None:
+    ended = call("verify", files.unsat, "--network", f"anything={files.model}")
+    assert (ended.code, ended.out) == (0, "unsat\n")
+
+
+def test_float_types_are_answered_with_a_warning(call: Call, files: Files) -> None:
+    ended = call(files.model, files.sat_2_float)
+    assert ended.out.startswith("sat\nA float32 [1,2]\n")
+    assert ended.err == (
+        "warning: the query declares float32, but unsat is proved for real arithmetic: "
+        "rounding inside the network is not covered\n"
+    )
+    assert call(files.model, files.sat_2_float, "-q").err == ""
+
+
+def test_compressed_files(call: Call, files: Files, tmp_path: Path) -> None:
+    model, spec = tmp_path / "m.onnx.gz", tmp_path / "s.vnnlib.gz"
+    model.write_bytes(gzip.compress(files.model.read_bytes()))
+    spec.write_bytes(gzip.compress(files.unsat.read_bytes()))
+    assert call(model, spec).out == "unsat\n"
+
+
+def test_witness_file_has_the_same_witness(call: Call, files: Files, tmp_path: Path) -> None:
+    path = tmp_path / "witness.txt"
+    ended = call(files.model, files.sat, "--witness", path)
+    assert ended.out == f"sat\n{path.read_text()}"
+
+
+def test_no_witness_file_without_a_witness(call: Call, files: Files, tmp_path: Path) -> None:
+    call(files.model, files.unsat, "--witness", tmp_path / "witness.txt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_serialised_assignments_replace_the_text(call: Call, files: Files, tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "folder"
+    ended = call(files.model, files.sat_2_float, "-q", "--serialise-assignments", folder)
+    assert ended.out == "sat\n"
+    assert sorted(path.name for path in folder.iterdir()) == ["A.pb", "B.pb"]
+    values = {}
+    for name in ("A", "B"):
+        proto = onnx.TensorProto.FromString((folder / f"{name}.pb").read_bytes())
+        values[name] = numpy_helper.to_array(proto)
+        assert values[name].dtype == np.float32
+        assert values[name].shape == (1, 2)
+    assert read_query(files.sat_2_float).holds(values)
+
+
+def test_record_of_sat(call: Call, files: Files, tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    call(files.model, files.sat, "--json", path, "--seed", "5", "--timeout", "60")
+    record = json.loads(path.read_text())
+    assert (record["schema"], record["verdict"], record["error"]) == (1, "sat", None)
+    assert record["tool"]["version"] == onnxcert.__version__
+    assert record["arithmetic"] == "real"
+    assert (record["settings"]["seed"], record["settings"]["timeout"]) == (5, 60.0)
+    for role, file in (("model", files.model), ("spec", files.sat)):
+        digest = sha256(file.read_bytes()).hexdigest()
+        assert record["files"][role] == {"path": str(file), "sha256": digest}
+    assert record["witness"]["replay"] == {"runtime": "onnxruntime", "tolerance": 0, "holds": True}
+    values = {
+        tensor["name"]: np.array(tensor["values"], tensor["type"])
+        for part in ("inputs", "outputs")
+        for tensor in record["witness"][part]
+    }
+    assert read_query(files.sat).holds(values)
+
+
+def test_record_of_unsat_has_the_bounds(call: Call, files: Files, tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    call(files.model, files.unsat, "--json", path, "--set", "splitting=neuron")
+    record = json.loads(path.read_text())
+    assert (record["verdict"], record["witness"], record["reason"]) == ("unsat", None, None)
+    assert record["settings"]["splitting"] == "neuron"
+    assert [entry["disjunct"] for entry in record["bounds"]] == [0]
+    assert 0 < record["bounds"][0]["lower"] <= 4.0
+    assert record["seconds"]["process"] >= record["seconds"]["total"] > 0
+
+
+def test_record_of_a_timeout_has_the_reason(call: Call, files: Files, tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    call(files.hard_model, files.hard_spec, "--timeout=0.5", "--json", path)
+    record = json.loads(path.read_text())
+    assert record["verdict"] == "timed-out"
+    assert record["reason"] == {"code": "timeout", "text": "the time limit was reached"}
+
+
+def test_record_of_an_error(call: Call, files: Files, tmp_path: Path) -> None:
+    path, missing = tmp_path / "record.json", tmp_path / "missing.onnx"
+    assert call(missing, files.sat, "--json", path).code == 3
+    record = json.loads(path.read_text())
+    assert record["verdict"] is None
+    assert record["error"]["kind"] == "ModelError"
+    assert record["error"]["place"] == str(missing)
+    assert record["files"] == {"model": {"path": str(missing)}, "spec": {"path": str(files.sat)}}
+
+
+def test_settings_page_needs_no_files(call: Call) -> None:
+    pages = {
+        call("--set", "help").out,
+        call("verify", "--set=help").out,
+        call("bench", "--set", "help").out,
+        call("supports", "--settings").out,
+    }
+    assert len(pages) == 1
+    page = pages.pop()
+    assert all(f"\n{name}=" in page for name in Settings.__dataclass_fields__)
+
+
+@pytest.mark.parametrize("options", [("--help",), ("-h",)])
+def test_help_names_every_command(call: Call, options: tuple[str, ...]) -> None:
+    ended = call(*options)
+    assert (ended.code, ended.err) == (0, "")
+    commands = ("verify", "inspect", "bounds", "bench", "supports")
+    assert all(f"onnxcert {command} " in ended.out for command in commands)
+
+
+@pytest.mark.parametrize("command", ["verify", "inspect", "bounds", "bench", "supports"])
+def test_every_command_has_help(call: Call, command: str) -> None:
+    ended = call(command, "--help")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.startswith(f"usage: onnxcert {command} ")
