@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from onnxcert.arrays import Array
+from onnxcert.arrays import Array, Window
 from onnxcert.graph import Graph, Node
 from onnxcert.ops import (
     OPERATORS,
     Absolute,
     Affine,
     Concat,
+    Convolution,
     Elementwise,
     LeakyRelu,
     Linear,
@@ -160,6 +161,16 @@ class _Growing:
         }[kind]
         return self.add(op, source)
 
+    def convolution(self) -> str:
+        """Two channels of 5 x 5 pixels, spread over the image from any value, then a window."""
+        source = self.any_value()
+        if self.sizes[source] != 50:
+            index = self.rng.integers(self.sizes[source], size=50)
+            source = self.add(Select.of(index, self.sizes[source]), source)
+        window = Window((2, 5, 5), (3, 3), padding=(1, 1, 1, 1))
+        offset = self.weights(2) if self.rng.random() < 0.5 else None
+        return self.add(Convolution(self.weights(1, 2, 18), window, offset), source)
+
     def pair(self) -> tuple[str, str]:
         """Two values of one length; a linear map is added where they differ."""
         first, second = self.any_value(), self.any_value()
@@ -179,6 +190,8 @@ class _Growing:
                 source = self.any_value()
                 index = self.rng.integers(-1, self.sizes[source], size=3)
                 self.add(Select.of(index, self.sizes[source], fill=0.5), source)
+            case "convolution":
+                self.convolution()
             case "curve":
                 self.curve(str(self.rng.choice(curves)), self.any_value())
             case "dense":

@@ -176,8 +176,8 @@ class Solver:
             result.best.weights[keep],
             anchor[keep],
         )
-        effort = self.settings.branch_steps, self.settings.branch_candidates
-        brancher = NeuronSplit(self.graph, cases, open_cases, bounds, start, *effort)
+        steps = self.settings.branch_steps
+        brancher = NeuronSplit(self.graph, cases, open_cases, bounds, start, steps)
         return self._branch(brancher, candidates)
 
     def _refute_boxes(self, cases: Cases, open_cases: Array) -> Array:

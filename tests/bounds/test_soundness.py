@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxcert.arrays import Array
@@ -216,3 +216,26 @@ def satisfies(sample: Sample, splits: Mapping[str, Multipliers]) -> bool:
             if multiplier and (value - Fraction(point)) * (1 if multiplier > 0 else -1) < 0:
                 return False
     return True
+
+
+@settings(max_examples=25)
+@given(data=st.data())
+def test_narrow_rows_through_convolutions(data: st.DataObject) -> None:
+    """Rows that start at a few pixels stay narrow; sums, selections and curves meet them."""
+    layers = ("convolution", "convolution", "curve", "scale", "sum", "twice", "maximum")
+    graph = data.draw(strategies.graphs(layers=layers, largest=5))
+    box = data.draw(strategies.boxes(graph.input_size, largest=2.0))
+    points = data.draw(strategies.points_in(box, count=1))[0]
+    samples = [(i, x, exact_values(graph, x)) for i, x in enumerate(points)]
+    bounds = crown_bounds(graph, box)
+    for sample in samples:
+        assert_inside(bounds.boxes, sample)
+    rng = np.random.default_rng(data.draw(strategies.seeds))
+    index = rng.integers(graph.output_size, size=(2, 3))
+    lower = pull_back_units(bounds.relaxation, graph.output, index, 1.0)
+    rows = np.eye(graph.output_size)[index]
+    wide = pull_back(bounds.relaxation, graph.output, rows).lower
+    np.testing.assert_allclose(lower, wide, rtol=1e-9, atol=1e-9 * (1.0 + abs(wide).max()))
+    for number, _, values in samples:
+        for claim, i in zip(lower[number], index[number], strict=True):
+            assert Fraction(claim) <= values[graph.output][i]

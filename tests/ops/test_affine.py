@@ -54,11 +54,42 @@ def test_transpose_is_the_adjoint_of_apply(op: Affine, rng: np.random.Generator)
     np.testing.assert_array_equal(sum((part * x).sum(axis=1) for part, x in parts), forward)
 
 
+def widened(values: Array, columns: Array | None, size: int) -> Array:
+    """Narrow rows over all columns."""
+    if columns is None:
+        return values
+    assert (np.diff(columns) > 0).all()
+    dense = np.zeros((len(values), size))
+    dense[:, columns] = values
+    return dense
+
+
 def test_one_hot_rows_are_the_transposed_unit_rows(op: Affine, rng: np.random.Generator) -> None:
     index = rng.integers(op.output_size, size=6)
     expected = op.transpose(np.eye(op.output_size)[index])
-    for rows, part in zip(op.one_hot_rows(index), expected, strict=True):
-        np.testing.assert_array_equal(rows, part)
+    for narrow, part in zip(op.one_hot_rows(index), expected, strict=True):
+        np.testing.assert_array_equal(widened(*narrow, part.shape[1]), part)
+
+
+@given(data=st.data())
+def test_narrow_rows_are_rows_with_zeros_left_out(op: Affine, data: st.DataObject) -> None:
+    positions = st.integers(0, op.output_size - 1)
+    columns = np.array(sorted(data.draw(st.sets(positions, min_size=1, max_size=5))))
+    whole = strategies.integral(op)
+    assert isinstance(whole, Affine)
+    rows = np.random.default_rng(data.draw(strategies.seeds)).integers(-9, 9, size=(3, len(columns)))
+    dense = np.zeros((3, op.output_size))
+    dense[:, columns] = rows
+    parts = whole.transpose_on(rows.astype(float), columns)
+    for narrow, part in zip(parts, whole.transpose(dense), strict=True):
+        np.testing.assert_array_equal(widened(*narrow, part.shape[1]), part)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_locality_ranks_every_output(op: Affine, known: bool) -> None:
+    ranks = [np.arange(size)[::-1] if known else None for size in op.input_sizes]
+    rank = op.locality(ranks)
+    assert rank is None or rank.shape == (op.output_size,)
 
 
 def test_vector_jacobian_product(op: Affine, rng: np.random.Generator) -> None:
