@@ -38,7 +38,33 @@ _HOMES = {
     "verify": "verify",
 }
 
-__all__ = ["__version__", *_HOMES]  # noqa: PLE0604 - all are strings
+__all__ = [
+    "BoundsReport",
+    "Counterexample",
+    "InputError",
+    "ModelError",
+    "OnnxcertError",
+    "Progress",
+    "Reason",
+    "Result",
+    "Sat",
+    "Settings",
+    "SpecError",
+    "Specification",
+    "Unknown",
+    "Unsat",
+    "UnsupportedModel",
+    "UnsupportedSpec",
+    "UsageError",
+    "__version__",
+    "bounds",
+    "box",
+    "linf_ball",
+    "load_model",
+    "read_query",
+    "save_vnnlib",
+    "verify",
+]
 
 if TYPE_CHECKING:
     from onnxcert.errors import (

@@ -73,7 +73,7 @@ def select_device(name: str) -> Device:
     reason = reason or f"there are {count} GPUs, numbered from 0"
     raise UsageError(
         f"the device {name!r} cannot be used: {reason}",
-        help="install onnxcert[cuda12] or onnxcert[cuda13] to match the driver, or use --device cpu",
+        help="install onnxcert[cuda12] or onnxcert[cuda13], or use --device cpu",
     )
 
 
@@ -148,14 +148,12 @@ class Window:
         height, width = ((size - span) // step + 1 for size, span, step in sizes)
         return height, width
 
-    def crop(
-        self, top: int, left: int, rows: int, columns: int
-    ) -> tuple[Window, tuple[int, int]]:
+    def crop(self, top: int, left: int, rows: int, columns: int) -> tuple[Window, tuple[int, int]]:
         """The window restricted to a rectangle of its positions.
 
         Returns:
-            The same kernel over just the pixels that those positions read, with exactly
-            ``rows`` x ``columns`` positions, and the place (row, column) of its image in the old one.
+            The same kernel over just the pixels that those positions read, with exactly ``rows`` x
+            ``columns`` positions, and the place (row, column) of its image in the old one.
         """
         starts, sizes, before, after = [], [], [], []
         for axis, (first, count) in enumerate(((top, rows), (left, columns))):
@@ -181,9 +179,7 @@ class Window:
                 starts = (i * self.dilation[0], j * self.dilation[1])
                 rows, columns = (
                     slice(start, start + (count - 1) * step + 1, step)
-                    for start, count, step in zip(
-                        starts, self.positions, self.stride, strict=True
-                    )
+                    for start, count, step in zip(starts, self.positions, self.stride, strict=True)
                 )
                 taps.append((rows, columns))
         return taps

@@ -83,7 +83,7 @@ class Graph:
     @cached_property
     def last_use(self) -> Mapping[str, int]:
         """Number of the last node that reads each value; a pass may drop it afterwards."""
-        last = {name: -1 for name in self.sizes}
+        last = dict.fromkeys(self.sizes, -1)
         for number, node in enumerate(self.nodes):
             for name in node.inputs:
                 last[name] = number

@@ -7,7 +7,7 @@ search by the structure of the problem, and these fields only bound or override 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args, get_type_hints
 
 from onnxcert.errors import UsageError
@@ -15,7 +15,9 @@ from onnxcert.errors import UsageError
 Splitting = Literal["auto", "input", "neuron", "none"]
 
 
-def _option(default: Any, sentence: str, low: float | None = None, high: float | None = None) -> Any:
+def _option(
+    default: Any, sentence: str, low: float | None = None, high: float | None = None
+) -> Any:
     return field(default=default, metadata={"help": sentence, "low": low, "high": high})
 
 
@@ -26,7 +28,7 @@ class Settings:
     attack_restarts: int = _option(64, "points per round of the gradient attack", 0)
     attack_steps: int = _option(40, "gradient steps per round", 1)
     attack_share: float = _option(0.2, "largest share of the time limit for the first attack", 0, 1)
-    splitting: Splitting = _option("auto", "what branch and bound splits")
+    splitting: Splitting = _option("auto", "what branch and bound splits")  # noqa: RUF009
     input_split_limit: int = _option(24, "free inputs up to which inputs are split", 0)
     slope_steps: int = _option(20, "optimisation steps of relaxation slopes at the root", 0)
     branch_steps: int = _option(4, "optimisation steps per subproblem", 0)
@@ -41,13 +43,13 @@ class Settings:
         Raises:
             UsageError: an unknown key, or a value of the wrong type or out of range.
         """
-        settings = cls()
+        chosen: dict[str, Any] = {}
         for assignment in assignments:
             key, equals, text = assignment.partition("=")
             if not equals:
                 raise UsageError(f"--set needs KEY=VALUE, not {assignment!r}")
-            settings = replace(settings, **{key: cls._parse_value(key, text)})
-        return settings
+            chosen[key] = cls._parse_value(key, text)
+        return cls(**chosen)
 
     @classmethod
     def _parse_value(cls, key: str, text: str) -> object:

@@ -20,7 +20,9 @@ class Reason(Enum):
 
     TIMEOUT = "the time limit was reached"
     MEMORY = "a single subproblem does not fit into the memory limit"
-    INCOMPLETE = "no bound or witness decides the open subproblems, and they cannot be split further"
+    INCOMPLETE = (
+        "no bound or witness decides the open subproblems, and they cannot be split further"
+    )
     UNCONFIRMED = "points that violate the property were found, but none survived exact replay"
     INTERRUPTED = "the run was interrupted"
 

@@ -107,7 +107,7 @@ class _Run:
     report: Callable[[Progress], None]
     query: Query | None = None
     solver: Solver | None = None
-    files: dict[str, dict[str, str]] = field(default_factory=dict)
+    files: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
     def answer(self, model: str | os.PathLike[str] | onnx.ModelProto, spec: SpecSource) -> Verdict:
@@ -275,7 +275,10 @@ def _check_fit(query: Query, model: Model) -> None:
     """
     network = query.networks[0]
     if query.version == "1.0":
-        pairs = (("input", network.inputs, model.inputs), ("output", network.outputs, model.outputs))
+        pairs = (
+            ("input", network.inputs, model.inputs),
+            ("output", network.outputs, model.outputs),
+        )
         for kind, declared, found in pairs:
             wanted, given = sum(t.size for t in declared), sum(t.size for t in found)
             if wanted != given:
@@ -296,7 +299,7 @@ def _check_tensors(
 ) -> None:
     if len(declared) != len(found):
         raise SpecError(
-            f"the specification declares {len(declared)} {kind} tensors, the model has {len(found)}",
+            f"the specification declares {len(declared)} {kind} tensors, the model {len(found)}",
             place=place,
         )
     for tensor, info in zip(declared, found, strict=True):

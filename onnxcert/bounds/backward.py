@@ -9,13 +9,14 @@ closed form. There are lower bounds only: an upper bound is the lower bound of t
 
 Rounding. The rows are computed in floating point, so what arrives at the input is a form p with
 errors in each coefficient. If ``|value| <= H`` holds, replacing a row a by any float row p costs
-at most ``sum |a - p| H``, and with ``|a - p| <= gamma_n |A| |W|`` that is ``|A| v`` for the one vector
-``v = gamma_n (|W| H + |b|)`` of the node: a matrix-vector product per node makes every bound rigorous.
-Where a value feeds activations only, its v is charged there, with the absolute rows at hand.
+at most ``sum |a - p| H``, and with ``|a - p| <= gamma_n |A| |W|`` that is ``|A| v`` for the one
+vector ``v = gamma_n (|W| H + |b|)`` of the node: a matrix-vector product per node makes every
+bound rigorous. Where a value feeds activations only, its v is charged there, with the absolute
+rows at hand.
 
-Splits. A constraint ``s (z - p) >= 0`` with multiplier beta >= 0 may be subtracted, ``A z - beta s (z - p)``,
-when the pass reaches z (Wang et al., *Beta-CROWN*, 2021); signed multipliers ``beta s`` and points p arrive
-as dense arrays.
+Splits. A constraint ``s (z - p) >= 0`` with multiplier beta >= 0 may be subtracted, ``A z - beta s
+(z - p)``, when the pass reaches z (Wang et al., *Beta-CROWN*, 2021); signed multipliers ``beta s``
+and points p arrive as dense arrays.
 """
 
 from __future__ import annotations
@@ -232,12 +233,13 @@ class _Pass:
             self.charge(rows, op.bias if columns is None else op.bias[columns])
         flat = rows.reshape(-1, rows.shape[-1])
         if columns is None:
-            parts = [(part, None) for part in op.transpose(flat)]
+            self.push_all(node, [(part, None) for part in op.transpose(flat)])
         else:
-            parts = op.transpose_on(flat, columns)
-        self.push_all(node, parts)
+            self.push_all(node, op.transpose_on(flat, columns))
 
-    def push_all(self, node: Node, parts: Sequence[tuple[Array, Columns]], sign: float = 1.0) -> None:
+    def push_all(
+        self, node: Node, parts: Sequence[tuple[Array, Columns]], sign: float = 1.0
+    ) -> None:
         """Hand flat rows (B x R, n) to the inputs of a node."""
         for name, (part, columns) in zip(node.inputs, parts, strict=True):
             self.push(name, sign * part.reshape(*self.shape, -1), columns)
@@ -335,9 +337,7 @@ def _part(vector: Array, columns: Columns) -> Array:
 def _push_zero(run: _Pass, like: Array) -> None:
     """Rows over the input for a value that does not depend on it."""
     xp = array_module(like)
-    run.push(
-        run.relaxation.graph.input, xp.zeros((*run.shape, run.relaxation.graph.input_size))
-    )
+    run.push(run.relaxation.graph.input, xp.zeros((*run.shape, run.relaxation.graph.input_size)))
 
 
 def _walk(run: _Pass, multipliers: Mapping[str, Multipliers], *, keep: bool) -> None:

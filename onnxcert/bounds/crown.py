@@ -155,4 +155,3 @@ def output_bounds(graph: Graph, bounds: Bounds) -> Box:
             parts.append(sign * pull_back_units(bounds.relaxation, graph.output, index, sign))
         sides.append(xp.concatenate(parts, axis=1))
     return box.intersect(Box(*sides))
-

@@ -1,10 +1,10 @@
 """Optimised bounds: slopes of free lines and multipliers of split constraints, by ascent.
 
-The bound of a fixed relaxation is a concave, piecewise linear function of its free slopes and of the
-multipliers (alpha-CROWN, Xu et al. 2021; beta-CROWN, Wang et al. 2021). Its gradient has a closed form,
-so no tape is kept: let x* minimise the form at the input and push x* forward through the *relaxed*
-network, taking at each neuron the line that the backward pass took. With z_i the value before neuron
-i on that path and A_i the row over its output,
+The bound of a fixed relaxation is a concave, piecewise linear function of its free slopes and of
+the multipliers (alpha-CROWN, Xu et al. 2021; beta-CROWN, Wang et al. 2021). Its gradient has a
+closed form, so no tape is kept: let x* minimise the form at the input and push x* forward through
+the *relaxed* network, taking at each neuron the line that the backward pass took. With z_i the
+value before neuron i on that path and A_i the row over its output,
 
     d bound / d slope_i = (A_i m'_i - |A_i| d'_i) z_i,      d bound / d M_i = - z_i,
 
@@ -77,9 +77,7 @@ class FreeRelaxation:
                 result.relaxation.add_affine(node, boxes)
         return result
 
-    def _add_curve(
-        self, name: str, op: Elementwise, source: str, boxes: Mapping[str, Box]
-    ) -> None:
+    def _add_curve(self, name: str, op: Elementwise, source: str, boxes: Mapping[str, Box]) -> None:
         box = boxes[source]
         xp = array_module(box.lower)
         node = next(node for node in self.relaxation.graph.nodes if node.name == name)
@@ -290,9 +288,9 @@ def optimise(
 ) -> Optimised:
     """Raise lower bounds of non-negative combinations of the forms, one per subproblem.
 
-    A positive bound of ``sum_r w_r g_r`` with w >= 0 shows that not all g_r can be <= 0, so the weights
-    are variables of the ascent like slopes and multipliers; their gradient is the value of the
-    forms at the end of the relaxed path.
+    A positive bound of ``sum_r w_r g_r`` with w >= 0 shows that not all g_r can be <= 0, so the
+    weights are variables of the ascent like slopes and multipliers; their gradient is the value of
+    the forms at the end of the relaxed path.
 
     Args:
         free: the relaxation, batch B or 1.

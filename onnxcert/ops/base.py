@@ -150,7 +150,7 @@ class Affine(Operator):
         return [(part, None) for part in self.transpose(dense)]
 
     def one_hot_rows(self, index: Array) -> list[tuple[Array, Array | None]]:
-        """`transpose` of the unit rows e_i for i in ``index`` (K,): rows of A, as `transpose_on`."""
+        """`transpose_on` of the unit rows e_i for i in ``index`` (K,): rows of A."""
         xp = array_module(index)
         columns, position = xp.unique(index, return_inverse=True)
         rows = xp.zeros((len(index), len(columns)))

@@ -41,9 +41,7 @@ class Concat(Affine):
     def transpose(self, rows: Array) -> list[Array]:
         """Cut."""
         ends = np.cumsum(self.sizes)
-        return [
-            rows[:, end - size : end] for size, end in zip(self.sizes, ends, strict=True)
-        ]
+        return [rows[:, end - size : end] for size, end in zip(self.sizes, ends, strict=True)]
 
     def transpose_on(self, rows: Array, columns: Array) -> list[tuple[Array, Array | None]]:
         """Cut the columns where the parts end."""

@@ -40,7 +40,7 @@ class Linear(Affine):
     @property
     def error_terms(self) -> int:
         """k products forward, m in the transpose, and the bias."""
-        return max(self.weight.shape) + 1
+        return int(max(self.weight.shape)) + 1
 
     @property
     def bias(self) -> Array | None:

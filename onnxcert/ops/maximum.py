@@ -51,7 +51,11 @@ class Maximum(Affine):
 
     def transpose_on(self, rows: Array, columns: Array) -> list[tuple[Array, Array | None]]:
         """The same columns."""
-        return [(array_module(rows).zeros((len(rows), 0)), columns[:0]), (rows, columns), (rows, columns)]
+        return [
+            (array_module(rows).zeros((len(rows), 0)), columns[:0]),
+            (rows, columns),
+            (rows, columns),
+        ]
 
     def locality(self, ranks: Sequence[Array | None]) -> Array | None:
         """Entry by entry."""
@@ -66,9 +70,7 @@ class Maximum(Affine):
         del unit
         xp = array_module(boxes[0].lower)
         first, second = boxes[:2]
-        return Box(
-            xp.maximum(first.lower, second.lower), xp.maximum(first.upper, second.upper)
-        )
+        return Box(xp.maximum(first.lower, second.lower), xp.maximum(first.upper, second.upper))
 
     @classmethod
     def examples(cls, rng: np.random.Generator) -> list[Self]:

@@ -1,8 +1,13 @@
-"""Simplifications of a graph, one per file, all exact over the reals."""
+"""Simplifications of a graph, one per file, all exact over the reals.
+
+`simplify` runs those that hold everywhere; `drop_dead_neurons` specialises a graph to one input
+box.
+"""
 
 from __future__ import annotations
 
 from onnxcert.graph import Graph
+from onnxcert.passes.drop_dead_neurons import drop_dead_neurons
 from onnxcert.passes.drop_identities import drop_identities
 from onnxcert.passes.drop_unused import drop_unused
 from onnxcert.passes.fuse_linears import fuse_linears
@@ -14,6 +19,7 @@ PASSES = (drop_unused, drop_identities, fuse_selects, fuse_scales, fuse_linears)
 
 __all__ = [
     "PASSES",
+    "drop_dead_neurons",
     "drop_identities",
     "drop_unused",
     "fuse_linears",

@@ -47,4 +47,3 @@ def choose_plan(graph: Graph, problem: Problem, settings: Settings) -> Plan:
         why = f"asked for: splitting={splitting}"
     attack = GradientAttack(settings.attack_restarts, settings.attack_steps)
     return Plan(splitting, attack, free, neurons, why)
-

@@ -1,9 +1,9 @@
 """Branch and bound: one loop for every way to split.
 
-Take the most promising subproblems, bound them as one batch, test the points where their bounds are
-attained, drop the refuted ones and split the rest. The batch grows while batches are quick and
-shrinks when memory runs out, so the deadline is kept to within one batch and a large subproblem ends
-in a smaller batch, not in a crash.
+Take the most promising subproblems, bound them as one batch, test the points where their bounds
+are attained, drop the refuted ones and split the rest. The batch grows while batches are quick and
+shrinks when memory runs out, so the deadline is kept to within one batch and a large subproblem
+ends in a smaller batch, not in a crash.
 """
 
 from __future__ import annotations

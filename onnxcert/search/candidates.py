@@ -2,10 +2,10 @@
 
 The engine computes in its own precision; a witness counts in the precision of the file. So a point
 is rounded to the model's element type, clipped to representable numbers inside the box, evaluated
-again, and only the most promising few are handed to ``confirm``, which replays the original file and
-checks the query exactly. Where an interval is so thin that no number of that type lies inside it
-(specifications fix inputs to decimals), a decimal inside it is the witness and its rounding is what
-gets replayed, as any runtime that reads the witness would do.
+again, and only the most promising few are handed to ``confirm``, which replays the original file
+and checks the query exactly. Where an interval is so thin that no number of that type lies inside
+it (specifications fix inputs to decimals), a decimal inside it is the witness and its rounding is
+what gets replayed, as any runtime that reads the witness would do.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ Decimals = dict[int, Fraction]
 Confirm = Callable[[FloatArray, Decimals], Counterexample | None]
 
 _NEAR = 1e-4
-"""Violations up to this, relative to the outputs, are worth a replay: binary32 may fall either way."""
+"""Relative violations up to this are worth a replay: binary32 may fall either way."""
 
 
 def representable_box(
     lower: FloatArray, upper: FloatArray, dtype: type[np.floating]
 ) -> tuple[FloatArray, FloatArray]:
-    """The smallest and the largest number of ``dtype`` in [lower, upper]; crossed if there is none."""
+    """The smallest and the largest ``dtype`` in [lower, upper]; crossed if there is none."""
     low, high = lower.astype(dtype), upper.astype(dtype)
     low = np.where(low < lower, np.nextafter(low, dtype(np.inf)), low)
     high = np.where(high > upper, np.nextafter(high, dtype(-np.inf)), high)

@@ -13,8 +13,9 @@ from onnxcert.spec import Problem
 class Cases:
     """A `Problem` with its arrays on the device of the search.
 
-    A case is a conjunction of rows ``g(x, y) <= 0`` (or ``< 0``) over one box; it is refuted on a set as
-    soon as one row, or a non-negative combination of rows, has a positive lower bound there.
+    A case is a conjunction of rows ``g(x, y) <= 0`` (or ``< 0``) over one box; it is refuted on a
+    set as soon as one row, or a non-negative combination of rows, has a positive lower bound
+    there.
     """
 
     problem: Problem

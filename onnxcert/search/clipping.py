@@ -1,10 +1,10 @@
 """What linear bounds over the input say beyond a single number: smaller boxes, combined rows.
 
 For a box and a form ``g(x) >= a . x + c`` that has to be <= 0 for a counterexample, the bound
-``lower = min (a . x + c)`` over the box leaves to x_i only a distance of ``-lower / |a_i|`` from the end
-where the form is smallest. Applied to every row of a conjunction this clips the box (Zhou et al.,
-*Clip-and-Verify*, 2025). And non-negative combinations of the rows may be positive where no row is;
-their weights follow the values of the rows at the minimiser.
+``lower = min (a . x + c)`` over the box leaves to x_i only a distance of ``-lower / |a_i|`` from
+the end where the form is smallest. Applied to every row of a conjunction this clips the box (Zhou
+et al., *Clip-and-Verify*, 2025). And non-negative combinations of the rows may be positive where
+no row is; their weights follow the values of the rows at the minimiser.
 """
 
 from __future__ import annotations
@@ -40,9 +40,7 @@ def clip_box(box: Box, coefficients: Array, lower: Array, used: Array) -> Box:
     )
 
 
-def combine_rows(
-    box: Box, coefficients: Array, lower: Array, used: Array
-) -> tuple[Array, Array]:
+def combine_rows(box: Box, coefficients: Array, lower: Array, used: Array) -> tuple[Array, Array]:
     """The best bound found for a convex combination of the forms, and its coefficients.
 
     Args:

@@ -1,13 +1,13 @@
 """Branch and bound over inputs, for networks with few of them.
 
 A subproblem is a box with the cases still open on it, and what its parent knew about every
-pre-activation: intersecting with that keeps a child at least as tight as its parent and leaves most
-neurons stable, so that only the rest get backward rows. A box is cut in the middle of the input
-where the linear forms of its worst case vary most over the box: coefficients times width, the
-"smear" of interval analysis (Kearfott, *Rigorous Global Search*, 1996). Summing over all rows of the
-case beats the steepest single row, and the best combination is no guide at all: on a thin unsafe
-set (five rows in three dimensions) the sum needed 12 thousand boxes where the best row left 15
-thousand open after 16 thousand closed.
+pre-activation: intersecting with that keeps a child at least as tight as its parent and leaves
+most neurons stable, so that only the rest get backward rows. A box is cut in the middle of the
+input where the linear forms of its worst case vary most over the box: coefficients times width,
+the "smear" of interval analysis (Kearfott, *Rigorous Global Search*, 1996). Summing over all rows
+of the case beats the steepest single row, and the best combination is no guide at all: on a thin
+unsafe set (five rows in three dimensions) the sum needed 12 thousand boxes where the best row left
+15 thousand open after 16 thousand closed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import numpy as np
 
@@ -80,8 +81,8 @@ class InputSplit(Brancher):
     def bytes_per_subproblem(self) -> int:
         """Values of every layer, a row block, and the rows of the cases."""
         widest = max(self.graph.sizes.values())
-        rows = 4 + self.cases.rows.shape[1]
-        return 8 * (6 * sum(self.graph.sizes.values()) + 8 * rows * widest)
+        rows = 4 + int(self.cases.rows.shape[1])
+        return int(8 * (6 * sum(self.graph.sizes.values()) + 8 * rows * widest))
 
     def roots(self) -> Batch:
         """One box each, with all of its open cases."""
@@ -112,9 +113,7 @@ class InputSplit(Brancher):
             name: Box(batch["known_lower"][:, columns], batch["known_upper"][:, columns])
             for name, columns in self._layers.items()
         }
-        bounds = crown_bounds(
-            self.graph, box, known=known, backward=self.backward, expired=expired
-        )
+        bounds = crown_bounds(self.graph, box, known=known, backward=self.backward, expired=expired)
         cases = batch["cases"]
         forms = self.cases.forms(cases)
         pulled = pull_back(
@@ -125,13 +124,13 @@ class InputSplit(Brancher):
         refuted = self.cases.refuted(cases, lower) | bounds.empty[:, None]
         forms_of = pulled.coefficients, lower, forms.used
         clipped, per_case, rows, smear = self._per_case(box, *forms_of, refuted)
-        refuted |= per_case > 0
+        refuted = refuted | (per_case > 0)
         per_case = xp.where(refuted, xp.inf, per_case)
         worst = per_case.argmin(axis=1)
         each = xp.arange(len(cases))
         coefficients = rows[each, worst]
         open_cases = xp.where(refuted, -1, cases)
-        closed = refuted.all(axis=1)
+        closed = cast(Array, refuted.all(axis=1))
         minimiser = xp.where(coefficients >= 0, box.lower, box.upper)
         remembered = {
             f"known_{side}": concatenate(

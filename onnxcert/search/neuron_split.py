@@ -3,8 +3,8 @@
 All subproblems of one input box share the root's bounds; a subproblem is a case and a path of
 constraints ``z_i >= p`` or ``z_i <= p``, each with a multiplier that the optimised bounds adjust
 (beta-CROWN). Bounding one costs a few backward and forward passes with a single row. The neuron to
-split is the one whose relaxation gap, weighted by its row, is largest: an estimate of what the split
-would gain (in the spirit of BaBSR, Bunel et al., 2020).
+split is the one whose relaxation gap, weighted by its row, is largest: an estimate of what the
+split would gain (in the spirit of BaBSR, Bunel et al., 2020).
 
 Tried and dropped: bounding both children of the best eight candidates before choosing (filtered
 smart branching). On networks of a few thousand neurons it cost more than the smaller tree saved:
@@ -22,7 +22,6 @@ import numpy as np
 
 from onnxcert.arrays import Array, array_module, concatenate
 from onnxcert.bounds.backward import pre_activations
-from onnxcert.bounds.crown import Bounds
 from onnxcert.bounds.optimised import FreeRelaxation, Optimised, Start, optimise
 from onnxcert.graph import Graph, Node
 from onnxcert.ops.base import Elementwise
@@ -51,7 +50,7 @@ class NeuronSplit(Brancher):
     """Paths of neuron splits below one input box.
 
     Attributes:
-        graph: the network.
+        graph: the network, or what is left of it on the box.
         cases: what is to be refuted.
         open_cases: (K,) cases still open; all of one box.
         root: bounds of every value over that box (a batch of one).
@@ -62,7 +61,7 @@ class NeuronSplit(Brancher):
     graph: Graph
     cases: Cases
     open_cases: Array
-    root: Bounds
+    root: Mapping[str, Box]
     start: Start
     steps: int
 
@@ -77,13 +76,13 @@ class NeuronSplit(Brancher):
 
     @cached_property
     def _free(self) -> FreeRelaxation:
-        return FreeRelaxation.build(self.graph, self.root.boxes)
+        return FreeRelaxation.build(self.graph, self.root)
 
     @property
     def bytes_per_subproblem(self) -> int:
         """About twenty numbers per neuron during an ascent, and rows of the widest layers."""
         neurons = sum(s.stop - s.start for s in self._layers.values())
-        return 8 * (20 * neurons + 8 * max(self.graph.sizes.values()))
+        return int(8 * (20 * neurons + 8 * max(self.graph.sizes.values())))
 
     def roots(self) -> Batch:
         """One subproblem per open case, with an empty path."""
@@ -107,10 +106,8 @@ class NeuronSplit(Brancher):
         boxes, signs, points, start = self._prepare(batch)
         free = self._free.with_boxes(boxes)
         forms = self.cases.forms(batch["case"])
-        output = self.root.boxes[self.graph.output]
-        ascend = partial(
-            optimise, free, forms, output, signs=signs, points=points, expired=expired
-        )
+        output = self.root[self.graph.output]
+        ascend = partial(optimise, free, forms, output, signs=signs, points=points, expired=expired)
         result = ascend(start, steps=self.steps)
         gains, points_of = self._gaps(result, boxes)
         hopeless = (gains.max(axis=1) <= 0) & (result.lower <= 0)
@@ -157,7 +154,7 @@ class NeuronSplit(Brancher):
             which, position = xp.nonzero(here)
             if len(which) == 0:
                 continue
-            root = self.root.boxes[name]
+            root = self.root[name]
             width = columns.stop - columns.start
             lower = xp.repeat(root.lower, count, axis=0)
             upper = xp.repeat(root.upper, count, axis=0)
@@ -185,7 +182,7 @@ class NeuronSplit(Brancher):
             if not isinstance(node.op, Elementwise) or node.name not in result.activations:
                 continue
             source = node.inputs[0]
-            box = boxes.get(source, self.root.boxes[source])
+            box = boxes.get(source, self.root[source])
             gap, cut = _gap(node, box, result)
             columns = self._layers[source]
             gain[:, columns] = xp.maximum(gain[:, columns], gap)
@@ -193,7 +190,7 @@ class NeuronSplit(Brancher):
         return gain, point
 
     def _inherit(self, batch: Batch, best: Start, index: Array) -> Batch:
-        """Subproblems of a batch with the slopes, multipliers and weights that bounded them best."""
+        """Subproblems of a batch with the slopes, multipliers and weights of their best bound."""
         parent = take(batch, index)
         parent["weight"] = best.weights[index]
         for name, position in best.positions.items():

@@ -18,6 +18,8 @@ from onnxcert.bounds.backward import pull_back
 from onnxcert.bounds.crown import crown_bounds
 from onnxcert.bounds.optimised import FreeRelaxation, Start, optimise
 from onnxcert.graph import Graph
+from onnxcert.passes import drop_dead_neurons
+from onnxcert.search.attack import GradientAttack
 from onnxcert.search.auto import Plan, choose_plan
 from onnxcert.search.bab import BranchAndBound, Statistics
 from onnxcert.search.branching import Brancher
@@ -66,7 +68,7 @@ class Solver:
     unconfirmed: int = 0
 
     def __post_init__(self) -> None:
-        self._fast = self.graph.to(self.device, np.float32)
+        self._fast = self.graph.to(self.device, GradientAttack.precision)
         self._seen = 0
         self._phase = "attack"
         self._open_disjuncts = 0
@@ -144,8 +146,9 @@ class Solver:
         open_cases, column = open_cases[still], column[xp.asarray(still)]
         if len(open_cases) == 0:
             return None
-        free = FreeRelaxation.build(self.graph, bounds.boxes)
-        output = bounds.boxes[self.graph.output]
+        graph, boxes = drop_dead_neurons(self.graph, bounds.boxes)
+        free = FreeRelaxation.build(graph, boxes)
+        output = boxes[graph.output]
         forms = cases.forms(column)
         anchor = xp.where(forms.used, lower[xp.asarray(still)], xp.inf).argmin(axis=1)
         result = optimise(
@@ -177,7 +180,7 @@ class Solver:
             anchor[keep],
         )
         steps = self.settings.branch_steps
-        brancher = NeuronSplit(self.graph, cases, open_cases, bounds, start, steps)
+        brancher = NeuronSplit(graph, cases, open_cases, boxes, start, steps)
         return self._branch(brancher, candidates)
 
     def _refute_boxes(self, cases: Cases, open_cases: Array) -> Array:
@@ -197,9 +200,7 @@ class Solver:
         remaining = np.concatenate(left)
         return np.sort(remaining[remaining >= 0])
 
-    def _branch(
-        self, brancher: Brancher, candidates: Candidates
-    ) -> Counterexample | Reason | None:
+    def _branch(self, brancher: Brancher, candidates: Candidates) -> Counterexample | Reason | None:
         self._enter("search", self._open_disjuncts)
         loop = BranchAndBound(
             self.settings.batch_limit,

@@ -1,0 +1,128 @@
+"""What README promises is run: its commands, its Python, its list of operators."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import onnxcert
+from onnxcert.errors import InputError, OnnxcertError, UsageError
+from onnxcert.frontend.onnx import supported_operators
+
+BEGIN = "<!-- operators: checked by tests/test_readme.py -->\n"
+END = "<!-- end of operators -->"
+
+
+@pytest.fixture(scope="module")
+def readme(repository: Path) -> str:
+    return (repository / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(text: str, language: str) -> list[str]:
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [body for word, body in fenced if word == language]
+
+
+def operator_block() -> str:
+    """The block of README between the two comments; run this file to print it."""
+    entries = [
+        f"{name} ({note})" if note else name
+        for name, (_, note) in supported_operators().items()
+    ]
+    lines = [""]
+    for entry in entries:
+        item = f"{entry}{'.' if entry == entries[-1] else ','}"
+        fits = len(lines[-1]) + len(item) < 100
+        lines[-1:] = [f"{lines[-1]} {item}".strip()] if fits else [lines[-1], item]
+    return "\n".join(lines) + "\n"
+
+
+def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command line of README with this interpreter in place of the installed program."""
+    words = command.split()
+    assert words[0] == "onnxcert"
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    return subprocess.run(
+        [sys.executable, "-m", *words],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=folder,
+        env=environment,
+    )
+
+
+def test_two_command_start(readme: str, repository: Path) -> None:
+    install, verify = blocks(readme, "console")[0].splitlines()
+    assert install == "pip install ."
+    assert run(verify, repository).stdout == "unsat\n"
+
+
+def test_broken_property_has_a_witness(repository: Path) -> None:
+    folder = "benchmarks/models"
+    done = run(f"onnxcert {folder}/digits.onnx {folder}/digits_broken.vnnlib", repository)
+    assert done.stdout.startswith("sat\n((X_0 ")
+
+
+def test_test_command_is_the_one_of_ci(readme: str, repository: Path) -> None:
+    assert blocks(readme, "console")[1] == "pip install -e '.[test]' && pytest\n"
+    script = (repository / ".ci" / "run").read_text(encoding="utf-8")
+    assert re.search(r"^\s*pytest$", script, re.MULTILINE)
+
+
+def test_python_example(readme: str, repository: Path) -> None:
+    (example,) = blocks(readme, "python")
+    environment = os.environ | {"PYTHONPATH": str(repository)}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", example],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=repository,
+        env=environment,
+    )
+    assert done.stdout.startswith("holds; smallest margin proved: ")
+
+
+def test_names_of_the_api_exist(readme: str) -> None:
+    names = set(re.findall(r"\bonnxcert\.([a-zA-Z_]\w*)", readme)) - {"onnx"}
+    assert names <= set(onnxcert.__all__)
+
+
+def test_commands_exist(readme: str) -> None:
+    from onnxcert.cli import COMMANDS  # noqa: PLC0415 - the rest is about the library
+
+    shown = set(re.findall(r"^onnxcert ([a-z]+) ", blocks(readme, "")[0], re.MULTILINE))
+    assert shown == set(COMMANDS)
+
+
+def test_operators_are_those_of_the_registry(readme: str) -> None:
+    shown = readme.partition(BEGIN)[2].partition(END)[0]
+    assert shown == operator_block()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(UsageError, 2), (InputError, 3), (OnnxcertError, 4)]
+)
+def test_exit_codes(readme: str, error: type[OnnxcertError], code: int) -> None:
+    assert error.exit_code == code
+    assert re.search(rf"^\| {code} \| ", readme, re.MULTILINE)
+
+
+def test_links_lead_somewhere(readme: str, repository: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", readme):
+        assert (repository / target).exists(), target
+
+
+def test_version_has_an_entry_in_the_changelog(repository: Path) -> None:
+    text = (repository / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"## [{onnxcert.__version__}]" in text
+
+
+if __name__ == "__main__":
+    sys.stdout.write(operator_block())
