@@ -31,6 +31,7 @@ class Settings:
     splitting: Splitting = _option("auto", "what branch and bound splits")  # noqa: RUF009
     input_split_limit: int = _option(24, "free inputs up to which inputs are split", 0)
     slope_steps: int = _option(20, "optimisation steps of relaxation slopes at the root", 0)
+    layer_steps: int = _option(12, "optimisation steps of each unstable neuron at the root", 0)
     branch_steps: int = _option(4, "optimisation steps per subproblem", 0)
     batch_limit: int = _option(4096, "most subproblems bounded at once", 1)
     memory_gigabytes: float = _option(4.0, "memory that one batch may take", 0.01)

@@ -35,7 +35,7 @@ Vector = list[Fraction]
 
 _CONTEXT = decimal.Context(prec=50)
 _SATURATED = 100
-"""Beyond this, exp(-2 |x|) is below 1e-86: the curves are at their asymptotes to all digits kept."""
+"""Beyond this, exp(-2 |x|) is below 1e-86, and the curves are at their asymptotes."""
 
 
 def exact(values: Iterable[float]) -> Vector:

@@ -51,8 +51,8 @@ def operator_instances(family: type[Operator] = Operator) -> list[tuple[str, Ope
     ]
 
 
-AFFINE: list[tuple[str, Affine]] = operator_instances(Affine)  # type: ignore[assignment]
-ELEMENTWISE: list[tuple[str, Elementwise]] = operator_instances(Elementwise)  # type: ignore[assignment]
+AFFINE: list[tuple[str, Affine]] = operator_instances(Affine)
+ELEMENTWISE: list[tuple[str, Elementwise]] = operator_instances(Elementwise)
 
 
 def integral(op: Operator) -> Operator:
@@ -107,7 +107,9 @@ def points_in(draw: st.DrawFn, box: Box, count: int = 3) -> Array:
     shares = st.sampled_from([0.0, 1.0, 0.5, -1.0]) | st.floats(0.0, 1.0)
     share = np.array(draw(st.lists(shares, min_size=count, max_size=count)))
     rng = np.random.default_rng(draw(seeds))
-    share = np.where(rng.random((count, *box.lower.shape)) < 0.5, share[:, None, None], rng.random())
+    share = np.where(
+        rng.random((count, *box.lower.shape)) < 0.5, share[:, None, None], rng.random()
+    )
     middle = box.lower * (1.0 - share) + box.upper * share
     middle = np.where(share < 0, 0.0, middle)
     return np.clip(middle, box.lower, box.upper)
@@ -216,7 +218,18 @@ class _Growing:
                 self.add(Maximum(size), first, second, positive)
 
 
-LAYERS = ("dense", "dense", "linear", "scale", "select", "curve", "sum", "twice", "concat", "maximum")
+LAYERS = (
+    "dense",
+    "dense",
+    "linear",
+    "scale",
+    "select",
+    "curve",
+    "sum",
+    "twice",
+    "concat",
+    "maximum",
+)
 
 
 @st.composite
@@ -251,7 +264,7 @@ def graphs(
 
 
 Row = tuple[list[float], float] | tuple[list[float], float, bool]
-"""Coefficients over the output, offset, and whether the row is strict: ``row . y + offset <= 0``."""
+"""Coefficients over the output, offset, whether it is strict: ``row . y + offset <= 0``."""
 
 
 def make_problem(
@@ -293,5 +306,9 @@ def relu_network(rng: np.random.Generator, sizes: list[int]) -> Graph:
     growing = _Growing(rng, sizes[0], "dyadic")
     value = "x"
     for number, width in enumerate(sizes[1:]):
-        value = growing.linear(value, width) if number == 0 else growing.linear(growing.curve("relu", value), width)
+        value = (
+            growing.linear(value, width)
+            if number == 0
+            else growing.linear(growing.curve("relu", value), width)
+        )
     return Graph("x", sizes[0], tuple(growing.nodes), value)

@@ -64,13 +64,17 @@ def test_functions_are_functions_whatever_is_used_first(first: str) -> None:
         "from onnxcert import verify\n"
         "assert callable(verify)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_verify_takes_its_options_by_name_only() -> None:
     parameters = inspect.signature(onnxcert.verify).parameters
     kinds = {name: parameter.kind for name, parameter in parameters.items()}
-    positional = [name for name, kind in kinds.items() if kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    positional = [
+        name for name, kind in kinds.items() if kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+    ]
     assert positional == ["model", "spec"]
     assert {"timeout", "device", "seed", "settings", "progress"} <= set(kinds)

@@ -82,7 +82,7 @@ def test_imports_point_down(path: Path) -> None:
     for name, line in imports(path):
         if not name.startswith("onnxcert"):
             continue
-        target = (name.split(".") + ["__init__"])[1]
+        target = [*name.split("."), "__init__"][1]
         if target not in RANK:  # a name that the package offers, loaded from its home
             target = onnxcert._HOMES.get(target, "__init__").split(".")[0]
         allowed = target == here or RANK[target] <= RANK[here] or target == "__init__"
@@ -93,7 +93,7 @@ def test_modules_of_one_layer_form_no_cycle() -> None:
     edges: dict[str, set[str]] = {}
     for path in MODULES:
         for name, _ in imports(path):
-            target = (name.split(".") + [""])[1] if name.startswith("onnxcert.") else ""
+            target = [*name.split("."), ""][1] if name.startswith("onnxcert.") else ""
             if target in RANK and target != part(path):
                 edges.setdefault(part(path), set()).add(target)
     done: set[str] = set()
@@ -187,9 +187,7 @@ def loaded(code: str) -> set[str]:
         "import onnxcert",
         "import onnxcert; onnxcert.__version__; dir(onnxcert)",
         "import onnxcert.cli",
-        "from onnxcert.cli import main\n"
-        "try: main(['--version'])\n"
-        "except SystemExit: pass",
+        "from onnxcert.cli import main\ntry: main(['--version'])\nexcept SystemExit: pass",
     ],
 )
 def test_starting_loads_nothing_heavy(code: str) -> None:

@@ -31,8 +31,7 @@ def blocks(text: str, language: str) -> list[str]:
 def operator_block() -> str:
     """The block of README between the two comments; run this file to print it."""
     entries = [
-        f"{name} ({note})" if note else name
-        for name, (_, note) in supported_operators().items()
+        f"{name} ({note})" if note else name for name, (_, note) in supported_operators().items()
     ]
     lines = [""]
     for entry in entries:
@@ -106,9 +105,7 @@ def test_operators_are_those_of_the_registry(readme: str) -> None:
     assert shown == operator_block()
 
 
-@pytest.mark.parametrize(
-    ("error", "code"), [(UsageError, 2), (InputError, 3), (OnnxcertError, 4)]
-)
+@pytest.mark.parametrize(("error", "code"), [(UsageError, 2), (InputError, 3), (OnnxcertError, 4)])
 def test_exit_codes(readme: str, error: type[OnnxcertError], code: int) -> None:
     assert error.exit_code == code
     assert re.search(rf"^\| {code} \| ", readme, re.MULTILINE)

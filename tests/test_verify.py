@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ def dense(sizes: list[int], seed: int, *, relu: bool = True) -> onnx.ModelProto:
     """Gemm layers with relus between them; weights are multiples of 1/4."""
     rng = np.random.default_rng(seed)
     nodes, weights, value = [], [], "x"
-    for number, (rows, columns) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for number, (rows, columns) in enumerate(pairwise(sizes)):
         arrays = [np.round(4 * rng.normal(size=shape)) / 4 for shape in ((rows, columns), columns)]
         names = f"w{number}", f"b{number}"
         weights += [

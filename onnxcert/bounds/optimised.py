@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 
 from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module
 from onnxcert.bounds.backward import Curve, Multipliers, Pulled, Relaxation, pull_back
-from onnxcert.graph import Graph
+from onnxcert.graph import Graph, Node
 from onnxcert.ops.base import Elementwise, gamma
 from onnxcert.sets import Box, Lines
 
@@ -67,20 +67,28 @@ class FreeRelaxation:
     default: dict[str, Array] = field(default_factory=dict)
 
     @classmethod
+    def begin(cls, graph: Graph, box: Box) -> FreeRelaxation:
+        """An empty relaxation over input boxes; `add` the nodes in order."""
+        return cls(Relaxation(graph, box))
+
+    @classmethod
     def build(cls, graph: Graph, boxes: Mapping[str, Box]) -> FreeRelaxation:
         """Lines for the given bounds of every value (batch of B or 1)."""
-        result = cls(Relaxation(graph, boxes[graph.input]))
+        result = cls.begin(graph, boxes[graph.input])
         for node in graph.nodes:
-            if isinstance(node.op, Elementwise):
-                result._add_curve(node.name, node.op, node.inputs[0], boxes)
-            else:
-                result.relaxation.add_affine(node, boxes)
+            result.add(node, boxes)
         return result
 
-    def _add_curve(self, name: str, op: Elementwise, source: str, boxes: Mapping[str, Box]) -> None:
-        box = boxes[source]
+    def add(self, node: Node, boxes: Mapping[str, Box]) -> None:
+        """Add the next node, given the bounds of what it reads."""
+        if isinstance(node.op, Elementwise):
+            self._add_curve(node, node.op, boxes)
+        else:
+            self.relaxation.add_affine(node, boxes)
+
+    def _add_curve(self, node: Node, op: Elementwise, boxes: Mapping[str, Box]) -> None:
+        name, box = node.name, boxes[node.inputs[0]]
         xp = array_module(box.lower)
-        node = next(node for node in self.relaxation.graph.nodes if node.name == name)
         ends = [op.relax(box, xp.full_like(box.lower, position)) for position in (0.0, 1.0)]
         lower, upper = (line.lower_slope for line in ends), (line.upper_slope for line in ends)
         first_lower, last_lower = lower
@@ -120,7 +128,7 @@ class FreeRelaxation:
             if isinstance(node.op, Elementwise) and node.inputs[0] in boxes:
                 result.free.pop(node.name, None)
                 result.default.pop(node.name, None)
-                result._add_curve(node.name, node.op, node.inputs[0], boxes)
+                result._add_curve(node, node.op, boxes)
         return result
 
     def choose(self, positions: Mapping[str, Array]) -> None:
@@ -230,6 +238,19 @@ class _Ascent:
         return self.values[name] + rate * first / scale
 
 
+@dataclass(frozen=True)
+class Splits:
+    """Split constraints ``sign (z - point) >= 0`` on pre-activations, arrays (B, n) by name.
+
+    Attributes:
+        signs: -1, 0 for none, or 1.
+        points: where the neurons were split.
+    """
+
+    signs: Mapping[str, Array] = field(default_factory=dict)
+    points: Mapping[str, Array] = field(default_factory=dict)
+
+
 class _Variables:
     """The three groups of variables of an ascent, and the best values seen."""
 
@@ -247,7 +268,7 @@ class _Variables:
             _SLOPE_RATE,
         )
         old = start.multipliers
-        self.splits = _Ascent(
+        self.multipliers = _Ascent(
             {
                 name: old[name].copy() if name in old else xp.zeros(sign.shape)
                 for name, sign in signs.items()
@@ -259,13 +280,15 @@ class _Variables:
         self.lower = xp.full(count, -xp.inf)
         self._kept = [
             {name: value.copy() for name, value in group.values.items()}
-            for group in (self.slopes, self.splits, self.weights)
+            for group in (self.slopes, self.multipliers, self.weights)
         ]
 
     def keep_better(self, lower: Array) -> None:
         better = lower > self.lower
         self.lower = array_module(lower).where(better, lower, self.lower)
-        for kept, group in zip(self._kept, (self.slopes, self.splits, self.weights), strict=True):
+        for kept, group in zip(
+            self._kept, (self.slopes, self.multipliers, self.weights), strict=True
+        ):
             for name, value in group.values.items():
                 kept[name][better] = value[better]
 
@@ -281,8 +304,8 @@ def optimise(
     output: Box,
     start: Start,
     *,
-    signs: Mapping[str, Array] | None = None,
-    points: Mapping[str, Array] | None = None,
+    target: str | None = None,
+    splits: Splits | None = None,
     steps: int = 20,
     expired: Callable[[], bool] = lambda: False,
 ) -> Optimised:
@@ -295,16 +318,17 @@ def optimise(
     Args:
         free: the relaxation, batch B or 1.
         forms: what is to be refuted.
-        output: bounds of the network's output.
+        output: bounds of the value that the forms speak about.
         start: where the ascent begins.
-        signs: pre-activation -> (B, n) of -1, 0, 1: split constraints ``sign (z - point) >= 0``.
-        points: pre-activation -> (B, n), the points of those constraints.
+        target: that value; None for the network's output.
+        splits: what the subproblems assume beyond their boxes.
         steps: ascent steps; 0 only evaluates.
         expired: asked before each step.
     """
-    signs, points = signs or {}, points or {}
-    variables = _Variables(free, forms, signs, start)
+    splits = splits or Splits()
+    variables = _Variables(free, forms, splits.signs, start)
     relaxation = free.relaxation
+    target = target or relaxation.graph.output
     for number in range(steps + 1):
         free.choose(variables.slopes.values)
         rows, input_rows, constant = forms.combine(
@@ -312,12 +336,12 @@ def optimise(
         )
         pulled = pull_back(
             relaxation,
-            relaxation.graph.output,
+            target,
             rows,
             input_rows=input_rows,
             multipliers={
-                name: Multipliers(value, points[name])
-                for name, value in variables.splits.values.items()
+                name: Multipliers(value, splits.points[name])
+                for name, value in variables.multipliers.values.items()
             },
             keep=True,
         )
@@ -326,7 +350,7 @@ def optimise(
         minimiser = _minimiser(relaxation.box, pulled.coefficients[:, 0])
         if number == steps or bool((variables.lower > 0.0).all()) or expired():
             break
-        _step(free, forms, pulled, minimiser, variables, signs, points, number)
+        _step(free, forms, target, pulled, minimiser, variables, splits, number)
     activations = {name: rows[:, 0] for name, rows in pulled.activations.items()}
     return Optimised(variables.lower, variables.best, activations, minimiser)
 
@@ -339,11 +363,11 @@ def _minimiser(box: Box, coefficients: Array) -> Array:
 def _step(
     free: FreeRelaxation,
     forms: Forms,
+    target: str,
     pulled: Pulled,
     minimiser: Array,
     variables: _Variables,
-    signs: Mapping[str, Array],
-    points: Mapping[str, Array],
+    splits: Splits,
     number: int,
 ) -> None:
     """Push the minimiser through the chosen lines and move all variables along the gradient."""
@@ -370,16 +394,18 @@ def _step(
                 variables.slopes.values[node.name] = xp.clip(moved, 0.0, 1.0)
         else:
             values[node.name] = node.op.forward([values[name] for name in node.inputs])
-        if node.name in signs:
-            sign = signs[node.name]
-            gradient = (points[node.name] - values[node.name]) * (sign != 0)
-            moved = variables.splits.step(number, node.name, gradient)
-            variables.splits.values[node.name] = xp.where(moved * sign > 0, moved, 0.0)
+        if node.name in splits.signs:
+            sign = splits.signs[node.name]
+            gradient = (splits.points[node.name] - values[node.name]) * (sign != 0)
+            moved = variables.multipliers.step(number, node.name, gradient)
+            variables.multipliers.values[node.name] = xp.where(moved * sign > 0, moved, 0.0)
         for name in node.inputs:
-            if graph.last_use[name] == position and name != graph.output:
+            if graph.last_use[name] == position and name != target:
                 values.pop(name, None)
-    if forms.rows.shape[1] > 1 and graph.output in values:
-        gradient = xp.where(forms.used, forms.value(values[graph.output], minimiser), 0.0)
+        if node.name == target:
+            break
+    if forms.rows.shape[1] > 1 and target in values:
+        gradient = xp.where(forms.used, forms.value(values[target], minimiser), 0.0)
         weights = xp.maximum(variables.weights.step(number, "", gradient), 0.0) * forms.used
         weights[xp.arange(len(weights)), variables.anchor] = 1.0
         variables.weights.values[""] = weights

@@ -22,7 +22,7 @@ import numpy as np
 
 from onnxcert.arrays import Array, array_module, concatenate
 from onnxcert.bounds.backward import pre_activations
-from onnxcert.bounds.optimised import FreeRelaxation, Optimised, Start, optimise
+from onnxcert.bounds.optimised import FreeRelaxation, Optimised, Splits, Start, optimise
 from onnxcert.graph import Graph, Node
 from onnxcert.ops.base import Elementwise
 from onnxcert.search.branching import Bounded, Brancher, Children
@@ -103,11 +103,11 @@ class NeuronSplit(Brancher):
 
     def bound(self, batch: Batch, expired: Callable[[], bool]) -> Bounded:
         """Apply the path's constraints, then adjust slopes, multipliers and weights."""
-        boxes, signs, points, start = self._prepare(batch)
+        boxes, splits, start = self._prepare(batch)
         free = self._free.with_boxes(boxes)
         forms = self.cases.forms(batch["case"])
         output = self.root[self.graph.output]
-        ascend = partial(optimise, free, forms, output, signs=signs, points=points, expired=expired)
+        ascend = partial(optimise, free, forms, output, splits=splits, expired=expired)
         result = ascend(start, steps=self.steps)
         gains, points_of = self._gaps(result, boxes)
         hopeless = (gains.max(axis=1) <= 0) & (result.lower <= 0)
@@ -125,13 +125,11 @@ class NeuronSplit(Brancher):
             _State(result, boxes, neuron, point, gain),
         )
 
-    def _prepare(
-        self, batch: Batch
-    ) -> tuple[dict[str, Box], dict[str, Array], dict[str, Array], Start]:
-        """Boxes, signs and points of the paths, and where the ascent begins."""
-        boxes, signs, points, multipliers = self._apply_paths(batch)
+    def _prepare(self, batch: Batch) -> tuple[dict[str, Box], Splits, Start]:
+        """Boxes and constraints of the paths, and where the ascent begins."""
+        boxes, splits, multipliers = self._apply_paths(batch)
         slopes = {name: batch[f"slope:{name}"].astype(float) for name in self._free.default}
-        return boxes, signs, points, Start(slopes, multipliers, batch["weight"], batch["anchor"])
+        return boxes, splits, Start(slopes, multipliers, batch["weight"], batch["anchor"])
 
     @staticmethod
     def _spread(lower: Array, used: Array) -> Array:
@@ -142,10 +140,8 @@ class NeuronSplit(Brancher):
         spread[:, 0] = xp.where(lower > 0, lower, -xp.inf)
         return spread  # type: ignore[no-any-return]
 
-    def _apply_paths(
-        self, batch: Batch
-    ) -> tuple[dict[str, Box], dict[str, Array], dict[str, Array], dict[str, Array]]:
-        """Boxes of the layers with splits, and signs, points and multipliers of the splits."""
+    def _apply_paths(self, batch: Batch) -> tuple[dict[str, Box], Splits, dict[str, Array]]:
+        """Boxes of the layers with splits, the splits, and their multipliers."""
         xp = array_module(batch["neuron"])
         count = len(batch["neuron"])
         boxes, signs, points, multipliers = {}, {}, {}, {}
@@ -170,7 +166,7 @@ class NeuronSplit(Brancher):
             multiplier[which, index] = batch["multiplier"][which, position]
             boxes[name] = Box(lower, upper)
             signs[name], points[name], multipliers[name] = sign, point, multiplier
-        return boxes, signs, points, multipliers
+        return boxes, Splits(signs, points), multipliers
 
     def _gaps(self, result: Optimised, boxes: Mapping[str, Box]) -> tuple[Array, Array]:
         """Weighted relaxation gap of every neuron, negative where stable, and its split point."""

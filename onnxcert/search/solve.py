@@ -16,6 +16,7 @@ import numpy as np
 from onnxcert.arrays import Array, Device, array_module, to_device, to_host
 from onnxcert.bounds.backward import pull_back
 from onnxcert.bounds.crown import crown_bounds
+from onnxcert.bounds.intermediate import tighten
 from onnxcert.bounds.optimised import FreeRelaxation, Start, optimise
 from onnxcert.graph import Graph
 from onnxcert.passes import drop_dead_neurons
@@ -38,6 +39,9 @@ _log = logging.getLogger(__name__)
 
 _QUICK_ATTACK_SECONDS = 1.0
 _LONG_ATTACK_SECONDS = 10.0
+_INTERMEDIATE_SHARE = 0.25
+"""Share of the time left that optimised bounds of intermediate layers may take."""
+
 _ROOT_BATCH = 256
 
 
@@ -147,6 +151,10 @@ class Solver:
         if len(open_cases) == 0:
             return None
         graph, boxes = drop_dead_neurons(self.graph, bounds.boxes)
+        share = _INTERMEDIATE_SHARE * self.deadline.remaining
+        limit = self.deadline.slice(share).expired
+        boxes = tighten(graph, boxes, steps=self.settings.layer_steps, expired=limit)
+        graph, boxes = drop_dead_neurons(graph, boxes)
         free = FreeRelaxation.build(graph, boxes)
         output = boxes[graph.output]
         forms = cases.forms(column)

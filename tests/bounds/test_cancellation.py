@@ -103,8 +103,8 @@ def test_lines_whose_offsets_are_large_and_gap_is_small(center: float, width: fl
             assert Fraction(lower) <= sign * exact_values(graph, [x])["y"][0]
 
 
-def test_rounding_does_not_pile_up_in_the_constant(rng: np.random.Generator) -> None:
-    """A narrow chain of 120 layers, each adding a little less than half a unit in the last place."""
+def test_rounding_does_not_pile_up_in_the_constant() -> None:
+    """A narrow chain of 120 layers, each adding just less than half a unit in the last place."""
     unit = 2.0**-53
     nodes, value = [], "x"
     for number in range(120):

@@ -14,7 +14,6 @@ from onnxcert.bounds.backward import Multipliers, pre_activations, pull_back, pu
 from onnxcert.bounds.crown import Bounds, crown_bounds
 from onnxcert.bounds.interval import interval_bounds
 from onnxcert.graph import Graph
-from onnxcert.ops import Sigmoid, Tanh
 from onnxcert.sets import Box
 from tests import strategies
 from tests.oracles import Vector, dot, exact, exact_values
@@ -46,11 +45,6 @@ def assert_inside(boxes: Mapping[str, Box], sample: Sample) -> None:
 def exact_bounds(values: Array) -> list[Fraction | None]:
     """Bounds as rationals, None where nothing is claimed."""
     return [Fraction(float(v)) if np.isfinite(v) else None for v in values]
-
-
-def is_rounded_oracle(graph: Graph) -> bool:
-    """Whether the oracle itself is only good to fifty digits."""
-    return any(isinstance(node.op, Sigmoid | Tanh) for node in graph.nodes)
 
 
 @given(drawn=networks(smooth=True))
@@ -133,7 +127,9 @@ def row_blocks(draw: st.DrawFn, size: int, count: int = 2) -> Array:
     return rows
 
 
-def assert_obeys(lower: Array, rows: Array, input_rows: Array | None, start: str, s: Sample) -> None:
+def assert_obeys(
+    lower: Array, rows: Array, input_rows: Array | None, start: str, s: Sample
+) -> None:
     number, x, values = s
     for claim, row, extra in zip(
         lower[number],

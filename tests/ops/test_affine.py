@@ -1,4 +1,4 @@
-"""Affine maps: every rule of every registered affine operator, exactly where arithmetic is exact."""
+"""Affine maps: every rule of every registered operator, exactly where arithmetic is exact."""
 
 from __future__ import annotations
 
@@ -77,7 +77,9 @@ def test_narrow_rows_are_rows_with_zeros_left_out(op: Affine, data: st.DataObjec
     columns = np.array(sorted(data.draw(st.sets(positions, min_size=1, max_size=5))))
     whole = strategies.integral(op)
     assert isinstance(whole, Affine)
-    rows = np.random.default_rng(data.draw(strategies.seeds)).integers(-9, 9, size=(3, len(columns)))
+    rows = np.random.default_rng(data.draw(strategies.seeds)).integers(
+        -9, 9, size=(3, len(columns))
+    )
     dense = np.zeros((3, op.output_size))
     dense[:, columns] = rows
     parts = whole.transpose_on(rows.astype(float), columns)
@@ -101,7 +103,9 @@ def test_vector_jacobian_product(op: Affine, rng: np.random.Generator) -> None:
             changed = [x if i == number else other for i, other in enumerate(inputs)]
             return float((gradient * op.forward(changed)).sum())
 
-        np.testing.assert_allclose(part, finite_difference(total, inputs[number]), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            part, finite_difference(total, inputs[number]), rtol=1e-5, atol=1e-6
+        )
 
 
 def test_absolute_is_the_matrix_of_absolute_values(op: Affine) -> None:
@@ -130,7 +134,9 @@ def test_interval_contains_binary32_in_any_order(op: Affine, seed: int, scale: f
     rng = np.random.default_rng(seed)
     single = op.to(Device(), np.float32)
     points = [(scale * rng.normal(size=(1, size))).astype(np.float32) for size in op.input_sizes]
-    bounds = op.interval([Box(p.astype(float), p.astype(float)) for p in points], UNIT_ROUNDOFF_FLOAT32)
+    bounds = op.interval(
+        [Box(p.astype(float), p.astype(float)) for p in points], UNIT_ROUNDOFF_FLOAT32
+    )
     terms = [m.astype(np.float32) * x for m, x in zip(matrices(op), points, strict=True)]
     table = np.concatenate(terms, axis=1)
     assert table.dtype == np.float32

@@ -89,7 +89,9 @@ def test_transposed_convolution_and_its_narrow_rows(
     np.testing.assert_array_equal(dense, rows @ linear.T)
 
 
-def test_convolution_in_chunks_is_the_convolution(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
+def test_convolution_in_chunks_is_the_convolution(
+    monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
     from onnxcert.ops import convolution  # noqa: PLC0415 - the module, not the class
 
     op = Convolution.examples(rng)[0]

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.parametrize(
 )
 
 
-def rows(op: Elementwise, box: Box, points: Array) -> list[tuple[int, Array, list[Fraction]]]:
+def rows(op: Elementwise, points: Array) -> list[tuple[int, Array, list[Fraction]]]:
     """Each sampled point with the number of its box and its exact values."""
     return [
         (number, x, exact_curve(op, exact(x)))
@@ -32,7 +32,9 @@ def rows(op: Elementwise, box: Box, points: Array) -> list[tuple[int, Array, lis
 def assert_between(lines: Lines, number: int, x: Array, heights: list[Fraction]) -> None:
     parts = (lines.lower_slope, lines.lower_offset, lines.upper_slope, lines.upper_offset)
     shape = (number + 1, len(x))
-    stored = [np.broadcast_to(part, np.broadcast_shapes(part.shape, shape))[number] for part in parts]
+    stored = [
+        np.broadcast_to(part, np.broadcast_shapes(part.shape, shape))[number] for part in parts
+    ]
     for z, height, *line in zip(exact(x), heights, *map(exact, stored), strict=True):
         below, above = line[0] * z + line[1], line[2] * z + line[3]
         assert below <= height <= above, (float(z), float(below - height), float(above - height))
@@ -42,7 +44,7 @@ def assert_between(lines: Lines, number: int, x: Array, heights: list[Fraction])
 def test_interval_contains_exact_values(op: Elementwise, data: st.DataObject) -> None:
     box = data.draw(strategies.boxes(op.size))
     bounds = op.interval([box], UNIT_ROUNDOFF)
-    for number, _, heights in rows(op, box, data.draw(strategies.points_in(box))):
+    for number, _, heights in rows(op, data.draw(strategies.points_in(box))):
         low, high = exact(bounds.lower[number]), exact(bounds.upper[number])
         for below, height, above in zip(low, heights, high, strict=True):
             assert below <= height <= above
@@ -67,7 +69,7 @@ def test_lines_contain_exact_values(op: Elementwise, data: st.DataObject) -> Non
     position = data.draw(st.none() | st.floats(0.0, 1.0) | st.sampled_from([0.0, 0.5, 1.0]))
     slope = None if position is None else np.full(box.lower.shape, position)
     lines = op.relax(box, slope)
-    for number, x, heights in rows(op, box, data.draw(strategies.points_in(box))):
+    for number, x, heights in rows(op, data.draw(strategies.points_in(box))):
         assert_between(lines, number, x, heights)
 
 
@@ -79,7 +81,7 @@ def test_lines_are_exact_where_the_neuron_is_stable(op: Elementwise, data: st.Da
     stable = ~op.unstable(box)
     assume(stable.any())
     lines = op.relax(box)
-    for number, x, heights in rows(op, box, data.draw(strategies.points_in(box))):
+    for number, x, heights in rows(op, data.draw(strategies.points_in(box))):
         slopes, offsets = exact(lines.lower_slope[number]), exact(lines.lower_offset[number])
         for i in np.flatnonzero(stable[number]):
             assert slopes[i] * Fraction(x[i]) + offsets[i] == heights[i]

@@ -14,7 +14,7 @@ from onnxcert.ops.base import register
 from tests import strategies
 
 WITHOUT_EXAMPLES = {Maximum}
-"""Right only behind the nodes that the graph makes with it; `tests.strategies.graphs` draws those."""
+"""Right only behind the nodes that a graph makes with it; `tests.strategies.graphs` draws them."""
 
 
 @pytest.mark.parametrize("cls", OPERATORS)

@@ -43,9 +43,7 @@ def solver(graph: Graph, problem: Problem, **options: object) -> Solver:
     )
 
 
-def solve(
-    graph: Graph, problem: Problem, **options: object
-) -> Counterexample | Reason | None:
+def solve(graph: Graph, problem: Problem, **options: object) -> Counterexample | Reason | None:
     return solver(graph, problem, **options).solve(problem)
 
 
