@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "BoundsReport": "verify",
+    "BoundsReport": "verifier",
     "Counterexample": "verdict",
     "InputError": "errors",
     "ModelError": "errors",
@@ -29,13 +29,13 @@ _HOMES = {
     "UnsupportedModel": "errors",
     "UnsupportedSpec": "errors",
     "UsageError": "errors",
-    "bounds": "verify",
+    "compute_bounds": "verifier",
     "box": "spec.build",
     "linf_ball": "spec.build",
     "load_model": "frontend.onnx",
     "read_query": "frontend.vnnlib",
     "save_vnnlib": "frontend.write",
-    "verify": "verify",
+    "verify": "verifier",
 }
 
 __all__ = [
@@ -57,8 +57,8 @@ __all__ = [
     "UnsupportedSpec",
     "UsageError",
     "__version__",
-    "bounds",
     "box",
+    "compute_bounds",
     "linf_ball",
     "load_model",
     "read_query",
@@ -82,7 +82,7 @@ if TYPE_CHECKING:
     from onnxcert.settings import Settings
     from onnxcert.spec.build import Specification, box, linf_ball
     from onnxcert.verdict import Counterexample, Progress, Reason, Result, Sat, Unknown, Unsat
-    from onnxcert.verify import BoundsReport, bounds, verify
+    from onnxcert.verifier import BoundsReport, compute_bounds, verify
 
 
 def __getattr__(name: str) -> Any:

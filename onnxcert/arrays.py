@@ -148,12 +148,15 @@ class Window:
         height, width = ((size - span) // step + 1 for size, span, step in sizes)
         return height, width
 
-    def crop(self, top: int, left: int, rows: int, columns: int) -> tuple[Window, tuple[int, int]]:
+    def crop(
+        self, top: int, left: int, rows: int, columns: int
+    ) -> tuple[Window, tuple[int, int]] | None:
         """The window restricted to a rectangle of its positions.
 
         Returns:
             The same kernel over just the pixels that those positions read, with exactly ``rows`` x
-            ``columns`` positions, and the place (row, column) of its image in the old one.
+            ``columns`` positions, and the place (row, column) of its image in the old one; None
+            if those positions read nothing but padding.
         """
         starts, sizes, before, after = [], [], [], []
         for axis, (first, count) in enumerate(((top, rows), (left, columns))):
@@ -161,7 +164,8 @@ class Window:
             begin = first * self.stride[axis] - self.padding[axis]
             end = begin + (count - 1) * self.stride[axis] + span
             low, high = max(begin, 0), min(end, self.image[1 + axis])
-            low, high = min(low, self.image[1 + axis] - 1), max(high, 1)
+            if low >= high:
+                return None
             starts.append(low)
             sizes.append(high - low)
             before.append(low - begin)

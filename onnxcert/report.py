@@ -35,7 +35,7 @@ from onnxcert.spec import Query
 from onnxcert.verdict import Counterexample, Result, Sat, Unknown
 
 if TYPE_CHECKING:
-    from onnxcert.verify import BoundsReport
+    from onnxcert.verifier import BoundsReport
 
 Record: TypeAlias = dict[str, Any]
 

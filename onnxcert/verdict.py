@@ -19,7 +19,7 @@ class Reason(Enum):
     """Why there is no answer; the value is the sentence shown to the user."""
 
     TIMEOUT = "the time limit was reached"
-    MEMORY = "a single subproblem does not fit into the memory limit"
+    MEMORY = "the open subproblems do not fit into the memory limit"
     INCOMPLETE = (
         "no bound or witness decides the open subproblems, and they cannot be split further"
     )

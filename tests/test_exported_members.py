@@ -29,7 +29,7 @@ PUBLIC = {
     "Unsat",
     "UsageError",
     "__version__",
-    "bounds",
+    "compute_bounds",
     "box",
     "linf_ball",
     "load_model",
@@ -54,12 +54,12 @@ def test_unknown_name_is_an_attribute_error() -> None:
         _ = onnxcert.nothing  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("first", ["verify", "bounds", "load_model", "Settings"])
+@pytest.mark.parametrize("first", ["verify", "compute_bounds", "load_model", "Settings"])
 def test_functions_are_functions_whatever_is_used_first(first: str) -> None:
     """Importing a submodule binds its name in the package; it must not hide a function."""
     program = (
         f"import onnxcert; onnxcert.{first}\n"
-        "assert callable(onnxcert.bounds), onnxcert.bounds\n"
+        "assert callable(onnxcert.compute_bounds), onnxcert.compute_bounds\n"
         "assert callable(onnxcert.verify), onnxcert.verify\n"
         "from onnxcert import verify\n"
         "assert callable(verify)"

@@ -24,7 +24,7 @@ LAYERS = [
     {"frontend", "passes"},
     {"bounds", "proof"},
     {"search"},
-    {"verify"},
+    {"verifier"},
     {"bench", "report"},
     {"cli"},
     {"__init__", "__main__"},

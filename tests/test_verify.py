@@ -247,7 +247,7 @@ def test_specification_that_does_not_fit_is_refused() -> None:
 def test_bounds_contain_samples(method: str, rng: np.random.Generator) -> None:
     model = dense([2, 5, 5, 3], 10)
     spec = onnxcert.box([-1, 0], [1, 0.5]).unsafe([1, 0, -1], 0)
-    report = onnxcert.bounds(model, spec, method=method, layers=True)
+    report = onnxcert.compute_bounds(model, spec, method=method, layers=True)
     graph = onnxcert.load_model(model).graph
     outputs = graph.forward(rng.uniform([-1, 0], [1, 0.5], size=(1000, 2)))
     assert (report.outputs[:, 0] <= outputs.min(axis=0) + 1e-12).all()
@@ -258,4 +258,4 @@ def test_bounds_contain_samples(method: str, rng: np.random.Generator) -> None:
 
 def test_bounds_refuse_an_unknown_method() -> None:
     with pytest.raises(UsageError, match="no method 'exact'"):
-        onnxcert.bounds(dense([2, 3, 2], 11), onnxcert.box([0, 0], [1, 1]), method="exact")
+        onnxcert.compute_bounds(dense([2, 3, 2], 11), onnxcert.box([0, 0], [1, 1]), method="exact")

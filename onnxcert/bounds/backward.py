@@ -71,12 +71,14 @@ class Relaxation:
         box: the input boxes, (B, input_size) or (1, input_size).
         curves: elementwise node name -> its lines.
         errors: value name -> rounding vector v still to be charged when a pass crosses the value.
+        sums: value name -> rounding of one addition of rows, for values with several readers.
     """
 
     graph: Graph
     box: Box
     curves: dict[str, Curve] = field(default_factory=dict)
     errors: dict[str, Array] = field(default_factory=dict)
+    sums: dict[str, Array] = field(default_factory=dict)
     _at_start: dict[str, Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -92,6 +94,7 @@ class Relaxation:
         """Compute the rounding vector of an affine node from the bounds of what it reads."""
         op = node.op
         assert isinstance(op, Affine)
+        self._note_magnitude(node, boxes)
         if op.error_terms == 0 and op.bias is None and self.graph.consumers[node.name] <= 1:
             return
         magnitude = op.magnitude.forward([boxes[name].magnitude for name in node.inputs])
@@ -111,12 +114,24 @@ class Relaxation:
         error = 2.0 * self._gamma(node) * error + TINY
         if source in self._deferred and source in self._at_start:
             error = error + steepness * self._at_start[source]
-        self.curves[node.name] = Curve(mean, half, mean_offset, half_offset + error)
+        # The slack belongs to the error alone: half an offset difference may be negative.
+        self.curves[node.name] = Curve(mean, half, mean_offset, half_offset + _SLACK * error)
+        self._note_magnitude(node, boxes)
+
+    def _note_magnitude(self, node: Node, boxes: Mapping[str, Box]) -> None:
+        """Prepare to charge the sums of rows that meet at what the node reads.
+
+        A rounded sum of rows a + b is off by u |a + b|, which may be all that is left of the parts
+        of a later sum; so it is charged where it happens and not to the final rows.
+        """
+        for name in node.inputs:
+            if self.graph.consumers[name] > 1 and name not in self.sums:
+                self.sums[name] = 2.0 * UNIT_ROUNDOFF * boxes[name].magnitude + TINY
 
     def _gamma(self, node: Node) -> float:
         op = node.op
         graph = self.graph
-        count = max(op.error_terms, op.output_size) + len(graph.nodes) + 8
+        count = max(op.error_terms, op.output_size) + 4 * len(graph.nodes) + 8
         return gamma(count + graph.consumers[node.name], UNIT_ROUNDOFF)
 
     def start_error(self, name: str) -> Array | None:
@@ -171,12 +186,22 @@ class _Pass:
 
     def push(self, name: str, rows: Array, columns: Columns = None) -> None:
         """Add rows over a value, which other consumers of the value may have reached already."""
+        if columns is not None and len(columns) == 0:
+            return
         size = self.relaxation.graph.sizes[name]
         if columns is not None and len(columns) > _NARROW * size:
             rows, columns = self.widen(rows, columns, size), None
         if name in self.pending:
             rows, columns = self._add(self.pending[name], (rows, columns), size)
+            self.charge(abs(rows), -_SLACK * _part(self._sum_error(name), columns))
         self.pending[name] = (rows, columns)
+
+    def _sum_error(self, name: str) -> Array:
+        relaxation = self.relaxation
+        if name in relaxation.sums:
+            return relaxation.sums[name]
+        # Only rows over inputs, given beside those over a value, meet at a value with one reader.
+        return 2.0 * UNIT_ROUNDOFF * relaxation.box.magnitude + TINY
 
     def widen(self, rows: Array, columns: Columns, size: int) -> Array:
         """Rows over all columns."""
@@ -231,7 +256,7 @@ class _Pass:
             self.charge(abs(rows), -_SLACK * _part(error, columns))
         if op.bias is not None:
             self.charge(rows, op.bias if columns is None else op.bias[columns])
-        flat = rows.reshape(-1, rows.shape[-1])
+        flat = rows.reshape(self.shape[0] * self.shape[1], rows.shape[-1])
         if columns is None:
             self.push_all(node, [(part, None) for part in op.transpose(flat)])
         else:
@@ -242,13 +267,13 @@ class _Pass:
     ) -> None:
         """Hand flat rows (B x R, n) to the inputs of a node."""
         for name, (part, columns) in zip(node.inputs, parts, strict=True):
-            self.push(name, sign * part.reshape(*self.shape, -1), columns)
+            self.push(name, sign * part.reshape(*self.shape, part.shape[1]), columns)
 
     def _through_curve(self, node: Node, rows: Array, columns: Columns) -> None:
         curve = self.relaxation.curves[node.name]
         absolute = abs(rows)
         self.charge(rows, _part(curve.mean_offset, columns))
-        self.charge(absolute, -_SLACK * _part(curve.half_offset, columns))
+        self.charge(absolute, -_part(curve.half_offset, columns))
         result = rows * _part(curve.mean, columns)[:, None]
         absolute *= _part(curve.half, columns)[:, None]
         result -= absolute
@@ -263,7 +288,7 @@ class _Pass:
         radius = xp.maximum(box.upper - center, center - box.lower)
         error = 2.0 * gamma(rows.shape[-1] + 16, UNIT_ROUNDOFF)
         self.charge(rows, center)
-        self.charge(abs(rows), -_SLACK * (radius + error * box.magnitude + TINY))
+        self.charge(abs(rows), -(radius + _SLACK * (error * box.magnitude + TINY)))
         lower = xp.nan_to_num(self.constant, nan=-xp.inf, posinf=-xp.inf)
         return Pulled(lower, rows, self.kept if all_rows else {})
 

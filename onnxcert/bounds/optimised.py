@@ -93,11 +93,12 @@ class FreeRelaxation:
         lower, upper = (line.lower_slope for line in ends), (line.upper_slope for line in ends)
         first_lower, last_lower = lower
         first_upper, last_upper = upper
-        # The rounding vector must hold for every position: take the steeper end.
+        # The rounding vector must hold for every position: take the steepest of all lines.
+        slopes = (first_lower, last_lower, first_upper, last_upper)
         steepest = Lines(
-            xp.minimum(first_lower, last_lower),
+            xp.minimum(xp.minimum(*slopes[:2]), xp.minimum(*slopes[2:])),
             ends[0].lower_offset,
-            xp.maximum(first_upper, last_upper),
+            xp.maximum(xp.maximum(*slopes[:2]), xp.maximum(*slopes[2:])),
             ends[0].upper_offset,
         )
         self.relaxation.add_elementwise(node, boxes, steepest)

@@ -11,7 +11,7 @@ from onnxcert.cli.console import Console
 from onnxcert.cli.table import table
 
 if TYPE_CHECKING:
-    from onnxcert.verify import BoundsReport
+    from onnxcert.verifier import BoundsReport
 
 _DESCRIPTION = """\
 Bound the outputs of a network over the inputs of a specification, by one pass and without search.
@@ -41,9 +41,11 @@ def run(words: Sequence[str], console: Console, clock: Clock) -> int:
         from onnxcert.report import check_writable
 
         check_writable(options.json)
-    from onnxcert.verify import bounds
+    from onnxcert.verifier import compute_bounds
 
-    report = bounds(options.model, options.spec, method=options.method, layers=options.layers)
+    report = compute_bounds(
+        options.model, options.spec, method=options.method, layers=options.layers
+    )
     console.answer(bounds_page(report))
     if options.json is not None:
         from onnxcert.report import bounds_record, to_json, write_file

@@ -191,7 +191,7 @@ def _search(
     console: Console,
     clock: Clock,
 ) -> Result:
-    from onnxcert.verify import verify
+    from onnxcert.verifier import verify
 
     before = clock.seconds
 

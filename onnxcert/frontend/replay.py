@@ -46,6 +46,10 @@ _UNDERFLOW = {"float16": 2.0**-14, "float32": 1e-30, "float64": 1e-290}
 """Differences below this may come from numbers too small for the type."""
 
 
+_OLDER_CONTAINER = 10
+"""An IR version that every supported onnxruntime reads."""
+
+
 class Replayer:
     """The model in onnxruntime.
 
@@ -73,10 +77,18 @@ class Replayer:
                 "session.model_external_initializers_file_folder_path",
                 str(Path(self.model.source).resolve().parent),
             )
+        data = self._bytes()
         try:
-            return onnxruntime.InferenceSession(
-                self._bytes(), options, providers=["CPUExecutionProvider"]
-            )
+            return _session(data, options)
+        except _FAILURES as error:
+            if "IR version" not in str(error):
+                raise self._failure("onnxruntime cannot run the model", error) from error
+        # Newer writers stamp a container version that this runtime does not know yet; what the
+        # nodes mean is fixed by the operator sets, which it goes on to check.
+        proto = onnx.ModelProto.FromString(data)
+        proto.ir_version = _OLDER_CONTAINER
+        try:
+            return _session(proto.SerializeToString(), options)
         except _FAILURES as error:
             raise self._failure("onnxruntime cannot run the model", error) from error
 
@@ -139,6 +151,10 @@ class Replayer:
     def _failure(self, cause: str, error: BaseException) -> ModelError:
         text = " ".join(str(error).split())
         return ModelError(f"{cause}: {text[:300]}", place=self.model.source)
+
+
+def _session(data: bytes, options: Any) -> Any:
+    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 
 @dataclass(frozen=True)

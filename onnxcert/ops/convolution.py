@@ -128,9 +128,10 @@ class Convolution(Affine):
         _, y, x = xp.unravel_index(columns, self.output_shape)
         top, bottom = int(y.min()), int(y.max()) + 1
         left, right = int(x.min()), int(x.max()) + 1
-        if 2 * (bottom - top) * (right - left) > height * width:
+        cropped = self.window.crop(top, left, bottom - top, right - left)
+        if cropped is None or 2 * (bottom - top) * (right - left) > height * width:
             return super().transpose_on(rows, columns)
-        window, origin = self.window.crop(top, left, bottom - top, right - left)
+        window, origin = cropped
         part = Convolution(self.weight, window, None)
         shape = (channels, bottom - top, right - left)
         dense = xp.zeros((len(rows), *shape))

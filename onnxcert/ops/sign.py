@@ -15,6 +15,9 @@ from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module
 from onnxcert.ops.base import Elementwise, register
 from onnxcert.sets import Box, Lines
 
+_SMALLEST = 1e-300
+"""Ends nearer to zero get the slope of this one, which is flatter and so holds as well."""
+
 
 @register
 @dataclass(frozen=True)
@@ -46,8 +49,8 @@ class Sign(Elementwise):
         crosses = (lower < 0) & (upper > 0)
         # A slope rounded down keeps the line under 1 at u (and over -1 at l).
         shrink = 1.0 - 4.0 * UNIT_ROUNDOFF
-        steep_up = 2.0 / xp.where(crosses, upper, 1.0) * shrink
-        steep_down = 2.0 / xp.where(crosses, -lower, 1.0) * shrink
+        steep_up = 2.0 / xp.where(crosses, xp.maximum(upper, _SMALLEST), 1.0) * shrink
+        steep_down = 2.0 / xp.where(crosses, xp.maximum(-lower, _SMALLEST), 1.0) * shrink
         # Where the interval is lopsided the constant encloses less area than the steep line.
         use_lower = crosses & (upper > -lower)
         use_upper = crosses & (upper <= -lower)

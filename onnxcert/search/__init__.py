@@ -1,5 +1,5 @@
 """Searching for an answer: attack for ``sat``, branch and bound for ``unsat``.
 
 Nothing here touches files or prints. A candidate becomes a counterexample only through the
-``confirm`` callback that `onnxcert.verify` supplies, which replays it on the original file.
+``confirm`` callback that `onnxcert.verifier` supplies, which replays it on the original file.
 """

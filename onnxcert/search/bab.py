@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from onnxcert.search.branching import Brancher
+from onnxcert.arrays import Array, array_module
+from onnxcert.search.branching import Bounded, Brancher
 from onnxcert.search.candidates import Candidates
 from onnxcert.search.deadline import Deadline
 from onnxcert.search.frontier import Batch, Frontier, batch_length
@@ -46,12 +47,14 @@ class BranchAndBound:
         batch_limit: most subproblems in a batch.
         memory_bytes: most memory that a batch may take, and that the frontier may hold.
         report: called after every batch.
+        record: called with the cases and lower bounds of every batch, and which were closed.
         statistics: updated in place.
     """
 
     batch_limit: int = 4096
     memory_bytes: float = 4e9
     report: Callable[[Statistics], None] = lambda statistics: None
+    record: Callable[[Bounded], None] = lambda bounded: None
     statistics: Statistics = field(default_factory=Statistics)
 
     def run(
@@ -64,7 +67,7 @@ class BranchAndBound:
         """
         frontier = Frontier()
         roots = brancher.roots()
-        frontier.push(roots, candidates.cases.offset[:1].repeat(batch_length(roots)) * 0.0)
+        frontier.push(roots, _unscored(roots))
         most = int(self.memory_bytes / max(1, brancher.bytes_per_subproblem))
         size = max(1, min(_FIRST_BATCH, self.batch_limit, most))
         stuck = 0
@@ -83,7 +86,7 @@ class BranchAndBound:
                 size = max(1, batch_length(batch) // 2)
                 most = size
                 _log.info("out of memory: batches shrink to %d", size)
-                frontier.push(batch, candidates.cases.offset[:1].repeat(batch_length(batch)) * 0.0)
+                frontier.push(batch, _unscored(batch))
                 continue
             if isinstance(found, Counterexample):
                 return found
@@ -103,6 +106,7 @@ class BranchAndBound:
         deadline: Deadline,
     ) -> tuple[Counterexample | None, int]:
         bounded = brancher.bound(batch, deadline.expired)
+        self.record(bounded)
         found = candidates.test(bounded.points, bounded.point_cases)
         if found:
             return found, 0
@@ -120,3 +124,9 @@ class BranchAndBound:
         elif seconds < 0.25 * _BATCH_SECONDS:
             size *= 2
         return max(1, min(size, self.batch_limit, most))
+
+
+def _unscored(batch: Batch) -> Array:
+    """Scores for subproblems that nothing is known about."""
+    first = next(iter(batch.values()))
+    return array_module(first).zeros(len(first))  # type: ignore[no-any-return]

@@ -23,6 +23,8 @@ class Bounded:
         score: (B,) lower bound of the case that is furthest from refuted; orders the frontier.
         points: (P, n_in) inputs worth testing, and
         point_cases: (P, C) the cases to test them against.
+        cases: (B, C) the cases that were open before, -1 for none, and
+        case_lower: (B, C) the lower bounds found for them; infinite where nothing is left of one.
         state: what the brancher needs to split the open ones.
     """
 
@@ -30,6 +32,8 @@ class Bounded:
     score: Array
     points: Array
     point_cases: Array
+    cases: Array
+    case_lower: Array
     state: object
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from onnxcert.arrays import Array, Device, array_module, to_device
 from onnxcert.bounds.optimised import Forms
 from onnxcert.spec import Problem
@@ -28,14 +30,26 @@ class Cases:
     @classmethod
     def build(cls, problem: Problem, device: Device) -> Cases:
         """Move the rows to the device."""
-        rows = problem.input_rows
+        # A case without rows is true everywhere; as a row that is says the same, all cases have
+        # at least one, and nothing that follows has to think of none.
+        rowless = ~(problem.case_rows >= 0).any(axis=1)
+        extra = int(rowless.any())
+        rows = np.pad(problem.output_rows, ((0, extra), (0, 0)))
+        input_rows = problem.input_rows
+        if input_rows is not None:
+            input_rows = to_device(np.pad(input_rows, ((0, extra), (0, 0))), device)
+        case_rows = problem.case_rows
+        if extra:
+            lacking = max(0, 1 - case_rows.shape[1])
+            case_rows = np.pad(case_rows, ((0, 0), (0, lacking)), constant_values=-1)
+            case_rows[rowless, 0] = len(rows) - 1
         return cls(
             problem,
-            to_device(problem.output_rows, device),
-            None if rows is None else to_device(rows, device),
-            to_device(problem.offset, device),
-            to_device(problem.strict, device),
-            to_device(problem.case_rows, device),
+            to_device(rows, device),
+            input_rows,
+            to_device(np.pad(problem.offset, (0, extra), constant_values=-1.0), device),
+            to_device(np.pad(problem.strict, (0, extra)), device),
+            to_device(case_rows, device),
         )
 
     def forms(self, cases: Array) -> Forms:

@@ -125,6 +125,7 @@ class InputSplit(Brancher):
         forms_of = pulled.coefficients, lower, forms.used
         clipped, per_case, rows, smear = self._per_case(box, *forms_of, refuted)
         refuted = refuted | (per_case > 0)
+        case_lower = xp.where(bounds.empty[:, None], xp.inf, per_case)
         per_case = xp.where(refuted, xp.inf, per_case)
         worst = per_case.argmin(axis=1)
         each = xp.arange(len(cases))
@@ -144,6 +145,8 @@ class InputSplit(Brancher):
             per_case[each, worst],
             minimiser[~closed],
             open_cases[~closed],
+            cases,
+            case_lower,
             _State(smear[each, worst], open_cases, clipped, remembered),
         )
 

@@ -74,6 +74,11 @@ class NeuronSplit(Brancher):
             begin += self.graph.sizes[name]
         return columns
 
+    @property
+    def _neurons(self) -> int:
+        """Neurons that could be split; at least one column, so that a choice is always defined."""
+        return max((columns.stop for columns in self._layers.values()), default=1)
+
     @cached_property
     def _free(self) -> FreeRelaxation:
         return FreeRelaxation.build(self.graph, self.root)
@@ -122,6 +127,8 @@ class NeuronSplit(Brancher):
             result.lower,
             result.minimiser[~closed],
             batch["case"][~closed],
+            batch["case"],
+            result.lower[:, None],
             _State(result, boxes, neuron, point, gain),
         )
 
@@ -172,7 +179,7 @@ class NeuronSplit(Brancher):
         """Weighted relaxation gap of every neuron, negative where stable, and its split point."""
         xp = array_module(result.lower)
         count = len(result.lower)
-        gain = xp.full((count, max(s.stop for s in self._layers.values())), -1.0)
+        gain = xp.full((count, self._neurons), -1.0)
         point = xp.zeros_like(gain)
         for node in self.graph.nodes:
             if not isinstance(node.op, Elementwise) or node.name not in result.activations:

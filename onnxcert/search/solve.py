@@ -23,7 +23,7 @@ from onnxcert.passes import drop_dead_neurons
 from onnxcert.search.attack import GradientAttack
 from onnxcert.search.auto import Plan, choose_plan
 from onnxcert.search.bab import BranchAndBound, Statistics
-from onnxcert.search.branching import Brancher
+from onnxcert.search.branching import Bounded, Brancher
 from onnxcert.search.candidates import Candidates, Confirm
 from onnxcert.search.cases import Cases
 from onnxcert.search.deadline import Deadline
@@ -104,7 +104,7 @@ class Solver:
             return found
         if plan.splitting == "input":
             brancher = InputSplit(self.graph, cases, open_cases)
-            return self._branch(brancher, candidates)
+            return self._branch(brancher, candidates, open_cases)
         self._enter("bounds", len(open_cases))
         if len(problem.lower) > 1:
             open_cases = self._refute_boxes(cases, open_cases)
@@ -189,7 +189,7 @@ class Solver:
         )
         steps = self.settings.branch_steps
         brancher = NeuronSplit(graph, cases, open_cases, boxes, start, steps)
-        return self._branch(brancher, candidates)
+        return self._branch(brancher, candidates, open_cases)
 
     def _refute_boxes(self, cases: Cases, open_cases: Array) -> Array:
         """Bound many boxes in batches and return the cases that stay open."""
@@ -208,15 +208,28 @@ class Solver:
         remaining = np.concatenate(left)
         return np.sort(remaining[remaining >= 0])
 
-    def _branch(self, brancher: Brancher, candidates: Candidates) -> Counterexample | Reason | None:
+    def _branch(
+        self, brancher: Brancher, candidates: Candidates, open_cases: Array
+    ) -> Counterexample | Reason | None:
+        """Branch and bound; when it refutes everything, the bound of a case is its worst leaf."""
         self._enter("search", self._open_disjuncts)
+        leaves = np.full(len(candidates.cases.problem), np.inf)
+
+        def record(bounded: Bounded) -> None:
+            cases, lower = to_host(bounded.cases), to_host(bounded.case_lower)
+            counts = (cases >= 0) & (lower > 0)
+            np.minimum.at(leaves, cases[counts], lower[counts])
+
         loop = BranchAndBound(
             self.settings.batch_limit,
             self.settings.memory_gigabytes * 1e9,
             lambda statistics: self._progress(),
+            record,
             self.statistics,
         )
         answer = loop.run(brancher, candidates, self.deadline)
+        if answer is None:
+            self._record(candidates.cases.problem, open_cases, leaves[open_cases])
         self._enter("search", self._open_disjuncts)
         return answer
 

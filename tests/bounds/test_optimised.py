@@ -14,7 +14,7 @@ from onnxcert.arrays import Array
 from onnxcert.bounds import optimised
 from onnxcert.bounds.backward import pre_activations
 from onnxcert.bounds.crown import crown_bounds
-from onnxcert.bounds.optimised import Forms, FreeRelaxation, Optimised, Start, optimise
+from onnxcert.bounds.optimised import Forms, FreeRelaxation, Optimised, Splits, Start, optimise
 from onnxcert.graph import Graph, Node
 from onnxcert.ops import LeakyRelu, Linear, Relu, Sum
 from onnxcert.sets import Box
@@ -51,8 +51,8 @@ class Scenario:
 
     def run(self, start: Start, steps: int) -> Optimised:
         output = self.boxes[self.graph.output]
-        arguments = {"signs": self.signs, "points": self.points, "steps": steps}
-        return optimise(self.free, self.forms, output, start, **arguments)  # type: ignore[arg-type]
+        splits = Splits(self.signs, self.points)
+        return optimise(self.free, self.forms, output, start, splits=splits, steps=steps)
 
     def satisfying(self) -> list[tuple[Array, dict[str, Vector]]]:
         """The samples that obey the splits of subproblem 0."""

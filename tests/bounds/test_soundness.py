@@ -13,7 +13,8 @@ from onnxcert.arrays import Array
 from onnxcert.bounds.backward import Multipliers, pre_activations, pull_back, pull_back_units
 from onnxcert.bounds.crown import Bounds, crown_bounds
 from onnxcert.bounds.interval import interval_bounds
-from onnxcert.graph import Graph
+from onnxcert.graph import Graph, Node
+from onnxcert.ops import Concat, Linear
 from onnxcert.sets import Box
 from tests import strategies
 from tests.oracles import Vector, dot, exact, exact_values
@@ -235,3 +236,17 @@ def test_narrow_rows_through_convolutions(data: st.DataObject) -> None:
     for number, _, values in samples:
         for claim, i in zip(lower[number], index[number], strict=True):
             assert Fraction(claim) <= values[graph.output][i]
+
+
+def test_rows_that_touch_only_one_part_of_a_concatenation(rng: np.random.Generator) -> None:
+    """The other part gets rows without any column, and passes them on."""
+    nodes = (
+        Node("a", Linear(rng.normal(size=(2, 3)), rng.normal(size=3)), ("x",)),
+        Node("b", Linear(rng.normal(size=(2, 3))), ("x",)),
+        Node("y", Concat((3, 3)), ("a", "b")),
+    )
+    graph = Graph("x", 2, nodes, "y")
+    relaxation = crown_bounds(graph, Box(-np.ones((1, 2)), np.ones((1, 2)))).relaxation
+    lower = pull_back_units(relaxation, "y", np.array([[0, 1]]), 1.0)[0]
+    for claim, i in zip(lower, (0, 1), strict=True):
+        assert Fraction(claim) <= exact_values(graph, [-1.0, 1.0])["y"][i]

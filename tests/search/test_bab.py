@@ -54,7 +54,9 @@ class Intervals(Brancher):
         self.leaves += begin[closed].tolist()
         found = (begin == self.goal) & single
         points, cases = np.zeros((int(found.sum()), 2)), np.zeros((int(found.sum()), 1), dtype=int)
-        return Bounded(closed, -(end - begin).astype(float), points, cases, None)
+        score = -(end - begin).astype(float)
+        open_cases = np.where(closed, -1, 0)[:, None]
+        return Bounded(closed, score, points, cases, open_cases, score[:, None], None)
 
     def split(self, batch: Batch, bounded: Bounded) -> Children:
         keep = ~bounded.closed & (batch["end"] - batch["begin"] > 1)

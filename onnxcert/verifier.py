@@ -367,7 +367,7 @@ class BoundsReport:
     layers: Sequence[tuple[str, str, FloatArray, FloatArray]] = ()
 
 
-def bounds(
+def compute_bounds(
     model: str | os.PathLike[str] | onnx.ModelProto,
     spec: SpecSource,
     *,
