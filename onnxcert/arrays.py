@@ -112,11 +112,6 @@ def to_host(array: Array) -> Array:
     return array if isinstance(array, np.ndarray) else cast(Array, array.get())
 
 
-def memory_error_types() -> tuple[type[BaseException], ...]:
-    """The exceptions that mean a batch did not fit (CuPy's derives from ``MemoryError``)."""
-    return (MemoryError,)
-
-
 @dataclass(frozen=True)
 class Window:
     """Geometry of a sliding window over images of ``channels`` x ``height`` x ``width``.

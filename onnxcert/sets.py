@@ -29,11 +29,11 @@ class Box:
         xp = array_module(self.lower)
         return Box(xp.maximum(self.lower, other.lower), xp.minimum(self.upper, other.upper))
 
-    def take(self, index: Array | slice) -> Box:
-        """The rows of the batch that ``index`` chooses; a batch of one stays as it is."""
-        if len(self.lower) == 1 and not isinstance(index, slice):
-            return self
-        return Box(self.lower[index], self.upper[index])
+    def defined(self) -> Box:
+        """The same box with undefined ends (infinity minus infinity) moved to infinity."""
+        xp = array_module(self.lower)
+        lower = xp.where(xp.isnan(self.lower), -xp.inf, self.lower)
+        return Box(lower, xp.where(xp.isnan(self.upper), xp.inf, self.upper))
 
     def __len__(self) -> int:
         return len(self.lower)

@@ -339,7 +339,8 @@ def pull_back_units(relaxation: Relaxation, start: str, index: Array, sign: floa
     run = _Pass(relaxation, (index.shape[0], index.shape[1]))
     if not isinstance(producer.op, Affine):
         rows = xp.zeros((*index.shape, graph.sizes[start]))
-        xp.put_along_axis(rows, index[:, :, None], sign, axis=2)
+        batch, row = index.shape
+        rows[xp.arange(batch)[:, None], xp.arange(row), index] = sign
         return pull_back(relaxation, start, rows).lower
     error = relaxation._at_start.get(start)
     if error is not None:

@@ -73,7 +73,7 @@ def crown_bounds(
             if isinstance(node.op, Affine)
             else ranks[node.inputs[0]]
         )
-        current = node.op.interval([boxes[name] for name in node.inputs], UNIT_ROUNDOFF)
+        current = node.op.interval([boxes[name] for name in node.inputs], UNIT_ROUNDOFF).defined()
         if node.name in known:
             current = current.intersect(known[node.name])
         if isinstance(node.op, Elementwise):
@@ -123,6 +123,7 @@ def _refine(
         near = xp.argsort(rank)
         order = near[xp.argsort(~unstable[:, near], axis=1, kind="stable")[:, :width]]
     lower, upper = box.lower.copy(), box.upper.copy()
+    each = xp.arange(len(box))[:, None]
     widest = max(relaxation.graph.sizes.values())
     step = max(1, CHUNK_NUMBERS // (widest * len(box)), LEAST_ROWS // len(box))
     for start in range(0, width, step):
@@ -132,8 +133,7 @@ def _refine(
         below = pull_back_units(relaxation, node.name, index, 1.0)
         above = -pull_back_units(relaxation, node.name, index, -1.0)
         for target, value, choose in ((lower, below, xp.maximum), (upper, above, xp.minimum)):
-            old = xp.take_along_axis(target, index, axis=1)
-            xp.put_along_axis(target, index, choose(old, value), axis=1)
+            target[each, index] = choose(target[each, index], value)
     return Box(lower, upper)
 
 

@@ -44,7 +44,7 @@ def tighten(
     free = FreeRelaxation.begin(graph, result[graph.input])
     readers = pre_activations(graph)
     for node in graph.nodes:
-        box = node.op.interval([result[name] for name in node.inputs], UNIT_ROUNDOFF)
+        box = node.op.interval([result[name] for name in node.inputs], UNIT_ROUNDOFF).defined()
         result[node.name] = box.intersect(boxes[node.name])
         free.add(node, result)
         reads_input_only = node.inputs == (graph.input,)

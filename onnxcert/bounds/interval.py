@@ -23,5 +23,6 @@ def interval_bounds(graph: Graph, box: Box) -> dict[str, Box]:
     """
     boxes = {graph.input: box}
     for node in graph.nodes:
-        boxes[node.name] = node.op.interval([boxes[name] for name in node.inputs], UNIT_ROUNDOFF)
+        inputs = [boxes[name] for name in node.inputs]
+        boxes[node.name] = node.op.interval(inputs, UNIT_ROUNDOFF).defined()
     return boxes

@@ -86,7 +86,9 @@ class Convolution(Affine):
         if len(images) <= step:
             return run(images)
         xp = array_module(images)
-        result = xp.empty((len(images), width), dtype=np.result_type(images.dtype, self.weight))
+        result = xp.empty(
+            (len(images), width), dtype=np.result_type(images.dtype, self.weight.dtype)
+        )
         for start in range(0, len(images), step):
             result[start : start + step] = run(images[start : start + step])
         return cast(Array, result)

@@ -62,11 +62,11 @@ class Candidates:
     def test(self, points: Array, cases: Array) -> Counterexample | None:
         """Try points (P, n_in), each against its own cases (P, C), -1 for none."""
         problem = self.cases.problem
-        first = to_host(cases).max(axis=1)
-        points, cases = points[first >= 0], cases[first >= 0]
+        known = (cases >= 0).any(axis=1)
+        points, cases = points[known], cases[known]
         if len(points) == 0:
             return None
-        box = problem.case_box[first[first >= 0]]
+        box = problem.case_box[to_host(cases.max(axis=1))]
         low, high = representable_box(
             problem.inner_lower[box], problem.inner_upper[box], self.dtype
         )

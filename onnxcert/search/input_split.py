@@ -19,7 +19,7 @@ from typing import cast
 
 import numpy as np
 
-from onnxcert.arrays import Array, array_module, concatenate
+from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module, concatenate
 from onnxcert.bounds.backward import pre_activations, pull_back
 from onnxcert.bounds.crown import crown_bounds
 from onnxcert.graph import Graph
@@ -120,7 +120,7 @@ class InputSplit(Brancher):
             bounds.relaxation, self.graph.output, forms.rows, input_rows=forms.input_rows
         )
         lower = pulled.lower + forms.offset
-        lower -= 4.0 * 2.0**-53 * abs(lower)
+        lower -= 4.0 * UNIT_ROUNDOFF * abs(lower)
         refuted = self.cases.refuted(cases, lower) | bounds.empty[:, None]
         forms_of = pulled.coefficients, lower, forms.used
         clipped, per_case, rows, smear = self._per_case(box, *forms_of, refuted)

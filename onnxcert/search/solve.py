@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxcert.arrays import Array, Device, array_module, to_device, to_host
+from onnxcert.arrays import UNIT_ROUNDOFF, Array, Device, array_module, to_device, to_host
 from onnxcert.bounds.backward import pull_back
-from onnxcert.bounds.crown import crown_bounds
+from onnxcert.bounds.crown import Bounds, crown_bounds
 from onnxcert.bounds.intermediate import tighten
-from onnxcert.bounds.optimised import FreeRelaxation, Start, optimise
+from onnxcert.bounds.optimised import Forms, FreeRelaxation, Optimised, Start, optimise
 from onnxcert.graph import Graph
 from onnxcert.passes import drop_dead_neurons
 from onnxcert.search.attack import GradientAttack
@@ -110,13 +110,13 @@ class Solver:
             open_cases = self._refute_boxes(cases, open_cases)
         result: Reason | None = None
         for box in np.unique(problem.case_box[open_cases]):
+            if self.deadline.expired():
+                return Reason.TIMEOUT
             here = open_cases[problem.case_box[open_cases] == box]
             answer = self._solve_box(problem, cases, candidates, plan, int(box), here)
             if isinstance(answer, Counterexample):
                 return answer
             result = answer or result
-            if self.deadline.expired():
-                return Reason.TIMEOUT if result or box != problem.case_box[open_cases][-1] else None
         return result
 
     def _solve_box(
@@ -129,49 +129,25 @@ class Solver:
         open_cases: Array,
     ) -> Counterexample | Reason | None:
         """Root bounds, optimised root bounds, a longer attack, neuron splits; for one input box."""
-        self._enter("bounds", len(open_cases))
         sides = (problem.lower[number : number + 1], problem.upper[number : number + 1])
         box = Box(*(to_device(side, self.device) for side in sides))
-        expired = self.deadline.expired
-        bounds = crown_bounds(self.graph, box, expired=expired)
-        if bounds.empty[0]:
-            return None
+        for backward in (False, True):  # what intervals refute needs no rows for every neuron
+            self._enter("bounds", len(open_cases))
+            expired = self.deadline.expired
+            bounds = crown_bounds(self.graph, box, backward=backward, expired=expired)
+            if bounds.empty[0]:
+                return None
+            open_cases, lower = self._bound_cases(cases, bounds, open_cases)
+            if len(open_cases) == 0:
+                return None
+        graph, boxes = self._specialise(bounds)
         column = to_device(open_cases, self.device)[:, None]
-        forms = cases.forms(column)
-        pulled = pull_back(
-            bounds.relaxation, self.graph.output, forms.rows, input_rows=forms.input_rows
-        )
-        lower = pulled.lower + forms.offset
-        lower -= 4.0 * 2.0**-53 * abs(lower)
-        xp = array_module(lower)
-        best = xp.where(forms.used, lower, -xp.inf).max(axis=1)
-        self._record(problem, open_cases, best)
-        still = ~to_host(cases.refuted(column, lower)[:, 0])
-        open_cases, column = open_cases[still], column[xp.asarray(still)]
-        if len(open_cases) == 0:
-            return None
-        graph, boxes = drop_dead_neurons(self.graph, bounds.boxes)
-        share = _INTERMEDIATE_SHARE * self.deadline.remaining
-        limit = self.deadline.slice(share).expired
-        boxes = tighten(graph, boxes, steps=self.settings.layer_steps, expired=limit)
-        graph, boxes = drop_dead_neurons(graph, boxes)
-        free = FreeRelaxation.build(graph, boxes)
-        output = boxes[graph.output]
-        forms = cases.forms(column)
-        anchor = xp.where(forms.used, lower[xp.asarray(still)], xp.inf).argmin(axis=1)
-        result = optimise(
-            free,
-            forms,
-            output,
-            Start.at_form(anchor, forms),
-            steps=self.settings.slope_steps,
-            expired=expired,
-        )
-        if found := candidates.test(result.minimiser, column):
+        root = self._optimise_root(cases.forms(column), graph, boxes, lower)
+        if found := candidates.test(root.minimiser, column):
             return found
-        self._record(problem, open_cases, result.lower)
-        still = ~to_host(result.lower > 0)
-        open_cases = open_cases[still]
+        self._record(problem, open_cases, root.lower)
+        still = ~(root.lower > 0)
+        open_cases = open_cases[to_host(still)]
         if len(open_cases) == 0:
             return None
         self._enter("attack", len(open_cases))
@@ -180,16 +156,54 @@ class Solver:
             return found
         if plan.splitting == "none":
             return Reason.INCOMPLETE
-        keep = xp.asarray(still)
-        start = Start(
-            {name: value[keep] for name, value in result.best.positions.items()},
-            {},
-            result.best.weights[keep],
-            anchor[keep],
-        )
+        best = root.best
+        positions = {name: value[still] for name, value in best.positions.items()}
+        start = Start(positions, {}, best.weights[still], best.anchor[still])
         steps = self.settings.branch_steps
         brancher = NeuronSplit(graph, cases, open_cases, boxes, start, steps)
         return self._branch(brancher, candidates, open_cases)
+
+    def _bound_cases(self, cases: Cases, bounds: Bounds, open_cases: Array) -> tuple[Array, Array]:
+        """Bound the rows of cases over one box.
+
+        Returns:
+            The cases that are still open (K,), and lower bounds of their rows (K, R).
+        """
+        column = to_device(open_cases, self.device)[:, None]
+        forms = cases.forms(column)
+        pulled = pull_back(
+            bounds.relaxation, self.graph.output, forms.rows, input_rows=forms.input_rows
+        )
+        lower = pulled.lower + forms.offset
+        lower -= 4.0 * UNIT_ROUNDOFF * abs(lower)
+        xp = array_module(lower)
+        lower = xp.where(forms.used, lower, -xp.inf)
+        self._record(cases.problem, open_cases, lower.max(axis=1))
+        still = ~cases.refuted(column, lower)[:, 0]
+        return open_cases[to_host(still)], lower[still]
+
+    def _specialise(self, bounds: Bounds) -> tuple[Graph, dict[str, Box]]:
+        """Drop neurons that are dead on the box, tighten the bounds of the others, and again."""
+        graph, boxes = drop_dead_neurons(self.graph, bounds.boxes)
+        share = _INTERMEDIATE_SHARE * self.deadline.remaining
+        limit = self.deadline.slice(share).expired
+        boxes = tighten(graph, boxes, steps=self.settings.layer_steps, expired=limit)
+        return drop_dead_neurons(graph, boxes)
+
+    def _optimise_root(
+        self, forms: Forms, graph: Graph, boxes: Mapping[str, Box], lower: Array
+    ) -> Optimised:
+        """Optimise the slopes for every open case, anchored at its row with the lowest bound."""
+        xp = array_module(lower)
+        anchor = xp.where(forms.used, lower, xp.inf).argmin(axis=1)
+        return optimise(
+            FreeRelaxation.build(graph, boxes),
+            forms,
+            boxes[graph.output],
+            Start.at_form(anchor, forms),
+            steps=self.settings.slope_steps,
+            expired=self.deadline.expired,
+        )
 
     def _refute_boxes(self, cases: Cases, open_cases: Array) -> Array:
         """Bound many boxes in batches and return the cases that stay open."""

@@ -115,3 +115,22 @@ def test_rounding_does_not_pile_up_in_the_constant() -> None:
     bounds = crown_bounds(graph, box([0.0], [0.0]))
     lower = pull_back(bounds.relaxation, "y", np.ones((1, 1, 1))).lower[0, 0]
     assert Fraction(lower) <= exact_values(graph, [0.0])["y"][0]
+
+
+def test_overflow_is_no_bound() -> None:
+    """Weights whose products leave float64: infinities cancel to nothing, and prove nothing."""
+    first = Linear(np.array([[1e300, -1e300]]), np.array([1e308, 1e308]))
+    second = Linear(np.array([[1e300, -1e300], [-1e300, 1e300]]))
+    nodes = (
+        Node("z", first, ("x",)),
+        Node("h", Relu(2), ("z",)),
+        Node("w", second, ("h",)),
+        Node("r", Relu(2), ("w",)),
+        Node("y", Linear(np.array([[1.0], [1.0]])), ("r",)),
+    )
+    graph = Graph("x", 1, nodes, "y")
+    with np.errstate(over="ignore", invalid="ignore"):
+        bounds = crown_bounds(graph, box([-1e10], [1e10]))
+        upper = -pull_back(bounds.relaxation, "y", np.array([[[-1.0]]])).lower[0, 0]
+    assert np.isposinf(bounds.boxes["w"].upper).all()
+    assert np.isposinf(upper)
