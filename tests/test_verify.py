@@ -76,8 +76,6 @@ def test_agrees_with_enumeration(seed: int, splitting: str) -> None:
             continue
         spec = onnxcert.box([-1, -1], [1, 1]).unsafe(rows, bounds)
         result = onnxcert.verify(model, spec, timeout=60, settings=Settings(splitting=splitting))
-        if splitting == "neuron" and result.word == "unknown":
-            continue  # see tests/search/test_solve.py on leaves without unstable neurons
         assert result.word == ("sat" if margin < 0 else "unsat")
         if result.word == "sat":
             assert (rows @ run_onnx(model, witness(result)).astype(float) <= bounds).all()

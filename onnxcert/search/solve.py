@@ -72,7 +72,7 @@ class Solver:
     unconfirmed: int = 0
 
     def __post_init__(self) -> None:
-        self._fast = self.graph.to(self.device, GradientAttack.precision)
+        self._attacked = self.graph.to(self.device, GradientAttack.precision)
         self._seen = 0
         self._phase = "attack"
         self._open_disjuncts = 0
@@ -161,7 +161,12 @@ class Solver:
         start = Start(positions, {}, best.weights[still], best.anchor[still])
         steps = self.settings.branch_steps
         brancher = NeuronSplit(graph, cases, open_cases, boxes, start, steps)
-        return self._branch(brancher, candidates, open_cases)
+        answer = self._branch(brancher, candidates, open_cases)
+        if answer is Reason.INCOMPLETE:
+            # Leaves without unstable neurons are linear programs that the ascent left undecided;
+            # halving inputs decides what is not decided exactly at a boundary.
+            return self._branch(InputSplit(graph, cases, open_cases), candidates, open_cases)
+        return answer
 
     def _bound_cases(self, cases: Cases, bounds: Bounds, open_cases: Array) -> tuple[Array, Array]:
         """Bound the rows of cases over one box.
@@ -259,7 +264,7 @@ class Solver:
         budget = min(seconds, share * self.deadline.limit, share * self.deadline.remaining)
         limit = self.deadline.slice(budget)
         return plan.attack.search(
-            self._fast, candidates, open_cases, self.rng, limit, rounds=rounds
+            self._attacked, candidates, open_cases, self.rng, limit, rounds=rounds
         )
 
     def _record(self, problem: Problem, cases: Array, lower: Array) -> None:
@@ -276,16 +281,12 @@ class Solver:
         self._progress()
 
     def _progress(self) -> None:
-        counts: Mapping[str, float] = {
-            "open": self.statistics.open,
-            "closed": self.statistics.closed,
-        }
         self.report(
             Progress(
                 self.deadline.elapsed,
                 self._phase,
-                int(counts["open"]),
-                int(counts["closed"]),
+                self.statistics.open,
+                self.statistics.closed,
                 self.statistics.lowest,
                 self._open_disjuncts,
                 self._seen,
