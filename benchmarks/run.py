@@ -3,7 +3,7 @@
 ::
 
     python benchmarks/run.py run INSTANCES.csv --out DIR [--timeout 60] [--jobs 2] [--quick]
-    python benchmarks/run.py table DIR
+    python benchmarks/run.py table DIR [--by difficulty --instances INSTANCES.csv]
     python benchmarks/run.py compare OLD/results.csv NEW/results.csv
 
 ``run`` calls `onnxcert bench`, which does the work in one process per instance, and prints the
@@ -31,7 +31,7 @@ UNSUPPORTED = 3
 """Exit code of a run whose input is well formed but has no rule."""
 
 WORDS = ("sat", "unsat", "unknown", "timed-out", "unsupported", "error")
-HEADER = ("benchmark", "rows", *WORDS, "wrong", "median s")
+HEADER = ("group", "rows", *WORDS, "wrong", "median s")
 
 Record = Mapping[str, Any]
 
@@ -80,11 +80,17 @@ def is_wrong(record: Record) -> bool:
     return {record["answer"], record["expected"]} == {"sat", "unsat"}
 
 
-def table(records: Iterable[Record]) -> str:
-    """A Markdown table: one line per benchmark, and their sum."""
+def table(records: Iterable[Record], names: Mapping[int, str] | None = None) -> str:
+    """A Markdown table: one line per group, and their sum.
+
+    Args:
+        records: the outcomes.
+        names: number of an instance -> its group; None groups by benchmark.
+    """
     groups: dict[str, list[Record]] = {}
     for record in sorted(records, key=lambda record: record["number"]):
-        groups.setdefault(record["category"], []).append(record)
+        name = names[record["number"]] if names else record["category"]
+        groups.setdefault(name, []).append(record)
     everything = [record for group in groups.values() for record in group]
     lines = [_line(name, group) for name, group in groups.items()]
     rule = ["---", *["---:"] * (len(HEADER) - 1)]
@@ -102,6 +108,12 @@ def _line(name: str, records: Sequence[Record]) -> list[str]:
         str(sum(map(is_wrong, records))),
         f"{median(times):.2f}" if times else "",
     ]
+
+
+def group_names(instances: Path, column: str) -> dict[int, str]:
+    """Number of an instance -> its entry in a column of the list."""
+    with instances.open(newline="", encoding="utf-8") as stream:
+        return {number: row[column] for number, row in enumerate(csv.DictReader(stream))}
 
 
 def read_results(path: Path) -> dict[tuple[str, str, str], str]:
@@ -157,6 +169,8 @@ def main() -> int:
     runner.add_argument("--quick", action="store_true", help="the easiest row of each benchmark")
     printer = commands.add_parser("table", help="print the table of a finished run")
     printer.add_argument("folder", type=Path, metavar="DIR")
+    printer.add_argument("--by", metavar="COLUMN", help="group by a column of the list")
+    printer.add_argument("--instances", type=Path, metavar="INSTANCES.csv")
     comparer = commands.add_parser("compare", help="fail if two results contradict each other")
     comparer.add_argument("old", type=Path)
     comparer.add_argument("new", type=Path)
@@ -164,7 +178,10 @@ def main() -> int:
     if arguments.command == "run":
         return run(arguments)
     if arguments.command == "table":
-        print(table(read_journal(arguments.folder)))
+        if (arguments.by is None) != (arguments.instances is None):
+            parser.error("--by and --instances go together")
+        names = group_names(arguments.instances, arguments.by) if arguments.by else None
+        print(table(read_journal(arguments.folder), names))
         return 0
     return 1 if compare(arguments.old, arguments.new) else 0
 

@@ -42,7 +42,7 @@ Record: TypeAlias = dict[str, Any]
 SCHEMA = 1
 """Version of the record; it rises when a key changes its meaning or goes away."""
 
-_LIBRARIES = ("numpy", "onnx", "onnxruntime", "networkx", "vnnlib", "cupy-cuda12x", "cupy-cuda13x")
+_LIBRARIES = ("numpy", "onnx", "onnxruntime", "scipy", "vnnlib", "cupy-cuda12x", "cupy-cuda13x")
 
 
 def result_record(result: Result) -> Record:

@@ -32,7 +32,7 @@ LAYERS = [
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 IDS = [str(path.relative_to(PACKAGE)) for path in MODULES]
-HEAVY = {"onnx", "onnxruntime", "scipy", "networkx", "vnnlib", "numpy", "cupy", "google"}
+HEAVY = {"onnx", "onnxruntime", "scipy", "vnnlib", "numpy", "cupy", "google"}
 
 every_module = pytest.mark.parametrize("path", MODULES, ids=IDS)
 

@@ -187,7 +187,7 @@ def test_version_and_help_import_nothing_heavy() -> None:
 import sys
 from onnxcert.cli import main
 main(["--version"]), main(["--help"]), main(["verify", "--help"])
-heavy = {"numpy", "onnx", "onnxruntime", "networkx", "vnnlib", "asyncio", "importlib.metadata"}
+heavy = {"numpy", "onnx", "onnxruntime", "vnnlib", "asyncio", "importlib.metadata"}
 print(sorted(heavy & set(sys.modules)))
 """
     ended = subprocess.run(
