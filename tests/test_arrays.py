@@ -49,12 +49,6 @@ def test_arrays_of_the_host_stay_where_they_are() -> None:
     assert array_module(array, 1.0) is np
 
 
-def test_box_of_one_serves_any_batch() -> None:
-    box = Box(np.zeros((1, 2)), np.ones((1, 2)))
-    assert box.take(np.array([0, 0, 0])) is box
-    assert len(Box(np.zeros((3, 2)), np.ones((3, 2))).take(np.array([2, 0]))) == 2
-
-
 def test_box_magnitude_and_intersection() -> None:
     box = Box(np.array([[-3.0, 1.0]]), np.array([[2.0, 4.0]]))
     np.testing.assert_array_equal(box.magnitude, [[3.0, 4.0]])
