@@ -51,19 +51,3 @@ class Lines:
     lower_offset: Array
     upper_slope: Array
     upper_offset: Array
-
-    @property
-    def magnitude_slope(self) -> Array:
-        """The larger absolute slope."""
-        xp = array_module(self.lower_slope)
-        return xp.maximum(  # type: ignore[no-any-return]
-            xp.abs(self.lower_slope), xp.abs(self.upper_slope)
-        )
-
-    @property
-    def magnitude_offset(self) -> Array:
-        """The larger absolute offset."""
-        xp = array_module(self.lower_offset)
-        return xp.maximum(  # type: ignore[no-any-return]
-            xp.abs(self.lower_offset), xp.abs(self.upper_offset)
-        )

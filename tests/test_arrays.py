@@ -10,7 +10,7 @@ from onnxcert.arrays import Device, array_module, select_device, to_device, to_h
 from onnxcert.errors import UsageError
 from onnxcert.graph import Graph, Node
 from onnxcert.ops import Linear, Relu, Select
-from onnxcert.sets import Box, Lines
+from onnxcert.sets import Box
 
 
 def test_cpu_is_always_there() -> None:
@@ -55,12 +55,6 @@ def test_box_magnitude_and_intersection() -> None:
     part = box.intersect(Box(np.array([[0.0, 5.0]]), np.array([[9.0, 6.0]])))
     np.testing.assert_array_equal(part.lower, [[0.0, 5.0]])
     np.testing.assert_array_equal(part.upper, [[2.0, 4.0]])
-
-
-def test_lines_magnitudes() -> None:
-    lines = Lines(*(np.array([[value]]) for value in (-2.0, 1.0, 0.5, -3.0)))
-    assert lines.magnitude_slope == 2.0
-    assert lines.magnitude_offset == 3.0
 
 
 def node(name: str, size: int, *inputs: str) -> Node:

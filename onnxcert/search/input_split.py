@@ -58,13 +58,11 @@ class InputSplit(Brancher):
         graph: the network.
         cases: what is to be refuted.
         open_cases: (K,) indices of the cases still open.
-        backward: False bounds by intervals only.
     """
 
     graph: Graph
     cases: Cases
     open_cases: Array
-    backward: bool = True
 
     @cached_property
     def _layers(self) -> dict[str, slice]:
@@ -113,7 +111,7 @@ class InputSplit(Brancher):
             name: Box(batch["known_lower"][:, columns], batch["known_upper"][:, columns])
             for name, columns in self._layers.items()
         }
-        bounds = crown_bounds(self.graph, box, known=known, backward=self.backward, expired=expired)
+        bounds = crown_bounds(self.graph, box, known=known, expired=expired)
         cases = batch["cases"]
         forms = self.cases.forms(cases)
         pulled = pull_back(
