@@ -41,12 +41,14 @@ class Specification:
         upper: likewise.
         label: if given, it is a violation when another output reaches that of the label.
         unsafe_sets: conjunctions of rows over the flat output.
+        n_outputs: how many outputs those rows were written for; None without rows.
     """
 
     lower: tuple[Fraction, ...]
     upper: tuple[Fraction, ...]
     label: int | None = None
     unsafe_sets: tuple[tuple[LinearRow, ...], ...] = ()
+    n_outputs: int | None = None
 
     def unsafe(self, rows: ArrayLike | Sequence[Sequence[Number]], bounds: Any) -> Specification:
         """Add the unsafe set ``rows @ Y <= bounds``; several calls are alternatives.
@@ -68,7 +70,11 @@ class Specification:
             (tuple((j, exact_number(c)) for j, c in enumerate(row) if c), exact_number(limit))
             for row, limit in zip(table, limits, strict=True)
         )
-        return replace(self, unsafe_sets=(*self.unsafe_sets, exact))
+        if self.n_outputs not in (None, table.shape[1]):
+            raise UsageError(
+                f"rows of {table.shape[1]} coefficients after rows of {self.n_outputs}"
+            )
+        return replace(self, unsafe_sets=(*self.unsafe_sets, exact), n_outputs=int(table.shape[1]))
 
     def to_query(
         self, input_shapes: Sequence[Sequence[int]], output_shapes: Sequence[Sequence[int]]
@@ -115,11 +121,10 @@ class Specification:
 
     def _sets(self, outputs: Sequence[Tensor], first: int) -> list[Formula]:
         variables = _flat(outputs, first)
-        width = max(
-            (j + 1 for rows in self.unsafe_sets for terms, _ in rows for j, _ in terms), default=0
-        )
-        if width > len(variables):
-            raise UsageError(f"the rows mention {width} outputs, the model has {len(variables)}")
+        if self.n_outputs not in (None, len(variables)):
+            raise UsageError(
+                f"the rows have {self.n_outputs} coefficients, the model {len(variables)} outputs"
+            )
         return [
             And(
                 tuple(

@@ -83,7 +83,7 @@ def test_one_output_cannot_be_misclassified() -> None:
         (lambda: linf_ball([0], 1, label=3).to_query([(1,)], [(3,)]), "label 3 is not among"),
         (
             lambda: box([0], [1]).unsafe([0, 1], 0).to_query([(1,)], [(1,)]),
-            "mention 2 outputs, the model has 1",
+            "have 2 coefficients, the model 1 outputs",
         ),
     ],
 )
@@ -99,3 +99,11 @@ def test_description_counts_what_is_asked() -> None:
     assert "3 disjuncts when written out" in text
     fixed = describe(box([0.1, 0], [0.1, 1]).to_query([(2,)], [(1,)]))
     assert "1 free, 1 fixed" in fixed
+
+
+def test_rows_shorter_than_the_output_are_refused() -> None:
+    """Missing coefficients are a mistake, not zeros."""
+    with pytest.raises(UsageError, match="have 3 coefficients, the model 2 outputs"):
+        box([0.0], [1.0]).unsafe([1.0, 0.0, 0.0], 0.0).to_query([(1,)], [(1, 2)])
+    with pytest.raises(UsageError, match="rows of 2 coefficients after rows of 3"):
+        box([0.0], [1.0]).unsafe([1.0, 0.0, 0.0], 0.0).unsafe([1.0, 1.0], 0.0)
