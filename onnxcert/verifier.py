@@ -3,6 +3,9 @@
 This is the one place where files, search and replay meet: read both, compare the model as read with
 onnxruntime, hand the query's problems to the solver one batch after the other, and let a
 counterexample pass only after the original file produced it and the exact query accepted it.
+
+The module is not called ``verify``: importing a submodule sets an attribute of that name on the
+package, which would hide the function `onnxcert.verify`.
 """
 
 from __future__ import annotations
