@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from onnxcert.arrays import Array, Device
-from onnxcert.ops.base import Operator
+from onnxcert.ops.base import Affine, Elementwise, Operator
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,24 @@ class Graph:
             for name in node.inputs:
                 last[name] = number
         return last
+
+    @cached_property
+    def pre_activations(self) -> Mapping[str, list[Node]]:
+        """Values that elementwise nodes read -> those nodes."""
+        readers: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            if isinstance(node.op, Elementwise):
+                readers.setdefault(node.inputs[0], []).append(node)
+        return readers
+
+    @cached_property
+    def ranks(self) -> Mapping[str, Array | None]:
+        """Per value an order in which neighbours read near inputs, or None (`Affine.locality`)."""
+        ranks: dict[str, Array | None] = {self.input: None}
+        for node in self.nodes:
+            read = [ranks[name] for name in node.inputs]
+            ranks[node.name] = node.op.locality(read) if isinstance(node.op, Affine) else read[0]
+        return ranks
 
     def forward(self, x: Array) -> Array:
         """Evaluate a batch: (B, input_size) -> (B, output_size)."""

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxcert.arrays import UNIT_ROUNDOFF, Array, Device, FloatArray, select_device
-from onnxcert.bounds.backward import pull_back
 from onnxcert.bounds.crown import Bounds, crown_bounds, output_bounds
 from onnxcert.errors import SpecError, UsageError
 from onnxcert.frontend.lower import Lowered, lower_query
@@ -435,13 +434,10 @@ def _case_bounds(
     forms = cases.forms(chosen[:, None])
     graph = found.relaxation.graph
     if backward:
-        lower = pull_back(
-            found.relaxation, graph.output, forms.rows, input_rows=forms.input_rows
-        ).lower
-    else:
-        lower = _interval_forms(forms.rows, boxes[graph.output])
-        if forms.input_rows is not None:
-            lower = lower + _interval_forms(forms.input_rows, boxes[graph.input])
+        return [float(value) for value in forms.pull(found.relaxation).lower.max(axis=1)]
+    lower = _interval_forms(forms.rows, boxes[graph.output])
+    if forms.input_rows is not None:
+        lower = lower + _interval_forms(forms.input_rows, boxes[graph.input])
     lower = np.where(forms.used, lower + forms.offset, -np.inf)
     lower -= 4.0 * UNIT_ROUNDOFF * np.abs(lower)
     return [float(value) for value in lower.max(axis=1)]

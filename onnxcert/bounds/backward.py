@@ -33,13 +33,13 @@ _SLACK = 1.0 + 1e-9
 """Covers the rounding of the error terms themselves."""
 
 
-def pre_activations(graph: Graph) -> dict[str, list[Node]]:
-    """Values that elementwise nodes read -> those nodes."""
-    readers: dict[str, list[Node]] = {}
-    for node in graph.nodes:
-        if isinstance(node.op, Elementwise):
-            readers.setdefault(node.inputs[0], []).append(node)
-    return readers
+def unstable_neurons(graph: Graph, name: str, box: Box) -> Array:
+    """Neurons of a pre-activation that some curve reading it does not see as a line: (B, n)."""
+    unstable = array_module(box.lower).zeros(box.lower.shape, dtype=bool)
+    for reader in graph.pre_activations[name]:
+        assert isinstance(reader.op, Elementwise)
+        unstable |= reader.op.unstable(box)
+    return unstable  # type: ignore[no-any-return]
 
 
 @dataclass
@@ -71,7 +71,8 @@ class Relaxation:
         box: the input boxes, (B, input_size) or (1, input_size).
         curves: elementwise node name -> its lines.
         errors: value name -> rounding vector v still to be charged when a pass crosses the value.
-        sums: value name -> rounding of one addition of rows, for values with several readers.
+        sums: value name -> rounding of one addition of rows, for values with several readers and
+            for those that split constraints may speak about.
     """
 
     graph: Graph
@@ -83,7 +84,7 @@ class Relaxation:
 
     def __post_init__(self) -> None:
         graph = self.graph
-        elementwise = {name: len(nodes) for name, nodes in pre_activations(graph).items()}
+        elementwise = {name: len(nodes) for name, nodes in graph.pre_activations.items()}
         self._deferred = {
             name
             for name, count in graph.consumers.items()
@@ -124,8 +125,9 @@ class Relaxation:
         A rounded sum of rows a + b is off by u |a + b|, which may be all that is left of the parts
         of a later sum; so it is charged where it happens and not to the final rows.
         """
+        curve = isinstance(node.op, Elementwise)
         for name in node.inputs:
-            if self.graph.consumers[name] > 1 and name not in self.sums:
+            if (curve or self.graph.consumers[name] > 1) and name not in self.sums:
                 self.sums[name] = 2.0 * UNIT_ROUNDOFF * boxes[name].magnitude + TINY
 
     def _gamma(self, node: Node) -> float:
@@ -242,7 +244,9 @@ class _Pass:
         if deferred is not None:  # the curve charges for the rows it sends, not for these
             error = error + deferred
         self.charge(size, -_SLACK * error)
-        return rows - split.value[:, None]
+        result = rows - split.value[:, None]
+        self.charge(abs(result), -_SLACK * self._sum_error(name))
+        return result
 
     def step(self, node: Node, rows: Array, columns: Columns = None) -> None:
         """Move rows over the node's output to its inputs."""

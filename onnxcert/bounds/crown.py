@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module
-from onnxcert.bounds.backward import Relaxation, pre_activations, pull_back_units
+from onnxcert.bounds.backward import Relaxation, pull_back_units, unstable_neurons
 from onnxcert.graph import Graph, Node
-from onnxcert.ops.base import Affine, Elementwise
+from onnxcert.ops.base import Elementwise
 from onnxcert.sets import Box
 
 CHUNK_NUMBERS = 1 << 20
@@ -65,14 +65,7 @@ def crown_bounds(
     boxes = {graph.input: box}
     relaxation = Relaxation(graph, box)
     empty = xp.zeros(len(box), dtype=bool)
-    readers = pre_activations(graph)
-    ranks: dict[str, Array | None] = {graph.input: None}
     for node in graph.nodes:
-        ranks[node.name] = (
-            node.op.locality([ranks[name] for name in node.inputs])
-            if isinstance(node.op, Affine)
-            else ranks[node.inputs[0]]
-        )
         current = node.op.interval([boxes[name] for name in node.inputs], UNIT_ROUNDOFF).defined()
         if node.name in known:
             current = current.intersect(known[node.name])
@@ -83,10 +76,9 @@ def crown_bounds(
             boxes[node.name] = current
             relaxation.add_affine(node, boxes)
         reads_input_only = node.inputs == (graph.input,)
-        if backward and node.name in readers and not reads_input_only and not expired():
-            current = _refine(
-                relaxation, node, current, readers[node.name], ranks[node.name], expired
-            )
+        worthwhile = node.name in graph.pre_activations and not reads_input_only
+        if backward and worthwhile and not expired():
+            current = _refine(relaxation, node, current, expired)
         wrong = (current.lower > current.upper).any(axis=1)
         empty |= wrong
         if wrong.any():
@@ -102,21 +94,16 @@ def _refine(
     relaxation: Relaxation,
     node: Node,
     box: Box,
-    readers: list[Node],
-    rank: Array | None,
     expired: Callable[[], bool],
 ) -> Box:
     """Intersect with backward bounds where some reader finds the neuron unstable."""
     xp = array_module(box.lower)
-    unstable = xp.zeros(box.lower.shape, dtype=bool)
-    for reader in readers:
-        assert isinstance(reader.op, Elementwise)
-        unstable |= reader.op.unstable(box)
-    counts = unstable.sum(axis=1)
-    width = int(counts.max())
+    unstable = unstable_neurons(relaxation.graph, node.name, box)
+    width = int(unstable.sum(axis=1).max())
     if width == 0:
         return box
     # Unstable neurons first; shorter subproblems are padded with stable ones, which does no harm.
+    rank = relaxation.graph.ranks[node.name]
     if rank is None:
         order = xp.argsort(~unstable, axis=1, kind="stable")[:, :width]
     else:

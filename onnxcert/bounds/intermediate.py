@@ -12,10 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module
-from onnxcert.bounds.backward import pre_activations
+from onnxcert.bounds.backward import unstable_neurons
 from onnxcert.bounds.optimised import Forms, FreeRelaxation, Start, optimise
-from onnxcert.graph import Graph, Node
-from onnxcert.ops.base import Elementwise
+from onnxcert.graph import Graph
 from onnxcert.sets import Box
 
 _CHUNK_NUMBERS = 1 << 21
@@ -42,34 +41,27 @@ def tighten(
     """
     result = {graph.input: boxes[graph.input]}
     free = FreeRelaxation.begin(graph, result[graph.input])
-    readers = pre_activations(graph)
     for node in graph.nodes:
         box = node.op.interval([result[name] for name in node.inputs], UNIT_ROUNDOFF).defined()
         result[node.name] = box.intersect(boxes[node.name])
         free.add(node, result)
         reads_input_only = node.inputs == (graph.input,)
-        if node.name in readers and not reads_input_only and steps and free.free:
-            result[node.name] = _ascend(
-                free, node, result[node.name], readers[node.name], steps, expired
-            )
+        worthwhile = node.name in graph.pre_activations and not reads_input_only
+        if worthwhile and steps and free.free:
+            result[node.name] = _ascend(free, node.name, result[node.name], steps, expired)
     return result
 
 
 def _ascend(
     free: FreeRelaxation,
-    node: Node,
+    name: str,
     box: Box,
-    readers: list[Node],
     steps: int,
     expired: Callable[[], bool],
 ) -> Box:
     """Raise lower and lower upper bounds of the neurons that some reader finds unstable."""
     xp = array_module(box.lower)
-    unstable = xp.zeros(box.lower.shape[1], dtype=bool)
-    for reader in readers:
-        assert isinstance(reader.op, Elementwise)
-        unstable |= reader.op.unstable(box)[0]
-    numbers = xp.flatnonzero(unstable)
+    numbers = xp.flatnonzero(unstable_neurons(free.relaxation.graph, name, box)[0])
     slopes = sum(default.shape[1] for default in free.default.values())
     count = max(8, _CHUNK_NUMBERS // slopes)
     lower, upper = box.lower.copy(), box.upper.copy()
@@ -78,7 +70,7 @@ def _ascend(
         for side, sign in ((lower, 1.0), (upper, -1.0)):
             if expired():
                 return Box(lower, upper)
-            found = sign * _bound_units(free, node.name, box, index, sign, steps, expired)
+            found = sign * _bound_units(free, name, box, index, sign, steps, expired)
             choose = xp.maximum if sign > 0 else xp.minimum
             side[0, index] = choose(side[0, index], found)
     return Box(lower, upper)

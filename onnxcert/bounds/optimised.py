@@ -167,6 +167,15 @@ class Forms:
             slack = slack + ((mixed @ abs(self.input_rows))[:, 0] * box.magnitude).sum(axis=1)
         return rows, input_rows, (weights * self.offset).sum(axis=1) - error * slack
 
+    def pull(self, relaxation: Relaxation) -> Pulled:
+        """Bound every form by itself: (B, R) lower bounds, -inf for padding."""
+        pulled = pull_back(
+            relaxation, relaxation.graph.output, self.rows, input_rows=self.input_rows
+        )
+        lower = _round_down(pulled.lower + self.offset)
+        xp = array_module(lower)
+        return replace(pulled, lower=xp.where(self.used, lower, -xp.inf))
+
     def value(self, outputs: Array, inputs: Array) -> Array:
         """The forms at given points: (B, R)."""
         result = (self.rows @ outputs[:, :, None])[:, :, 0] + self.offset
@@ -347,13 +356,18 @@ def optimise(
             keep=True,
         )
         lower = pulled.lower[:, 0] + constant
-        variables.keep_better(lower - 4.0 * UNIT_ROUNDOFF * abs(lower))
+        variables.keep_better(_round_down(lower))
         minimiser = _minimiser(relaxation.box, pulled.coefficients[:, 0])
         if number == steps or bool((variables.lower > 0.0).all()) or expired():
             break
         _step(free, forms, target, pulled, minimiser, variables, splits, number)
     activations = {name: rows[:, 0] for name, rows in pulled.activations.items()}
     return Optimised(variables.lower, variables.best, activations, minimiser)
+
+
+def _round_down(total: Array) -> Array:
+    """Charge the rounding of the sum that made each entry."""
+    return total - 4.0 * UNIT_ROUNDOFF * abs(total)  # type: ignore[no-any-return]
 
 
 def _minimiser(box: Box, coefficients: Array) -> Array:

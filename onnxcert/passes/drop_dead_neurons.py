@@ -38,6 +38,8 @@ def drop_dead_neurons(graph: Graph, boxes: Mapping[str, Box]) -> tuple[Graph, di
     for relu in graph.nodes:
         if not _stands_between_matrices(relu, nodes, readers):
             continue
+        if graph.output in (relu.name, relu.inputs[0]):
+            continue
         before = nodes[relu.inputs[0]]
         upper = result[before.name].upper[0]
         keep = array_module(upper).flatnonzero(upper > 0)

@@ -47,7 +47,7 @@ class BranchAndBound:
         batch_limit: most subproblems in a batch.
         memory_bytes: most memory that a batch may take, and that the frontier may hold.
         report: called after every batch.
-        record: called with the cases and lower bounds of every batch, and which were closed.
+        record: called with every bounded batch.
         statistics: updated in place.
     """
 

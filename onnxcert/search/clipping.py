@@ -47,12 +47,14 @@ def combine_rows(box: Box, coefficients: Array, lower: Array, used: Array) -> tu
         box: (B, n).
         coefficients: (B, R, n).
         lower: (B, R) rigorous lower bounds over the box.
-        used: (B, R); at least one per subproblem.
+        used: (B, R), False for padding.
 
     Returns:
         (B,) bounds, rounding included, and (B, n) coefficients.
     """
     xp = array_module(lower)
+    used = used & xp.isfinite(lower)  # a form without a bound has no part in a combination
+    lower = xp.where(used, lower, 0.0)
     count, forms, size = coefficients.shape
     center = 0.5 * (box.lower + box.upper)
     radius = xp.maximum(box.upper - center, center - box.lower)
@@ -84,4 +86,4 @@ def combine_rows(box: Box, coefficients: Array, lower: Array, used: Array) -> tu
         step = 2.0 / (number + 3.0)
         weights = (1.0 - step) * weights
         weights[each, target] += step
-    return best, best_row
+    return xp.where(used.any(axis=1), best, -xp.inf), best_row

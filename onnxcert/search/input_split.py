@@ -19,8 +19,7 @@ from typing import cast
 
 import numpy as np
 
-from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module, concatenate
-from onnxcert.bounds.backward import pre_activations, pull_back
+from onnxcert.arrays import Array, array_module, concatenate
 from onnxcert.bounds.crown import crown_bounds
 from onnxcert.graph import Graph
 from onnxcert.search.branching import Bounded, Brancher, Children
@@ -68,9 +67,8 @@ class InputSplit(Brancher):
     def _layers(self) -> dict[str, slice]:
         """Pre-activation -> its columns in the remembered bounds."""
         columns, start = {}, 0
-        readers = pre_activations(self.graph)
         for node in self.graph.nodes:
-            if node.name in readers and node.inputs != (self.graph.input,):
+            if node.name in self.graph.pre_activations and node.inputs != (self.graph.input,):
                 columns[node.name] = slice(start, start + self.graph.sizes[node.name])
                 start += self.graph.sizes[node.name]
         return columns if start <= _KNOWN_LIMIT else {}
@@ -114,11 +112,8 @@ class InputSplit(Brancher):
         bounds = crown_bounds(self.graph, box, known=known, expired=expired)
         cases = batch["cases"]
         forms = self.cases.forms(cases)
-        pulled = pull_back(
-            bounds.relaxation, self.graph.output, forms.rows, input_rows=forms.input_rows
-        )
-        lower = pulled.lower + forms.offset
-        lower -= 4.0 * UNIT_ROUNDOFF * abs(lower)
+        pulled = forms.pull(bounds.relaxation)
+        lower = pulled.lower
         refuted = self.cases.refuted(cases, lower) | bounds.empty[:, None]
         forms_of = pulled.coefficients, lower, forms.used
         clipped, per_case, rows, smear = self._per_case(box, *forms_of, refuted)

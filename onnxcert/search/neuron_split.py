@@ -17,11 +17,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import cast
 
 import numpy as np
 
 from onnxcert.arrays import Array, array_module, concatenate
-from onnxcert.bounds.backward import pre_activations
 from onnxcert.bounds.optimised import FreeRelaxation, Optimised, Splits, Start, optimise
 from onnxcert.graph import Graph, Node
 from onnxcert.ops.base import Elementwise
@@ -36,10 +36,9 @@ _LAST_STEPS = 200
 
 @dataclass(frozen=True)
 class _State:
-    """The optimised bounds, the pre-activation boxes they used, and the neuron chosen (B,)."""
+    """The optimised bounds, and the chosen neuron, its split point and its gap, (B,) each."""
 
     optimised: Optimised
-    boxes: Mapping[str, Box]
     neuron: Array
     point: Array
     gain: Array
@@ -69,7 +68,7 @@ class NeuronSplit(Brancher):
     def _layers(self) -> dict[str, slice]:
         """Pre-activation -> its numbers in the count of all neurons."""
         columns, begin = {}, 0
-        for name in pre_activations(self.graph):
+        for name in self.graph.pre_activations:
             columns[name] = slice(begin, begin + self.graph.sizes[name])
             begin += self.graph.sizes[name]
         return columns
@@ -121,7 +120,7 @@ class NeuronSplit(Brancher):
         neuron = gains.argmax(axis=1)
         each = array_module(neuron).arange(len(neuron))
         point, gain = points_of[each, neuron], gains[each, neuron]
-        closed = self.cases.refuted(batch["case"], self._spread(result.lower, forms.used))[:, 0]
+        closed = cast(Array, result.lower > 0)  # refutes strict and closed forms alike
         return Bounded(
             closed,
             result.lower,
@@ -129,7 +128,7 @@ class NeuronSplit(Brancher):
             batch["case"][~closed],
             batch["case"],
             result.lower[:, None],
-            _State(result, boxes, neuron, point, gain),
+            _State(result, neuron, point, gain),
         )
 
     def _prepare(self, batch: Batch) -> tuple[dict[str, Box], Splits, Start]:
@@ -137,15 +136,6 @@ class NeuronSplit(Brancher):
         boxes, splits, multipliers = self._apply_paths(batch)
         slopes = {name: batch[f"slope:{name}"].astype(float) for name in self._free.default}
         return boxes, splits, Start(slopes, multipliers, batch["weight"], batch["anchor"])
-
-    @staticmethod
-    def _spread(lower: Array, used: Array) -> Array:
-        """The bound of the combination, as the bound of its first form: it refutes them all."""
-        xp = array_module(lower)
-        spread = xp.full(used.shape, -xp.inf)
-        # A combination that is only zero refutes strict forms alone; ask for positive bounds.
-        spread[:, 0] = xp.where(lower > 0, lower, -xp.inf)
-        return spread  # type: ignore[no-any-return]
 
     def _apply_paths(self, batch: Batch) -> tuple[dict[str, Box], Splits, dict[str, Array]]:
         """Boxes of the layers with splits, the splits, and their multipliers."""
@@ -165,11 +155,16 @@ class NeuronSplit(Brancher):
             index = batch["neuron"][which, position] - columns.start
             value = batch["point"][which, position]
             above = batch["sign"][which, position] > 0
-            # Later splits of a path tighten earlier ones of the same neuron, so they may overwrite.
+            # Smooth neurons may be split repeatedly. Any of their bounds is right, and any of the
+            # splits may carry the multiplier, but sign, point and multiplier must be of one split.
             lower[which[above], index[above]] = value[above]
             upper[which[~above], index[~above]] = value[~above]
+            latest = xp.full((count, width), -1, dtype=np.int64)
+            latest[which, index] = position
+            which, index = xp.nonzero(latest >= 0)
+            position = latest[which, index]
             sign[which, index] = batch["sign"][which, position]
-            point[which, index] = value
+            point[which, index] = batch["point"][which, position]
             multiplier[which, index] = batch["multiplier"][which, position]
             boxes[name] = Box(lower, upper)
             signs[name], points[name], multipliers[name] = sign, point, multiplier

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxcert.arrays import UNIT_ROUNDOFF, Array, Device, array_module, to_device, to_host
-from onnxcert.bounds.backward import pull_back
+from onnxcert.arrays import Array, Device, array_module, to_device, to_host
 from onnxcert.bounds.crown import Bounds, crown_bounds
 from onnxcert.bounds.intermediate import tighten
 from onnxcert.bounds.optimised import Forms, FreeRelaxation, Optimised, Start, optimise
@@ -175,14 +174,7 @@ class Solver:
             The cases that are still open (K,), and lower bounds of their rows (K, R).
         """
         column = to_device(open_cases, self.device)[:, None]
-        forms = cases.forms(column)
-        pulled = pull_back(
-            bounds.relaxation, self.graph.output, forms.rows, input_rows=forms.input_rows
-        )
-        lower = pulled.lower + forms.offset
-        lower -= 4.0 * UNIT_ROUNDOFF * abs(lower)
-        xp = array_module(lower)
-        lower = xp.where(forms.used, lower, -xp.inf)
+        lower = cases.forms(column).pull(bounds.relaxation).lower
         self._record(cases.problem, open_cases, lower.max(axis=1))
         still = ~cases.refuted(column, lower)[:, 0]
         return open_cases[to_host(still)], lower[still]
@@ -223,6 +215,8 @@ class Solver:
                 break
             batch = take(roots, slice(start, start + step))
             bounded = brancher.bound(batch, self.deadline.expired)
+            numbers, lower = to_host(bounded.cases), to_host(bounded.case_lower)
+            self._record(cases.problem, numbers[numbers >= 0], lower[numbers >= 0])
             left.append(to_host(bounded.point_cases).ravel())
         remaining = np.concatenate(left)
         return np.sort(remaining[remaining >= 0])
@@ -232,12 +226,18 @@ class Solver:
     ) -> Counterexample | Reason | None:
         """Branch and bound; when it refutes everything, the bound of a case is its worst leaf."""
         self._enter("search", self._open_disjuncts)
-        leaves = np.full(len(candidates.cases.problem), np.inf)
+        problem = candidates.cases.problem
+        leaves = np.full(len(problem), np.inf)
+        seen = np.zeros(len(problem), dtype=bool)
 
         def record(bounded: Bounded) -> None:
             cases, lower = to_host(bounded.cases), to_host(bounded.case_lower)
-            counts = (cases >= 0) & (lower > 0)
-            np.minimum.at(leaves, cases[counts], lower[counts])
+            known = cases >= 0
+            roots = known & ~seen[cases]  # a case is first bounded on the whole of its box
+            self._record(problem, cases[roots], lower[roots])
+            seen[cases[roots]] = True
+            refuted = known & (lower > 0)
+            np.minimum.at(leaves, cases[refuted], lower[refuted])
 
         loop = BranchAndBound(
             self.settings.batch_limit,
@@ -248,7 +248,7 @@ class Solver:
         )
         answer = loop.run(brancher, candidates, self.deadline)
         if answer is None:
-            self._record(candidates.cases.problem, open_cases, leaves[open_cases])
+            self._record(problem, open_cases, leaves[open_cases])
         self._enter("search", self._open_disjuncts)
         return answer
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from onnxcert.arrays import Array
 from onnxcert.bounds import optimised
-from onnxcert.bounds.backward import pre_activations
 from onnxcert.bounds.crown import crown_bounds
 from onnxcert.bounds.optimised import Forms, FreeRelaxation, Optimised, Splits, Start, optimise
 from onnxcert.graph import Graph, Node
@@ -76,7 +75,7 @@ def scenarios(draw: st.DrawFn, *, smooth: bool = False, split: bool = True) -> S
     boxes = crown_bounds(graph, box).boxes
     signs, points, cut = {}, {}, {}
     if split:
-        for name in pre_activations(graph):
+        for name in graph.pre_activations:
             if name == graph.input or rng.random() < 0.3:
                 continue
             value = np.array([[float(v) for v in samples[0][1][name]]])

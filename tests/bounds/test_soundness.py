@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxcert.arrays import Array
-from onnxcert.bounds.backward import Multipliers, pre_activations, pull_back, pull_back_units
+from onnxcert.bounds.backward import Multipliers, pull_back, pull_back_units
 from onnxcert.bounds.crown import Bounds, crown_bounds
 from onnxcert.bounds.interval import interval_bounds
 from onnxcert.graph import Graph, Node
@@ -74,7 +74,7 @@ def test_backward_bounds_with_known_bounds(
     rng = np.random.default_rng(seed)
     parent = crown_bounds(graph, box).boxes
     known = {}
-    for name in pre_activations(graph):
+    for name in graph.pre_activations:
         if name == graph.input or rng.random() < 0.5:
             continue
         inside = np.array([[float(v) for v in sample[2][name]] for sample in samples])
@@ -102,7 +102,7 @@ def test_child_boxes_lie_in_the_bounds_of_their_parent(
     graph, box, _ = drawn
     rng = np.random.default_rng(seed)
     parent = crown_bounds(graph, box).boxes
-    names = [name for name in pre_activations(graph) if name != graph.input]
+    names = [name for name in graph.pre_activations if name != graph.input]
     share = rng.random(box.lower.shape)
     middle = np.clip(box.lower * (1.0 - share) + box.upper * share, box.lower, box.upper)
     known = {name: parent[name] for name in names}
@@ -193,7 +193,7 @@ def splits_near(
     """Constraints ``z >= p`` or ``z <= p`` that the first sample satisfies, on some neurons."""
     rng = np.random.default_rng(draw(strategies.seeds))
     splits = {}
-    for name in pre_activations(graph):
+    for name in graph.pre_activations:
         if name == graph.input:
             continue
         size = graph.sizes[name]

@@ -81,3 +81,13 @@ def test_padding_is_no_form() -> None:
         clipped = clip_box(box, rows, lower, used)
     assert clipped.lower[0, 0] == -1.0
     assert -0.5 <= clipped.upper[0, 0] < -0.499
+
+
+def test_forms_without_a_bound_are_left_out() -> None:
+    """Minus infinity times a weight of zero is undefined, and must not spoil the other forms."""
+    box = Box(np.array([[-1.0]] * 2), np.array([[1.0]] * 2))
+    rows = np.array([[[1.0], [-1.0], [1.0]]] * 2)
+    lower = np.array([[-0.9, -0.9, -np.inf], [-np.inf] * 3])
+    best, _ = combine_rows(box, rows, lower, np.ones((2, 3), dtype=bool))
+    assert best[0] > 0
+    assert np.isneginf(best[1])
