@@ -31,6 +31,13 @@ from onnxcert.sets import Box
 _KNOWN_LIMIT = 20_000
 """Pre-activations up to which a subproblem remembers its parent's bounds."""
 
+_THINNEST = 1 / 32
+"""An input cut to less than this share of the widest one, both relative to the root, has to wait.
+
+The steepness of forms says nothing of an input on which only the relaxation gap depends: with lines
+that happen to be flat there, one steep input would be halved until nothing is left of it.
+"""
+
 
 @dataclass(frozen=True)
 class _State:
@@ -72,6 +79,13 @@ class InputSplit(Brancher):
                 columns[node.name] = slice(start, start + self.graph.sizes[node.name])
                 start += self.graph.sizes[node.name]
         return columns if start <= _KNOWN_LIMIT else {}
+
+    @cached_property
+    def _scale(self) -> Array:
+        """The largest width of each input, 1 where it never varies: (n_in,)."""
+        problem = self.cases.problem
+        width = (problem.upper - problem.lower).max(axis=0)
+        return array_module(self.cases.offset).asarray(np.where(width > 0, width, 1.0))
 
     @property
     def bytes_per_subproblem(self) -> int:
@@ -183,8 +197,11 @@ class InputSplit(Brancher):
         batch = batch | {"lower": state.box.lower, "upper": state.box.upper}
         width = xp.where(bounded.closed[:, None], 0.0, batch["upper"] - batch["lower"])
         gain = state.steepness * width
-        # Where the form is flat the widest input, relative to its root width, is as good as any.
-        gain = xp.where(gain.max(axis=1, keepdims=True) > 0, gain, width)
+        relative = width / self._scale
+        wide = relative >= _THINNEST * relative.max(axis=1, keepdims=True)
+        gain = xp.where(wide, gain, 0.0)
+        # Where the forms are flat the widest input is as good as any.
+        gain = xp.where(gain.max(axis=1, keepdims=True) > 0, gain, relative)
         middle = xp.where(bounded.closed[:, None], 0.0, batch["lower"]) + 0.5 * width
         inside = (middle > batch["lower"]) & (middle < batch["upper"])
         gain = xp.where(inside, gain, -1.0)
