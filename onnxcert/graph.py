@@ -14,8 +14,47 @@ from typing import Any
 
 import numpy as np
 
-from onnxcert.arrays import Array, Device
+from onnxcert.arrays import Array, Device, IntArray
 from onnxcert.ops.base import Affine, Elementwise, Operator
+
+
+@dataclass(frozen=True, eq=False)
+class Neurons:
+    """Who the neurons of an elementwise node are in the file.
+
+    Passes drop neurons, and views put them into another order than the file's; a split or a slope
+    that is written down must name them in a way that any reader of the file can follow.
+
+    Attributes:
+        label: first output name of the file's node, for the first curve that the node becomes;
+            ``label/1``, ``label/2``, ... for its further ones (maxima, Clip) as they are made.
+        positions: (n,) row-major position of each neuron in the tensor that the curve is applied
+            to (for pairs of a maximum: in the broadcast shape of the pair); None for 0 to n - 1.
+    """
+
+    label: str
+    positions: IntArray | None = None
+
+    @classmethod
+    def of(cls, label: str, index: IntArray) -> Neurons:
+        """Neurons where ``index`` gives for each entry of the tensor its number in the vector.
+
+        ``index`` must be a permutation, in the shape of the tensor.
+        """
+        flat = index.ravel()
+        if (flat == np.arange(flat.size)).all():
+            return cls(label)
+        positions = np.empty(flat.size, dtype=np.int64)
+        positions[flat] = np.arange(flat.size)
+        return cls(label, positions)
+
+    def at(self, numbers: IntArray) -> IntArray:
+        """Positions in the file's tensor of the neurons with these numbers in the vector."""
+        return numbers if self.positions is None else self.positions[numbers]
+
+    def keep(self, numbers: IntArray) -> Neurons:
+        """What is left when only the neurons with these numbers stay, in this order."""
+        return Neurons(self.label, self.at(numbers))
 
 
 @dataclass(frozen=True)
@@ -27,12 +66,17 @@ class Node:
         op: the operator.
         inputs: names of the values it reads.
         source: the node of the file it came from, for messages.
+        neurons: of an elementwise node that was read from a file: who its neurons are there.
+        roundings: how many an executor of the file makes in the node's place for one entry, where
+            the operators alone do not tell; None where they do (`Graph.roundings`).
     """
 
     name: str
     op: Operator
     inputs: tuple[str, ...]
     source: str = ""
+    neurons: Neurons | None = None
+    roundings: int | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +150,24 @@ class Graph:
             read = [ranks[name] for name in node.inputs]
             ranks[node.name] = node.op.locality(read) if isinstance(node.op, Affine) else read[0]
         return ranks
+
+    @cached_property
+    def roundings(self) -> Mapping[str, int]:
+        """Per affine node how many roundings one product or the bias may meet in an execution.
+
+        A bias that is a node of its own may still be where the sum of the products before begins,
+        and a normalisation may be folded into them, so either takes their roundings as well.
+        """
+        counts: dict[str, int] = {}
+        behind = {self.input: 0}
+        for node in self.nodes:
+            before = max((behind[name] for name in node.inputs), default=0)
+            behind[node.name] = 0
+            if isinstance(node.op, Affine):
+                count = node.op.roundings + (before if node.op.adds_bias else 0)
+                counts[node.name] = count if node.roundings is None else node.roundings
+                behind[node.name] = counts[node.name] or before  # what only moves is passed over
+        return counts
 
     def forward(self, x: Array) -> Array:
         """Evaluate a batch: (B, input_size) -> (B, output_size)."""

@@ -17,12 +17,13 @@ from onnxcert.ops import OPERATORS
 
 PACKAGE = Path(onnxcert.__file__).parent
 LAYERS = [
-    {"errors", "arrays"},
+    {"errors", "arrays", "checker"},
     {"sets"},
     {"ops"},
     {"graph", "spec", "settings", "verdict"},
     {"frontend", "passes"},
-    {"bounds", "proof"},
+    {"bounds"},
+    {"proof"},
     {"search"},
     {"verifier"},
     {"bench", "report"},
@@ -87,6 +88,21 @@ def test_imports_point_down(path: Path) -> None:
             target = onnxcert._HOMES.get(target, "__init__").split(".")[0]
         allowed = target == here or RANK[target] <= RANK[here] or target == "__init__"
         assert allowed, f"{path}:{line}: {here} may not import {name}"
+
+
+CHECKER = [path for path in MODULES if part(path) == "checker"]
+
+
+@pytest.mark.parametrize("path", CHECKER, ids=[path.name for path in CHECKER])
+def test_the_checker_stands_alone(path: Path) -> None:
+    """NumPy, onnx (with its protobuf) and the standard library; onnxruntime to replay witnesses."""
+    for name, line in imports(path):
+        top = name.split(".")[0]
+        own = name == "onnxcert.checker" or name.startswith("onnxcert.checker.")
+        others = {"numpy", "onnx", "google", *sys.stdlib_module_names}
+        if path.name == "witness.py":
+            others.add("onnxruntime")
+        assert own or top in others, f"{path}:{line}: the checker may not import {name}"
 
 
 def test_modules_of_one_layer_form_no_cycle() -> None:

@@ -12,7 +12,8 @@ errors in each coefficient. If ``|value| <= H`` holds, replacing a row a by any 
 at most ``sum |a - p| H``, and with ``|a - p| <= gamma_n |A| |W|`` that is ``|A| v`` for the one
 vector ``v = gamma_n (|W| H + |b|)`` of the node: a matrix-vector product per node makes every
 bound rigorous. Where a value feeds activations only, its v is charged there, with the absolute
-rows at hand.
+rows at hand. What binary32 executions of the network round is charged in the same vectors
+(`onnxcert.bounds.execution`), so that one bound holds for the reals and for all of them.
 
 Splits. A constraint ``s (z - p) >= 0`` with multiplier beta >= 0 may be subtracted, ``A z - beta s
 (z - p)``, when the pass reaches z (Wang et al., *Beta-CROWN*, 2021); signed multipliers ``beta s``
@@ -25,6 +26,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module
+from onnxcert.bounds.execution import execution_error
 from onnxcert.graph import Graph, Node
 from onnxcert.ops.base import TINY, Affine, Elementwise, gamma
 from onnxcert.sets import Box, Lines
@@ -69,6 +71,8 @@ class Relaxation:
     Attributes:
         graph: the network.
         box: the input boxes, (B, input_size) or (1, input_size).
+        execution_unit: unit roundoff of the executions that the bounds hold for beside the
+            real-valued network (2^-24 for binary32), 0 for none.
         curves: elementwise node name -> its lines.
         errors: value name -> rounding vector v still to be charged when a pass crosses the value.
         sums: value name -> rounding of one addition of rows, for values with several readers and
@@ -77,6 +81,7 @@ class Relaxation:
 
     graph: Graph
     box: Box
+    execution_unit: float = 0.0
     curves: dict[str, Curve] = field(default_factory=dict)
     errors: dict[str, Array] = field(default_factory=dict)
     sums: dict[str, Array] = field(default_factory=dict)
@@ -92,14 +97,19 @@ class Relaxation:
         }
 
     def add_affine(self, node: Node, boxes: Mapping[str, Box]) -> None:
-        """Compute the rounding vector of an affine node from the bounds of what it reads."""
+        """Compute the rounding vector of an affine node from the bounds of what it reads.
+
+        Those bounds must hold for the executions as well.
+        """
         op = node.op
         assert isinstance(op, Affine)
         self._note_magnitude(node, boxes)
         if op.error_terms == 0 and op.bias is None and self.graph.consumers[node.name] <= 1:
             return
         magnitude = op.magnitude.forward([boxes[name].magnitude for name in node.inputs])
-        self._at_start[node.name] = self._gamma(node) * magnitude + TINY
+        error = self._gamma(node) * magnitude + TINY
+        executed = execution_error(self.graph, node, boxes, self.execution_unit)
+        self._at_start[node.name] = error if executed is None else error + executed
         if node.name not in self._deferred:
             self.errors[node.name] = self._at_start[node.name]
 
@@ -113,6 +123,9 @@ class Relaxation:
         steepness = abs(mean) + abs(half)
         error = steepness * boxes[source].magnitude + abs(mean_offset) + abs(half_offset)
         error = 2.0 * self._gamma(node) * error + TINY
+        executed = execution_error(self.graph, node, boxes, self.execution_unit)
+        if executed is not None:
+            error = error + executed
         if source in self._deferred and source in self._at_start:
             error = error + steepness * self._at_start[source]
         # The slack belongs to the error alone: half an offset difference may be negative.
@@ -293,7 +306,7 @@ class _Pass:
         error = 2.0 * gamma(rows.shape[-1] + 16, UNIT_ROUNDOFF)
         self.charge(rows, center)
         self.charge(abs(rows), -(radius + _SLACK * (error * box.magnitude + TINY)))
-        lower = xp.nan_to_num(self.constant, nan=-xp.inf, posinf=-xp.inf)
+        lower = xp.nan_to_num(self.constant, nan=-xp.inf, posinf=-xp.inf, neginf=-xp.inf)
         return Pulled(lower, rows, self.kept if all_rows else {})
 
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module
+from onnxcert.arrays import Array, array_module
 from onnxcert.bounds.backward import Relaxation, pull_back_units, unstable_neurons
+from onnxcert.bounds.execution import enclose
 from onnxcert.graph import Graph, Node
 from onnxcert.ops.base import Elementwise
 from onnxcert.sets import Box
@@ -47,6 +48,7 @@ def crown_bounds(
     known: Mapping[str, Box] | None = None,
     backward: bool = True,
     expired: Callable[[], bool] = lambda: False,
+    execution_unit: float = 0.0,
 ) -> Bounds:
     """Bound every value of the graph over a batch of input boxes.
 
@@ -56,17 +58,18 @@ def crown_bounds(
         known: value name -> box that is known to hold, intersected.
         backward: False leaves it at interval bounds.
         expired: asked between row blocks; once True, remaining layers get interval bounds only.
+        execution_unit: unit roundoff of executions, see `Relaxation`.
 
     Returns:
-        Bounds valid for the real-valued network.
+        Bounds valid for the real-valued network and for those executions.
     """
     xp = array_module(box.lower)
     known = known or {}
     boxes = {graph.input: box}
-    relaxation = Relaxation(graph, box)
+    relaxation = Relaxation(graph, box, execution_unit)
     empty = xp.zeros(len(box), dtype=bool)
     for node in graph.nodes:
-        current = node.op.interval([boxes[name] for name in node.inputs], UNIT_ROUNDOFF).defined()
+        current = enclose(graph, node, boxes, execution_unit)
         if node.name in known:
             current = current.intersect(known[node.name])
         if isinstance(node.op, Elementwise):
@@ -119,8 +122,12 @@ def _refine(
         index = order[:, start : start + step]
         below = pull_back_units(relaxation, node.name, index, 1.0)
         above = -pull_back_units(relaxation, node.name, index, -1.0)
+        # What padding would tighten must not depend on which subproblems share a batch: a proof is
+        # repeated in other batches.
+        wanted = xp.take_along_axis(unstable, index, axis=1)
         for target, value, choose in ((lower, below, xp.maximum), (upper, above, xp.minimum)):
-            target[each, index] = choose(target[each, index], value)
+            old = target[each, index]
+            target[each, index] = xp.where(wanted, choose(old, value), old)
     return Box(lower, upper)
 
 

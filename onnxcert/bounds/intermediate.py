@@ -5,20 +5,72 @@ leaves those as plain CROWN gave them; alpha-CROWN (Xu et al., 2021) optimises a
 against the final bound. Here the layers are taken in order, and each unstable neuron's lower and
 upper bound is one row of an ordinary ascent over the layers before it, whose bounds are final by
 then. That needs no gradient through bounds, and no neuron has to share its slopes.
+
+A proof repeats these bounds from the slopes of every row, so the rows that improved something are
+handed out as they are found. What is too much to be written down is not used either.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
-from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module
+import numpy as np
+
+from onnxcert.arrays import Array, IntArray, array_module, to_host
 from onnxcert.bounds.backward import unstable_neurons
-from onnxcert.bounds.optimised import Forms, FreeRelaxation, Start, optimise
+from onnxcert.bounds.execution import enclose
+from onnxcert.bounds.hints import encode_positions
+from onnxcert.bounds.optimised import Forms, FreeRelaxation, Optimised, Start, optimise
 from onnxcert.graph import Graph
+from onnxcert.ops.base import Elementwise
 from onnxcert.sets import Box
 
 _CHUNK_NUMBERS = 1 << 21
 """Slopes in one ascent: 16 MB for each of its dozen arrays."""
+
+MOST_POSITIONS = 1 << 26
+"""Slope positions, one byte each, that the rows of one layer may need: 64 MB."""
+
+
+@dataclass(frozen=True, eq=False)
+class RefinedRows:
+    """Neurons of one layer with a better bound on one side, and the slopes that give it.
+
+    Attributes:
+        index: (K,) numbers of the neurons, increasing.
+        positions: elementwise node -> (K, F) uint8, k for the position k/255 of the free line of
+            each neuron in `Refinement.columns`.
+    """
+
+    index: IntArray
+    positions: Mapping[str, Array]
+
+
+@dataclass(frozen=True, eq=False)
+class Refinement:
+    """How the bounds of one layer were found: backward rows with these slopes, on the host.
+
+    The rows hold for the relaxation over the refined bounds of all layers before. Neurons without
+    a free line there have only one choice of lines.
+
+    Attributes:
+        target: the pre-activation.
+        columns: elementwise node between input and target -> (F,) numbers of its neurons with a
+            free line, increasing; the nodes in the order of the graph.
+        lower, upper: the rows of lower and of upper bounds. An upper bound is minus the lower
+            bound of the negated neuron, to which its positions belong.
+    """
+
+    target: str
+    columns: Mapping[str, IntArray]
+    lower: RefinedRows
+    upper: RefinedRows
+
+    @property
+    def rows(self) -> int:
+        """Rows of both sides."""
+        return len(self.lower.index) + len(self.upper.index)
 
 
 def tighten(
@@ -27,6 +79,8 @@ def tighten(
     *,
     steps: int,
     expired: Callable[[], bool] = lambda: False,
+    record: Callable[[Refinement], None] = lambda refinement: None,
+    execution_unit: float = 0.0,
 ) -> dict[str, Box]:
     """Tighten known bounds of all values over one input box.
 
@@ -35,61 +89,125 @@ def tighten(
         boxes: bounds of every value, batches of one; they are intersected with what is found.
         steps: ascent steps per row.
         expired: asked before each block of rows; once True, what is known is only propagated.
+        record: called for each layer with a better bound, in the order of the graph.
+        execution_unit: unit roundoff of executions for which the bounds given hold, and those
+            found shall hold; see `onnxcert.bounds.backward.Relaxation`.
 
     Returns:
-        Bounds of every value, nowhere looser.
+        Bounds of every value, nowhere looser. Those of a layer follow from the boxes given, from
+        intervals of the layers before, and from the rows recorded; nothing else is used.
     """
     result = {graph.input: boxes[graph.input]}
-    free = FreeRelaxation.begin(graph, result[graph.input])
+    free = FreeRelaxation.begin(graph, result[graph.input], execution_unit)
+    columns: dict[str, Array] = {}
     for node in graph.nodes:
-        box = node.op.interval([result[name] for name in node.inputs], UNIT_ROUNDOFF).defined()
+        box = enclose(graph, node, result, execution_unit)
         result[node.name] = box.intersect(boxes[node.name])
         free.add(node, result)
+        if node.name in free.free:
+            assert isinstance(node.op, Elementwise)
+            unstable = node.op.unstable(result[node.inputs[0]])[0]
+            columns[node.name] = array_module(unstable).flatnonzero(unstable)
         reads_input_only = node.inputs == (graph.input,)
         worthwhile = node.name in graph.pre_activations and not reads_input_only
         if worthwhile and steps and free.free:
-            result[node.name] = _ascend(free, node.name, result[node.name], steps, expired)
+            layer = _Layer(free, node.name, result[node.name], columns, steps, expired)
+            layer.run()
+            result[node.name] = layer.box
+            found = layer.refinement()
+            if found.rows:
+                record(found)
     return result
 
 
-def _ascend(
-    free: FreeRelaxation,
-    name: str,
-    box: Box,
-    steps: int,
-    expired: Callable[[], bool],
-) -> Box:
-    """Raise lower and lower upper bounds of the neurons that some reader finds unstable."""
-    xp = array_module(box.lower)
-    numbers = xp.flatnonzero(unstable_neurons(free.relaxation.graph, name, box)[0])
-    slopes = sum(default.shape[1] for default in free.default.values())
-    count = max(8, _CHUNK_NUMBERS // slopes)
-    lower, upper = box.lower.copy(), box.upper.copy()
-    for start in range(0, len(numbers), count):
-        index = numbers[start : start + count]
-        for side, sign in ((lower, 1.0), (upper, -1.0)):
-            if expired():
-                return Box(lower, upper)
-            found = sign * _bound_units(free, name, box, index, sign, steps, expired)
-            choose = xp.maximum if sign > 0 else xp.minimum
-            side[0, index] = choose(side[0, index], found)
-    return Box(lower, upper)
+class _Side:
+    """Lower or upper bounds of a layer while they are raised or lowered."""
+
+    def __init__(self, bounds: Array, sign: float) -> None:
+        self.bounds = bounds.copy()
+        self.sign = sign
+        self._index: list[IntArray] = []
+        self._positions: list[dict[str, Array]] = []
+
+    def take(self, index: Array, found: Optimised, columns: Mapping[str, Array]) -> int:
+        """Use and keep the rows that are better than what is known; the bytes that they take."""
+        better = found.lower > self.sign * self.bounds[0, index]
+        improved = index[better]
+        if len(improved) == 0:
+            return 0
+        self.bounds[0, improved] = self.sign * found.lower[better]
+        kept = {
+            name: to_host(encode_positions(found.best.positions[name][better][:, numbers]))
+            for name, numbers in columns.items()
+            if name in found.activations
+        }
+        self._index.append(to_host(improved))
+        self._positions.append(kept)
+        return sum(codes.nbytes for codes in kept.values())
+
+    def rows(self) -> RefinedRows:
+        """All rows that were kept."""
+        if not self._index:
+            return RefinedRows(np.zeros(0, dtype=np.int64), {})
+        names = self._positions[0]
+        return RefinedRows(
+            np.concatenate(self._index),
+            {name: np.concatenate([block[name] for block in self._positions]) for name in names},
+        )
 
 
-def _bound_units(
-    free: FreeRelaxation,
-    target: str,
-    box: Box,
-    index: Array,
-    sign: float,
-    steps: int,
-    expired: Callable[[], bool],
-) -> Array:
-    """Optimised lower bounds of ``sign * value[index]``, (len(index),)."""
-    xp = array_module(index)
-    count = len(index)
-    rows = xp.zeros((count, 1, box.lower.shape[1]))
-    rows[xp.arange(count), 0, index] = sign
-    forms = Forms(rows, None, xp.zeros((count, 1)), xp.ones((count, 1), dtype=bool))
-    start = Start.at_form(xp.zeros(count, dtype=int), forms)
-    return optimise(free, forms, box, start, target=target, steps=steps, expired=expired).lower
+@dataclass
+class _Layer:
+    """The bounds of one pre-activation while blocks of its unstable neurons are refined."""
+
+    free: FreeRelaxation
+    target: str
+    box: Box
+    columns: Mapping[str, Array]
+    steps: int
+    expired: Callable[[], bool]
+    _sides: tuple[_Side, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._sides = (_Side(self.box.lower, 1.0), _Side(self.box.upper, -1.0))
+
+    def run(self) -> None:
+        """Refine block by block until the time or the room for their slopes is used up."""
+        unstable = unstable_neurons(self.free.relaxation.graph, self.target, self.box)[0]
+        numbers = array_module(unstable).flatnonzero(unstable)
+        slopes = sum(default.shape[1] for default in self.free.default.values())
+        count = max(8, _CHUNK_NUMBERS // slopes)
+        width = sum(len(columns) for columns in self.columns.values())
+        room = MOST_POSITIONS
+        for start in range(0, len(numbers), count):
+            index = numbers[start : start + count]
+            for side in self._sides:
+                if len(index) * width > room or self.expired():
+                    return
+                room -= side.take(index, self._bound(index, side.sign), self.columns)
+                self.box = Box(*(side.bounds for side in self._sides))
+
+    def _bound(self, index: Array, sign: float) -> Optimised:
+        """Optimised lower bounds of ``sign * value[index]``."""
+        xp = array_module(index)
+        count = len(index)
+        rows = xp.zeros((count, 1, self.box.lower.shape[1]))
+        rows[xp.arange(count), 0, index] = sign
+        forms = Forms(rows, None, xp.zeros((count, 1)), xp.ones((count, 1), dtype=bool))
+        start = Start.at_form(xp.zeros(count, dtype=int), forms)
+        return optimise(
+            self.free,
+            forms,
+            self.box,
+            start,
+            target=self.target,
+            steps=self.steps,
+            expired=self.expired,
+        )
+
+    def refinement(self) -> Refinement:
+        """What was found."""
+        lower, upper = (side.rows() for side in self._sides)
+        used = lower.positions or upper.positions
+        columns = {name: to_host(self.columns[name]) for name in used}
+        return Refinement(self.target, columns, lower, upper)

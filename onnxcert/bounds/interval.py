@@ -6,23 +6,24 @@ backward bounds start from it, and it serves alone where a neuron is stable alre
 
 from __future__ import annotations
 
-from onnxcert.arrays import UNIT_ROUNDOFF
+from onnxcert.bounds.execution import enclose
 from onnxcert.graph import Graph
 from onnxcert.sets import Box
 
 
-def interval_bounds(graph: Graph, box: Box) -> dict[str, Box]:
+def interval_bounds(graph: Graph, box: Box, *, execution_unit: float = 0.0) -> dict[str, Box]:
     """Bounds of every value over the input box.
 
     Args:
         graph: the network.
         box: inputs, arrays (B, input_size).
+        execution_unit: unit roundoff of executions, see `onnxcert.bounds.backward.Relaxation`.
 
     Returns:
-        value name -> box with arrays (B, n), valid for the real-valued network.
+        value name -> box with arrays (B, n), valid for the real-valued network and for those
+        executions.
     """
     boxes = {graph.input: box}
     for node in graph.nodes:
-        inputs = [boxes[name] for name in node.inputs]
-        boxes[node.name] = node.op.interval(inputs, UNIT_ROUNDOFF).defined()
+        boxes[node.name] = enclose(graph, node, boxes, execution_unit)
     return boxes

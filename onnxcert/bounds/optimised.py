@@ -11,6 +11,11 @@ value before neuron i on that path and A_i the row over its output,
 where m and d are mean and half difference of the two line slopes, m' and d' their derivatives with
 respect to the position of the free line, and M the signed multiplier subtracted from the row of z.
 One backward pass and one forward pass per step; the best iterate of each row is kept.
+
+The ascent moves fine variables, but every bound is evaluated at a copy rounded to the grid of
+`onnxcert.bounds.hints`, and that copy is what is kept: a bound can be had again from what is
+written down of it. The gradient is taken at the rounded copy (a straight-through estimate, Bengio
+et al., 2013).
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ from dataclasses import dataclass, field, replace
 
 from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module
 from onnxcert.bounds.backward import Curve, Multipliers, Pulled, Relaxation, pull_back
+from onnxcert.bounds.hints import round_multipliers, round_positions
 from onnxcert.graph import Graph, Node
 from onnxcert.ops.base import Elementwise, gamma
 from onnxcert.sets import Box, Lines
@@ -67,14 +73,22 @@ class FreeRelaxation:
     default: dict[str, Array] = field(default_factory=dict)
 
     @classmethod
-    def begin(cls, graph: Graph, box: Box) -> FreeRelaxation:
-        """An empty relaxation over input boxes; `add` the nodes in order."""
-        return cls(Relaxation(graph, box))
+    def begin(cls, graph: Graph, box: Box, execution_unit: float = 0.0) -> FreeRelaxation:
+        """An empty relaxation over input boxes; `add` the nodes in order.
+
+        ``execution_unit`` is that of `Relaxation`.
+        """
+        return cls(Relaxation(graph, box, execution_unit))
 
     @classmethod
-    def build(cls, graph: Graph, boxes: Mapping[str, Box]) -> FreeRelaxation:
-        """Lines for the given bounds of every value (batch of B or 1)."""
-        result = cls.begin(graph, boxes[graph.input])
+    def build(
+        cls, graph: Graph, boxes: Mapping[str, Box], execution_unit: float = 0.0
+    ) -> FreeRelaxation:
+        """Lines for the given bounds of every value (batch of B or 1).
+
+        The bounds must hold for executions with this unit roundoff too.
+        """
+        result = cls.begin(graph, boxes[graph.input], execution_unit)
         for node in graph.nodes:
             result.add(node, boxes)
         return result
@@ -216,7 +230,8 @@ class Optimised:
 
     Attributes:
         lower: (B,) best lower bounds of the combined forms; positive refutes the subproblem.
-        best: slopes, multipliers and weights of that bound.
+        best: slopes, multipliers and weights of that bound, all on the grid of
+            `onnxcert.bounds.hints`; evaluated again (no steps) they give the same bound.
         activations: elementwise node -> (B, n) rows of the last pass.
         minimiser: (B, input_size), the input at which the last form is smallest.
     """
@@ -262,7 +277,12 @@ class Splits:
 
 
 class _Variables:
-    """The three groups of variables of an ascent, and the best values seen."""
+    """The three groups of variables of an ascent, and the best values seen.
+
+    Attributes:
+        chosen: the variables on the grid, where the bound is evaluated.
+        best: those of the best bounds so far.
+    """
 
     def __init__(
         self, free: FreeRelaxation, forms: Forms, signs: Mapping[str, Array], start: Start
@@ -288,24 +308,32 @@ class _Variables:
         self.weights = _Ascent({"": start.weights.copy()}, _WEIGHT_RATE)
         self.anchor = start.anchor
         self.lower = xp.full(count, -xp.inf)
-        self._kept = [
-            {name: value.copy() for name, value in group.values.items()}
-            for group in (self.slopes, self.multipliers, self.weights)
-        ]
+        self.best = self.chosen = self._rounded()
+
+    def _rounded(self) -> Start:
+        return Start(
+            {name: round_positions(value) for name, value in self.slopes.values.items()},
+            {name: round_multipliers(value) for name, value in self.multipliers.values.items()},
+            round_multipliers(self.weights.values[""]),
+            self.anchor,
+        )
+
+    def choose(self) -> None:
+        """Round the variables as they are now."""
+        self.chosen = self._rounded()
 
     def keep_better(self, lower: Array) -> None:
+        """Keep what is chosen where its bound is the best so far."""
         better = lower > self.lower
         self.lower = array_module(lower).where(better, lower, self.lower)
-        for kept, group in zip(
-            self._kept, (self.slopes, self.multipliers, self.weights), strict=True
-        ):
-            for name, value in group.values.items():
-                kept[name][better] = value[better]
-
-    @property
-    def best(self) -> Start:
-        slopes, splits, weights = self._kept
-        return Start(slopes, splits, weights[""], self.anchor)
+        if better.all():
+            self.best = self.chosen
+            return
+        for name, value in self.chosen.positions.items():
+            self.best.positions[name][better] = value[better]
+        for name, value in self.chosen.multipliers.items():
+            self.best.multipliers[name][better] = value[better]
+        self.best.weights[better] = self.chosen.weights[better]
 
 
 def optimise(
@@ -329,7 +357,7 @@ def optimise(
         free: the relaxation, batch B or 1.
         forms: what is to be refuted.
         output: bounds of the value that the forms speak about.
-        start: where the ascent begins.
+        start: where the ascent begins; rounded to the grid before anything is evaluated.
         target: that value; None for the network's output.
         splits: what the subproblems assume beyond their boxes.
         steps: ascent steps; 0 only evaluates.
@@ -340,10 +368,9 @@ def optimise(
     relaxation = free.relaxation
     target = target or relaxation.graph.output
     for number in range(steps + 1):
-        free.choose(variables.slopes.values)
-        rows, input_rows, constant = forms.combine(
-            variables.weights.values[""], output, relaxation.box
-        )
+        chosen = variables.chosen
+        free.choose(chosen.positions)
+        rows, input_rows, constant = forms.combine(chosen.weights, output, relaxation.box)
         pulled = pull_back(
             relaxation,
             target,
@@ -351,7 +378,7 @@ def optimise(
             input_rows=input_rows,
             multipliers={
                 name: Multipliers(value, splits.points[name])
-                for name, value in variables.multipliers.values.items()
+                for name, value in chosen.multipliers.items()
             },
             keep=True,
         )
@@ -361,6 +388,7 @@ def optimise(
         if number == steps or bool((variables.lower > 0.0).all()) or expired():
             break
         _step(free, forms, target, pulled, minimiser, variables, splits, number)
+        variables.choose()
     activations = {name: rows[:, 0] for name, rows in pulled.activations.items()}
     return Optimised(variables.lower, variables.best, activations, minimiser)
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxcert.arrays import Array, FloatArray, IntArray
 from onnxcert.frontend.tensors import Constant, Operand, Shape, Tensor
-from onnxcert.graph import Graph, Node
+from onnxcert.graph import Graph, Neurons, Node
 from onnxcert.ops import Concat, Elementwise, Maximum, Operator, Relu, Scale, Select, Sum
 
 Move = Callable[..., Array]
@@ -29,18 +29,28 @@ class Builder:
         self._flat: dict[int, tuple[Tensor, str]] = {}
         self._output = "value"
         self._origin = ""
+        self._curves = 0
 
     def begin(self, output: str, origin: str) -> None:
         """Say which tensor and node of the file the next operators are made for."""
-        self._output, self._origin = output, origin
+        self._output, self._origin, self._curves = output, origin, 0
 
-    def apply(self, op: Operator, *values: str) -> str:
-        """Append an operator that reads the named vectors; the name of what it makes."""
+    def apply(
+        self,
+        op: Operator,
+        *values: str,
+        neurons: Neurons | None = None,
+        roundings: int | None = None,
+    ) -> str:
+        """Append an operator that reads the named vectors; the name of what it makes.
+
+        Curves go through `activate`, which knows who their neurons are.
+        """
         name, number = self._output, 1
         while name in self.sizes:
             number += 1
             name = f"{self._output}#{number}"
-        self.nodes.append(Node(name, op, values, self._origin))
+        self.nodes.append(Node(name, op, values, self._origin, neurons, roundings))
         self.sizes[name] = op.output_size
         return name
 
@@ -150,10 +160,22 @@ class Builder:
 
         A permutation of a whole vector stays one: the curve goes before it.
         """
-        if tensor.is_permutation:
-            name = self.apply(make(tensor.size), tensor.source)
-            return Tensor(name, tensor.size, tensor.index)
-        return Tensor.whole(self.apply(make(tensor.index.size), self.flat(tensor)), tensor.shape)
+        name, index, _ = self.in_order(tensor)
+        return self.activate(make(self.sizes[name]), name, index)
+
+    def activate(self, op: Elementwise, value: str, index: IntArray) -> Tensor:
+        """Append a curve and note who its neurons are; all curves are made here.
+
+        Args:
+            op: the curve.
+            value: the vector it reads.
+            index: for every entry of the tensor, in its shape, the position in that vector; a
+                permutation.
+        """
+        label = f"{self._output}/{self._curves}" if self._curves else self._output
+        self._curves += 1
+        name = self.apply(op, value, neurons=Neurons.of(label, index))
+        return Tensor(name, op.size, index)
 
     def in_order(self, tensor: Tensor, *values: Array | None) -> tuple[str, IntArray, list[Array]]:
         """A vector with the tensor's entries, their positions, and ``values`` in its order.
@@ -168,24 +190,38 @@ class Builder:
         ordered = [None if value is None else view.to_source_order(value) for value in values]
         return name, view.index, ordered  # type: ignore[return-value]
 
-    def scale(self, tensor: Tensor, factor: FloatArray | None, offset: FloatArray | None) -> Tensor:
-        """``factor * tensor + offset``; both broadcast with the tensor, None leaves them out."""
+    def scale(
+        self,
+        tensor: Tensor,
+        factor: FloatArray | None,
+        offset: FloatArray | None,
+        *,
+        parts: FloatArray | None = None,
+        roundings: int | None = None,
+    ) -> Tensor:
+        """``factor * tensor + offset``; both broadcast with the tensor, None leaves them out.
+
+        ``parts`` is that of `Scale`, and ``roundings`` that of `Node`.
+        """
         given = [part.shape for part in (factor, offset) if part is not None]
         tensor = self.broadcast(tensor, np.broadcast_shapes(tensor.shape, *given))
         factor = None if factor is None or (factor == 1.0).all() else factor
         offset = None if offset is None or (offset == 0.0).all() else offset
         if factor is None and offset is None:
             return tensor
-        name, index, (factor, offset) = self.in_order(tensor, factor, offset)
-        made = self.apply(Scale(self.sizes[name], factor, offset), name)
+        name, index, arrays = self.in_order(tensor, factor, offset, parts)
+        made = self.apply(Scale(self.sizes[name], *arrays), name, roundings=roundings)
         return Tensor(made, self.sizes[made], index)
 
-    def sum(self, tensors: Sequence[Tensor], signs: Sequence[int]) -> Tensor:
-        """The signed sum of tensors, broadcast."""
+    def sum(
+        self, tensors: Sequence[Tensor], signs: Sequence[int], *, roundings: int | None = None
+    ) -> Tensor:
+        """The signed sum of tensors, broadcast; ``roundings`` is that of `Node`."""
         shape = np.broadcast_shapes(*(tensor.shape for tensor in tensors))
         tensors = [self.broadcast(tensor, shape) for tensor in tensors]
         names, index = self._aligned(tensors)
-        made = self.apply(Sum(self.sizes[names[0]], tuple(signs)), *names)
+        op = Sum(self.sizes[names[0]], tuple(signs))
+        made = self.apply(op, *names, roundings=roundings)
         return Tensor(made, self.sizes[made], index)
 
     def _aligned(self, tensors: Sequence[Tensor]) -> tuple[list[str], IntArray]:
@@ -197,29 +233,32 @@ class Builder:
         return names, np.arange(index.size).reshape(index.shape)
 
     def maximum(self, first: Tensor, second: Tensor) -> Tensor:
-        """max(a, b) = b + relu(a - b), broadcast; see `onnxcert.ops.maximum`."""
+        """max(a, b) = b + relu(a - b), broadcast; see `onnxcert.ops.maximum`.
+
+        Executors compare: they make no roundings here, nor in the next three.
+        """
         shape = np.broadcast_shapes(first.shape, second.shape)
         pair = [self.broadcast(tensor, shape) for tensor in (first, second)]
         (a, b), index = self._aligned(pair)
         size = self.sizes[a]
-        difference = self.apply(Sum(size, (1, -1)), a, b)
-        gap = self.apply(Relu(size), difference)
-        return Tensor(self.apply(Maximum(size), a, b, gap), size, index)
+        difference = self.apply(Sum(size, (1, -1)), a, b, roundings=0)
+        gap = self.activate(Relu(size), difference, index)
+        return Tensor(self.apply(Maximum(size), a, b, gap.source), size, index)
 
     def maximum_with(self, tensor: Tensor, floor: FloatArray) -> Tensor:
         """max(x, c) = relu(x - c) + c: one relu, so that interval bounds stay exact."""
-        shifted = self.scale(tensor, None, -floor)
-        return self.scale(self.elementwise(shifted, Relu), None, floor)
+        shifted = self.scale(tensor, None, -floor, roundings=0)
+        return self.scale(self.elementwise(shifted, Relu), None, floor, roundings=0)
 
     def minimum_with(self, tensor: Tensor, ceiling: FloatArray) -> Tensor:
         """min(x, c) = c - relu(c - x)."""
         minus = np.array(-1.0)
-        shifted = self.scale(tensor, minus, ceiling)
-        return self.scale(self.elementwise(shifted, Relu), minus, ceiling)
+        shifted = self.scale(tensor, minus, ceiling, roundings=0)
+        return self.scale(self.elementwise(shifted, Relu), minus, ceiling, roundings=0)
 
     def negative(self, tensor: Tensor) -> Tensor:
         """Minus the tensor."""
-        return self.scale(tensor, np.array(-1.0), None)
+        return self.scale(tensor, np.array(-1.0), None, roundings=0)
 
 
 def _decode(code: IntArray, source: str, size: int, pool: FloatArray) -> Tensor:

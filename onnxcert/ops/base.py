@@ -28,6 +28,10 @@ from onnxcert.sets import Box, Lines
 TINY = 1e-290
 """Absorbs underflow in error bounds: far below any margin, far above what underflow loses."""
 
+EXTRA_ROUNDINGS = 8
+"""Those of an executor beside the ones of products and sums: the bias, a factor of the whole, and a
+normalisation whose factor (sum, root, quotient) is worked out or folded into the weights."""
+
 OPERATORS: list[type[Operator]] = []
 """Every final operator class, in the order of definition; tests walk it."""
 
@@ -103,6 +107,21 @@ class Affine(Operator):
     def bias(self) -> Array | None:
         """b, shape (m,), or None for zero."""
         return None
+
+    @property
+    def bias_parts(self) -> Array | None:
+        """At least |b|, (m,): the sum of |terms| where the file has b as a sum of several."""
+        return self.bias
+
+    @property
+    def roundings(self) -> int:
+        """Those that one product or the bias may meet in an executor; 0 where it is exact."""
+        return self.error_terms + EXTRA_ROUNDINGS
+
+    @property
+    def adds_bias(self) -> bool:
+        """Whether the file may mean this as the bias, or normalisation, of products before it."""
+        return False
 
     @abstractmethod
     def apply(self, inputs: Sequence[Array]) -> Array:

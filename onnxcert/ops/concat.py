@@ -34,6 +34,11 @@ class Concat(Affine):
         """Exact."""
         return 0
 
+    @property
+    def roundings(self) -> int:
+        """None: values are only moved."""
+        return 0
+
     def apply(self, inputs: Sequence[Array]) -> Array:
         """Join."""
         return concatenate(inputs, axis=1)

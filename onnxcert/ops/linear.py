@@ -9,7 +9,7 @@ from typing import Self
 import numpy as np
 
 from onnxcert.arrays import Array, FloatArray, array_module
-from onnxcert.ops.base import Affine, register
+from onnxcert.ops.base import EXTRA_ROUNDINGS, Affine, register
 
 
 @register
@@ -41,6 +41,11 @@ class Linear(Affine):
     def error_terms(self) -> int:
         """k products forward, m in the transpose, and the bias."""
         return int(max(self.weight.shape)) + 1
+
+    @property
+    def roundings(self) -> int:
+        """Only the k products forward."""
+        return int(self.weight.shape[0]) + EXTRA_ROUNDINGS
 
     @property
     def bias(self) -> Array | None:

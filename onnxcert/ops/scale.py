@@ -9,7 +9,7 @@ from typing import Self
 import numpy as np
 
 from onnxcert.arrays import Array, FloatArray, array_module
-from onnxcert.ops.base import Affine, register
+from onnxcert.ops.base import EXTRA_ROUNDINGS, Affine, register
 
 
 @register
@@ -21,11 +21,14 @@ class Scale(Affine):
         size: length of x.
         factor: (n,) or None for one.
         offset: (n,) or None for zero.
+        parts: (n,) sum of the absolute values of the terms that the offset is a sum of in the
+            file, or None where it is one number there; only executions depend on it.
     """
 
     size: int
     factor: FloatArray | None = None
     offset: FloatArray | None = None
+    parts: FloatArray | None = None
 
     @property
     def input_sizes(self) -> tuple[int, ...]:
@@ -43,9 +46,24 @@ class Scale(Affine):
         return 6
 
     @property
+    def roundings(self) -> int:
+        """Few."""
+        return EXTRA_ROUNDINGS
+
+    @property
+    def adds_bias(self) -> bool:
+        """Where there is an offset."""
+        return self.offset is not None
+
+    @property
     def bias(self) -> Array | None:
         """The offset."""
         return self.offset
+
+    @property
+    def bias_parts(self) -> Array | None:
+        """The parts of the offset."""
+        return self.offset if self.parts is None else self.parts
 
     def apply(self, inputs: Sequence[Array]) -> Array:
         """Factor x."""

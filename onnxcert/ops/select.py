@@ -47,6 +47,11 @@ class Select(Affine):
         """The fill of padded entries."""
         return self.fill
 
+    @property
+    def roundings(self) -> int:
+        """None: values are only moved."""
+        return 0
+
     def apply(self, inputs: Sequence[Array]) -> Array:
         """Gather."""
         return self.gather.apply(inputs[0])

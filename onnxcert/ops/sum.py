@@ -35,6 +35,11 @@ class Sum(Affine):
         """One rounding per addition."""
         return len(self.signs)
 
+    @property
+    def roundings(self) -> int:
+        """One less than values."""
+        return len(self.signs) - 1
+
     def apply(self, inputs: Sequence[Array]) -> Array:
         """Add up."""
         total = inputs[0] if self.signs[0] > 0 else -inputs[0]

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from onnxcert.arrays import IntArray, array_module
+from onnxcert.arrays import IntArray, array_module, to_host
 from onnxcert.graph import Graph, Node
 from onnxcert.ops import Linear, Relu
 from onnxcert.sets import Box
@@ -79,7 +79,8 @@ def _keep_only(
     assert isinstance(first, Linear)
     offset = None if first.offset is None else first.offset[keep]
     nodes[before.name] = replace(nodes[before.name], op=Linear(first.weight[:, keep], offset))
-    nodes[relu.name] = replace(relu, op=Relu(len(keep)))
+    neurons = relu.neurons and relu.neurons.keep(to_host(keep))
+    nodes[relu.name] = replace(relu, op=Relu(len(keep)), neurons=neurons)
     for node in behind:
         second = nodes[node.name].op
         assert isinstance(second, Linear)

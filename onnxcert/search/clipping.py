@@ -10,6 +10,7 @@ no row is; their weights follow the values of the rows at the minimiser.
 from __future__ import annotations
 
 from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module
+from onnxcert.bounds.hints import round_multipliers
 from onnxcert.ops.base import TINY, gamma
 from onnxcert.sets import Box
 
@@ -40,7 +41,9 @@ def clip_box(box: Box, coefficients: Array, lower: Array, used: Array) -> Box:
     )
 
 
-def combine_rows(box: Box, coefficients: Array, lower: Array, used: Array) -> tuple[Array, Array]:
+def combine_rows(
+    box: Box, coefficients: Array, lower: Array, used: Array
+) -> tuple[Array, Array, Array]:
     """The best bound found for a convex combination of the forms, and its coefficients.
 
     Args:
@@ -50,7 +53,8 @@ def combine_rows(box: Box, coefficients: Array, lower: Array, used: Array) -> tu
         used: (B, R), False for padding.
 
     Returns:
-        (B,) bounds, rounding included, and (B, n) coefficients.
+        (B,) bounds, rounding included, (B, n) coefficients and (B, R) weights, which are coarse
+        numbers that a certificate can hold.
     """
     xp = array_module(lower)
     used = used & xp.isfinite(lower)  # a form without a bound has no part in a combination
@@ -69,15 +73,17 @@ def combine_rows(box: Box, coefficients: Array, lower: Array, used: Array) -> tu
     start = xp.where(used, lower, -xp.inf).argmax(axis=1)
     weights = xp.zeros((count, forms))
     weights[each, start] = 1.0
-    best, best_row = lower[each, start], coefficients[each, start]
+    best, best_row, best_weights = lower[each, start], coefficients[each, start], weights.copy()
     for number in range(_COMBINATION_STEPS):
-        row = (weights[:, None] @ coefficients)[:, 0]
+        coarse = round_multipliers(weights)
+        row = (coarse[:, None] @ coefficients)[:, 0]
         bound = (row * center).sum(axis=1) - (abs(row) * radius).sum(axis=1)
-        bound += (weights * constant).sum(axis=1)
-        bound -= gamma(size + forms + 8, UNIT_ROUNDOFF) * (weights * scale).sum(axis=1)
+        bound += (coarse * constant).sum(axis=1)
+        bound -= gamma(size + forms + 8, UNIT_ROUNDOFF) * (coarse * scale).sum(axis=1)
         better = bound > best
         best = xp.where(better, bound, best)
         best_row = xp.where(better[:, None], row, best_row)
+        best_weights = xp.where(better[:, None], coarse, best_weights)
         minimiser = center - xp.sign(row) * radius
         value = (coefficients @ minimiser[:, :, None])[:, :, 0] + constant
         value = xp.where(used, value, -xp.inf)
@@ -86,4 +92,4 @@ def combine_rows(box: Box, coefficients: Array, lower: Array, used: Array) -> tu
         step = 2.0 / (number + 3.0)
         weights = (1.0 - step) * weights
         weights[each, target] += step
-    return xp.where(used.any(axis=1), best, -xp.inf), best_row
+    return xp.where(used.any(axis=1), best, -xp.inf), best_row, best_weights

@@ -13,15 +13,16 @@ unsafe set (five rows in three dimensions) the sum needed 12 thousand boxes wher
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import cast
 
 import numpy as np
 
-from onnxcert.arrays import Array, array_module, concatenate
+from onnxcert.arrays import Array, IntArray, array_module, concatenate, to_host
 from onnxcert.bounds.crown import crown_bounds
 from onnxcert.graph import Graph
+from onnxcert.proof.trace import InputTrees
 from onnxcert.search.branching import Bounded, Brancher, Children
 from onnxcert.search.cases import Cases
 from onnxcert.search.clipping import clip_box, combine_rows
@@ -48,12 +49,14 @@ class _State:
         open_cases: (B, C), -1 where refuted.
         box: the part of each box that the linear bounds leave to the open cases.
         known: bounds of pre-activations for the children.
+        weights: of the rows in the best bound of each case, (B, C, R).
     """
 
     steepness: Array
     open_cases: Array
     box: Box
     known: Batch
+    weights: Array
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,13 @@ class InputSplit(Brancher):
         graph: the network.
         cases: what is to be refuted.
         open_cases: (K,) indices of the cases still open.
+        trees: where decisions are noted.
     """
 
     graph: Graph
     cases: Cases
     open_cases: Array
+    trees: InputTrees = field(default_factory=InputTrees)
 
     @cached_property
     def _layers(self) -> dict[str, slice]:
@@ -105,6 +110,7 @@ class InputSplit(Brancher):
         cases[position[order], column] = self.open_cases[order]
         xp = array_module(self.cases.offset)
         batch = {
+            "node": xp.asarray(self.trees.plant(self._numbers(cases))),
             "lower": xp.asarray(problem.lower[used]),
             "upper": xp.asarray(problem.upper[used]),
             "cases": xp.asarray(cases),
@@ -114,6 +120,11 @@ class InputSplit(Brancher):
             batch["known_lower"] = xp.full((len(used), width), -xp.inf)
             batch["known_upper"] = xp.full((len(used), width), xp.inf)
         return batch
+
+    def _numbers(self, cases: Array) -> IntArray:
+        """Cases as the whole query counts them, -1 for none."""
+        cases = to_host(cases)
+        return np.where(cases >= 0, self.cases.problem.case_disjunct[cases], -1)
 
     def bound(self, batch: Batch, expired: Callable[[], bool]) -> Bounded:
         """CROWN bounds per box, then one backward pass for the rows of all open cases."""
@@ -130,7 +141,10 @@ class InputSplit(Brancher):
         lower = pulled.lower
         refuted = self.cases.refuted(cases, lower) | bounds.empty[:, None]
         forms_of = pulled.coefficients, lower, forms.used
-        clipped, per_case, rows, smear = self._per_case(box, *forms_of, refuted)
+        clipped, per_case, rows, smear, weights = self._per_case(box, *forms_of, refuted)
+        node, column = xp.nonzero((per_case > 0) & xp.isfinite(per_case) & ~refuted)
+        numbers = self._numbers(cases[node, column])
+        self.trees.combine(batch["node"][node], numbers, weights[node, column])
         refuted = refuted | (per_case > 0)
         case_lower = xp.where(bounds.empty[:, None], xp.inf, per_case)
         per_case = xp.where(refuted, xp.inf, per_case)
@@ -139,6 +153,7 @@ class InputSplit(Brancher):
         coefficients = rows[each, worst]
         open_cases = xp.where(refuted, -1, cases)
         closed = cast(Array, refuted.all(axis=1))
+        self.trees.close(batch["node"][closed])
         minimiser = xp.where(coefficients >= 0, box.lower, box.upper)
         remembered = {
             f"known_{side}": concatenate(
@@ -154,19 +169,25 @@ class InputSplit(Brancher):
             open_cases[~closed],
             cases,
             case_lower,
-            _State(smear[each, worst], open_cases, clipped, remembered),
+            _State(smear[each, worst], open_cases, clipped, remembered, weights),
         )
+
+    @staticmethod
+    def weights(bounded: Bounded) -> Array:
+        """Weights of the rows in the best bound of each case, (B, C, R)."""
+        assert isinstance(bounded.state, _State)
+        return bounded.state.weights
 
     @staticmethod
     def _per_case(
         box: Box, coefficients: Array, lower: Array, used: Array, refuted: Array
-    ) -> tuple[Box, Array, Array, Array]:
+    ) -> tuple[Box, Array, Array, Array, Array]:
         """Clip the boxes and combine the rows of each case.
 
         Returns:
             the hull of what is left to the cases that are not refuted; per case the best bound
-            (B, C), its linear form (B, C, n_in), and the sum of absolute coefficients of all its
-            forms (B, C, n_in).
+            (B, C), its linear form (B, C, n_in), the sum of absolute coefficients of all its
+            forms (B, C, n_in), and the weights of the rows in the best bound (B, C, R).
         """
         xp = array_module(lower)
         count, width = refuted.shape
@@ -174,10 +195,12 @@ class InputSplit(Brancher):
         lower, used = lower.reshape(count, width, -1), used.reshape(count, width, -1)
         hull_low, hull_high = xp.full_like(box.lower, xp.inf), xp.full_like(box.lower, -xp.inf)
         best, rows = xp.full((count, width), -xp.inf), xp.zeros_like(coefficients[:, :, 0])
+        weights = xp.zeros(used.shape)
         for case in range(width):
             arguments = coefficients[:, case], lower[:, case], used[:, case]
             if used.shape[2] > 1:
-                best[:, case], rows[:, case] = combine_rows(box, *arguments)
+                combined = combine_rows(box, *arguments)
+                best[:, case], rows[:, case], weights[:, case] = combined
             else:
                 best[:, case], rows[:, case] = lower[:, case, 0], coefficients[:, case, 0]
             part = clip_box(box, *arguments)
@@ -187,7 +210,7 @@ class InputSplit(Brancher):
             hull_low = xp.where(keep, xp.minimum(hull_low, part.lower), hull_low)
             hull_high = xp.where(keep, xp.maximum(hull_high, part.upper), hull_high)
         smear = (abs(coefficients) * used[:, :, :, None]).sum(axis=2)
-        return Box(hull_low, hull_high), best, rows, smear
+        return Box(hull_low, hull_high), best, rows, smear, weights
 
     def split(self, batch: Batch, bounded: Bounded) -> Children:
         """Halve what is left of each open box along its best input."""
@@ -219,6 +242,7 @@ class InputSplit(Brancher):
         low["upper"][each, position] = cut
         high["lower"] = parent["lower"].copy()
         high["lower"][each, position] = cut
+        low["node"], high["node"] = map(xp.asarray, self.trees.cut(parent["node"], position))
         children = {name: concatenate([low[name], high[name]]) for name in parent}
         score = bounded.score[keep]
         stuck = int((is_open & ~divisible).sum())

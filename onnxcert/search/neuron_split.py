@@ -22,9 +22,11 @@ from typing import cast
 import numpy as np
 
 from onnxcert.arrays import Array, array_module, concatenate
+from onnxcert.bounds.hints import decode_positions, encode_positions
 from onnxcert.bounds.optimised import FreeRelaxation, Optimised, Splits, Start, optimise
 from onnxcert.graph import Graph, Node
 from onnxcert.ops.base import Elementwise
+from onnxcert.proof.trace import NeuronTrees
 from onnxcert.search.branching import Bounded, Brancher, Children
 from onnxcert.search.cases import Cases
 from onnxcert.search.frontier import Batch, take
@@ -55,6 +57,9 @@ class NeuronSplit(Brancher):
         root: bounds of every value over that box (a batch of one).
         start: root slopes and weights of the open cases, as the root's ascent left them.
         steps: ascent steps per subproblem.
+        trees: where decisions and hints are noted.
+        execution_unit: unit roundoff of executions for which the root's bounds hold, and those of
+            subproblems shall hold.
     """
 
     graph: Graph
@@ -63,6 +68,8 @@ class NeuronSplit(Brancher):
     root: Mapping[str, Box]
     start: Start
     steps: int
+    trees: NeuronTrees
+    execution_unit: float = 0.0
 
     @cached_property
     def _layers(self) -> dict[str, slice]:
@@ -80,7 +87,7 @@ class NeuronSplit(Brancher):
 
     @cached_property
     def _free(self) -> FreeRelaxation:
-        return FreeRelaxation.build(self.graph, self.root)
+        return FreeRelaxation.build(self.graph, self.root, self.execution_unit)
 
     @property
     def bytes_per_subproblem(self) -> int:
@@ -92,7 +99,9 @@ class NeuronSplit(Brancher):
         """One subproblem per open case, with an empty path."""
         xp = array_module(self.cases.offset)
         count = len(self.open_cases)
+        numbers = self.cases.problem.case_disjunct[self.open_cases]
         batch = {
+            "node": xp.asarray(self.trees.plant(numbers)),
             "case": xp.asarray(self.open_cases)[:, None],
             "neuron": xp.full((count, 0), -1, dtype=np.int64),
             "sign": xp.zeros((count, 0)),
@@ -102,7 +111,7 @@ class NeuronSplit(Brancher):
             "anchor": self.start.anchor,
         }
         for name, position in self.start.positions.items():
-            batch[f"slope:{name}"] = position.astype(np.float32)
+            batch[f"slope:{name}"] = encode_positions(position)
         return batch
 
     def bound(self, batch: Batch, expired: Callable[[], bool]) -> Bounded:
@@ -121,6 +130,13 @@ class NeuronSplit(Brancher):
         each = array_module(neuron).arange(len(neuron))
         point, gain = points_of[each, neuron], gains[each, neuron]
         closed = cast(Array, result.lower > 0)  # refutes strict and closed forms alike
+        which = array_module(closed).flatnonzero(closed)
+        self.trees.close(
+            batch["node"][which],
+            result.best,
+            which,
+            self._unsigned(batch["neuron"][which], result.best.multipliers, which),
+        )
         return Bounded(
             closed,
             result.lower,
@@ -134,7 +150,7 @@ class NeuronSplit(Brancher):
     def _prepare(self, batch: Batch) -> tuple[dict[str, Box], Splits, Start]:
         """Boxes and constraints of the paths, and where the ascent begins."""
         boxes, splits, multipliers = self._apply_paths(batch)
-        slopes = {name: batch[f"slope:{name}"].astype(float) for name in self._free.default}
+        slopes = {name: decode_positions(batch[f"slope:{name}"]) for name in self._free.default}
         return boxes, splits, Start(slopes, multipliers, batch["weight"], batch["anchor"])
 
     def _apply_paths(self, batch: Batch) -> tuple[dict[str, Box], Splits, dict[str, Array]]:
@@ -192,7 +208,7 @@ class NeuronSplit(Brancher):
         parent = take(batch, index)
         parent["weight"] = best.weights[index]
         for name, position in best.positions.items():
-            parent[f"slope:{name}"] = position[index].astype(np.float32)
+            parent[f"slope:{name}"] = encode_positions(position[index])
         parent["multiplier"] = self._path_multipliers(parent["neuron"], best.multipliers, index)
         return parent
 
@@ -213,11 +229,13 @@ class NeuronSplit(Brancher):
         keep = is_open & (state.gain > 0)
         if not keep.any():
             return Children(None, bounded.score[keep], int(is_open.sum()))
+        neuron, point = state.neuron[keep], state.point[keep]
+        numbers = self.trees.split(batch["node"][keep], neuron, point)
         sides = []
-        for sign in (1.0, -1.0):
+        for sign, nodes in zip((-1.0, 1.0), numbers, strict=True):
             child = self._inherit(batch, state.optimised.best, keep)
-            signs = xp.full(int(keep.sum()), sign)
-            self._extend(child, state.neuron[keep], signs, state.point[keep])
+            child["node"] = xp.asarray(nodes)
+            self._extend(child, neuron, xp.full(len(nodes), sign), point)
             sides.append(child)
         children = {name: concatenate([side[name] for side in sides]) for name in sides[0]}
         score = bounded.score[keep]
@@ -236,6 +254,18 @@ class NeuronSplit(Brancher):
             number = neuron[which, position] - columns.start
             result[which, position] = dense[index][which, number]
         return result  # type: ignore[no-any-return]
+
+    def _unsigned(self, neuron: Array, multipliers: Mapping[str, Array], index: Array) -> Array:
+        """Multipliers of each path (M, D), NaN for padding.
+
+        A neuron that is split again has its multiplier at the latest split, as `_apply_paths` does.
+        """
+        xp = array_module(neuron)
+        result = abs(self._path_multipliers(neuron, multipliers, index))
+        for position in range(neuron.shape[1] - 1):
+            later = (neuron[:, position + 1 :] == neuron[:, position : position + 1]).any(axis=1)
+            result[later, position] = 0.0
+        return xp.where(neuron >= 0, result, xp.nan)  # type: ignore[no-any-return]
 
 
 def _gap(node: Node, box: Box, result: Optimised) -> tuple[Array, Array]:

@@ -15,10 +15,11 @@ import numpy as np
 
 from onnxcert.arrays import Array, Device, array_module, to_device, to_host
 from onnxcert.bounds.crown import Bounds, crown_bounds
-from onnxcert.bounds.intermediate import tighten
+from onnxcert.bounds.intermediate import Refinement, tighten
 from onnxcert.bounds.optimised import Forms, FreeRelaxation, Optimised, Start, optimise
 from onnxcert.graph import Graph
 from onnxcert.passes import drop_dead_neurons
+from onnxcert.proof.trace import NeuronTrees, Trace, free_neurons
 from onnxcert.search.attack import GradientAttack
 from onnxcert.search.auto import Plan, choose_plan
 from onnxcert.search.bab import BranchAndBound, Statistics
@@ -54,6 +55,7 @@ class Solver:
         settings, device, deadline, rng: as given to the run.
         dtype: element type of the model's inputs.
         report: called with every `Progress`.
+        trace: what refuted each case, for the certificate.
     """
 
     graph: Graph
@@ -69,6 +71,7 @@ class Solver:
     seconds: dict[str, float] = field(default_factory=dict)
     plan: Plan | None = None
     unconfirmed: int = 0
+    trace: Trace = field(default_factory=Trace)
 
     def __post_init__(self) -> None:
         self._attacked = self.graph.to(self.device, GradientAttack.precision)
@@ -102,8 +105,7 @@ class Solver:
         if found := self._attack(plan, candidates, open_cases, _QUICK_ATTACK_SECONDS, 0.05, 1):
             return found
         if plan.splitting == "input":
-            brancher = InputSplit(self.graph, cases, open_cases)
-            return self._branch(brancher, candidates, open_cases)
+            return self._split_inputs(self.graph, cases, candidates, open_cases)
         self._enter("bounds", len(open_cases))
         if len(problem.lower) > 1:
             open_cases = self._refute_boxes(cases, open_cases)
@@ -135,13 +137,20 @@ class Solver:
             expired = self.deadline.expired
             bounds = crown_bounds(self.graph, box, backward=backward, expired=expired)
             if bounds.empty[0]:
+                self.trace.refuted(problem.case_disjunct[open_cases])
                 return None
             open_cases, lower = self._bound_cases(cases, bounds, open_cases)
             if len(open_cases) == 0:
                 return None
-        graph, boxes = self._specialise(bounds)
+        graph, boxes, refined = self._specialise(bounds)
         column = to_device(open_cases, self.device)[:, None]
-        root = self._optimise_root(cases.forms(column), graph, boxes, lower)
+        free = FreeRelaxation.build(graph, boxes)
+        root = self._optimise_root(cases.forms(column), free, boxes, lower)
+        trees = NeuronTrees(graph, free_neurons(free, boxes), refined)
+        refuted = to_host(root.lower > 0)
+        nodes = trees.plant(problem.case_disjunct[open_cases[refuted]])
+        trees.close(nodes, root.best, np.flatnonzero(refuted), np.zeros((len(nodes), 0)))
+        self.trace.groups.append(trees)
         if found := candidates.test(root.minimiser, column):
             return found
         self._record(problem, open_cases, root.lower)
@@ -159,12 +168,22 @@ class Solver:
         positions = {name: value[still] for name, value in best.positions.items()}
         start = Start(positions, {}, best.weights[still], best.anchor[still])
         steps = self.settings.branch_steps
-        brancher = NeuronSplit(graph, cases, open_cases, boxes, start, steps)
+        brancher = NeuronSplit(graph, cases, open_cases, boxes, start, steps, trees)
         answer = self._branch(brancher, candidates, open_cases)
         if answer is Reason.INCOMPLETE:
+            trees.roots.pop()
             # Leaves without unstable neurons are linear programs that the ascent left undecided;
             # halving inputs decides what is not decided exactly at a boundary.
-            return self._branch(InputSplit(graph, cases, open_cases), candidates, open_cases)
+            return self._split_inputs(graph, cases, candidates, open_cases)
+        return answer
+
+    def _split_inputs(
+        self, graph: Graph, cases: Cases, candidates: Candidates, open_cases: Array
+    ) -> Counterexample | Reason | None:
+        brancher = InputSplit(graph, cases, open_cases)
+        answer = self._branch(brancher, candidates, open_cases)
+        if answer is None:
+            self.trace.groups.append(brancher.trees)
         return answer
 
     def _bound_cases(self, cases: Cases, bounds: Bounds, open_cases: Array) -> tuple[Array, Array]:
@@ -177,26 +196,31 @@ class Solver:
         lower = cases.forms(column).pull(bounds.relaxation).lower
         self._record(cases.problem, open_cases, lower.max(axis=1))
         still = ~cases.refuted(column, lower)[:, 0]
+        closed = open_cases[to_host(~still)]
+        self.trace.refuted(cases.problem.case_disjunct[closed])
         return open_cases[to_host(still)], lower[still]
 
-    def _specialise(self, bounds: Bounds) -> tuple[Graph, dict[str, Box]]:
+    def _specialise(
+        self, bounds: Bounds
+    ) -> tuple[Graph, dict[str, Box], tuple[Graph, list[Refinement]]]:
         """Drop neurons that are dead on the box, tighten the bounds of the others, and again."""
         graph, boxes = drop_dead_neurons(self.graph, bounds.boxes)
         share = _INTERMEDIATE_SHARE * self.deadline.remaining
         limit = self.deadline.slice(share).expired
-        boxes = tighten(graph, boxes, steps=self.settings.layer_steps, expired=limit)
-        return drop_dead_neurons(graph, boxes)
+        steps, refined = self.settings.layer_steps, list[Refinement]()
+        boxes = tighten(graph, boxes, steps=steps, expired=limit, record=refined.append)
+        return *drop_dead_neurons(graph, boxes), (graph, refined)
 
     def _optimise_root(
-        self, forms: Forms, graph: Graph, boxes: Mapping[str, Box], lower: Array
+        self, forms: Forms, free: FreeRelaxation, boxes: Mapping[str, Box], lower: Array
     ) -> Optimised:
         """Optimise the slopes for every open case, anchored at its row with the lowest bound."""
         xp = array_module(lower)
         anchor = xp.where(forms.used, lower, xp.inf).argmin(axis=1)
         return optimise(
-            FreeRelaxation.build(graph, boxes),
+            free,
             forms,
-            boxes[graph.output],
+            boxes[free.relaxation.graph.output],
             Start.at_form(anchor, forms),
             steps=self.settings.slope_steps,
             expired=self.deadline.expired,
@@ -218,6 +242,11 @@ class Solver:
             numbers, lower = to_host(bounded.cases), to_host(bounded.case_lower)
             self._record(cases.problem, numbers[numbers >= 0], lower[numbers >= 0])
             left.append(to_host(bounded.point_cases).ravel())
+            refuted = (numbers >= 0) & ~np.isin(numbers, left[-1])
+            self.trace.refuted(
+                cases.problem.case_disjunct[numbers[refuted]],
+                to_host(brancher.weights(bounded))[refuted],
+            )
         remaining = np.concatenate(left)
         return np.sort(remaining[remaining >= 0])
 

@@ -5,11 +5,18 @@ from __future__ import annotations
 from fractions import Fraction
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from onnxcert.arrays import UNIT_ROUNDOFF
+from onnxcert.bounds import intermediate
 from onnxcert.bounds.crown import crown_bounds
-from onnxcert.bounds.intermediate import tighten
+from onnxcert.bounds.hints import decode_positions
+from onnxcert.bounds.intermediate import RefinedRows, Refinement, tighten
+from onnxcert.bounds.optimised import Forms, FreeRelaxation, Start, optimise
+from onnxcert.graph import Graph
+from onnxcert.ops.base import Elementwise
 from onnxcert.sets import Box
 from tests import strategies
 from tests.oracles import exact_values
@@ -55,3 +62,110 @@ def test_after_the_deadline_known_bounds_are_only_propagated(rng: np.random.Gene
     for name in known:
         assert late[name].lower.tolist() == plain[name].lower.tolist()
         assert late[name].upper.tolist() == plain[name].upper.tolist()
+
+
+def repeated(graph: Graph, known: dict[str, Box], found: list[Refinement]) -> dict[str, Box]:
+    """The bounds that follow from recorded rows alone."""
+    refinements = {refinement.target: refinement for refinement in found}
+    boxes = {graph.input: known[graph.input]}
+    for node in graph.nodes:
+        read = [boxes[name] for name in node.inputs]
+        box = node.op.interval(read, UNIT_ROUNDOFF).defined().intersect(known[node.name])
+        boxes[node.name] = box
+        if node.name in refinements:
+            sides = [box.lower.copy(), box.upper.copy()]
+            refinement = refinements[node.name]
+            for side, sign, rows in zip(
+                sides, (1.0, -1.0), (refinement.lower, refinement.upper), strict=True
+            ):
+                if len(rows.index):
+                    side[0, rows.index] = sign * replayed(graph, boxes, refinement, rows, sign)
+            boxes[node.name] = Box(*sides)
+    return boxes
+
+
+def replayed(
+    graph: Graph, boxes: dict[str, Box], refinement: Refinement, rows: RefinedRows, sign: float
+) -> np.ndarray:
+    """Lower bounds of ``sign * value[index]`` with the recorded positions."""
+    free = FreeRelaxation.begin(graph, boxes[graph.input])
+    for node in graph.nodes:
+        free.add(node, boxes)
+        if node.name == refinement.target:
+            break
+    count = len(rows.index)
+    positions = {}
+    for name, default in free.default.items():
+        positions[name] = np.zeros((count, default.shape[1]))  # stable neurons do not look
+        if name in rows.positions:
+            assert rows.positions[name].dtype == np.uint8
+            positions[name][:, refinement.columns[name]] = decode_positions(rows.positions[name])
+    unit = np.zeros((count, 1, graph.sizes[refinement.target]))
+    unit[np.arange(count), 0, rows.index] = sign
+    forms = Forms(unit, None, np.zeros((count, 1)), np.ones((count, 1), dtype=bool))
+    anchor = np.zeros(count, dtype=int)
+    start = Start(positions, {}, np.ones((count, 1)), anchor)
+    box, target = boxes[refinement.target], refinement.target
+    return optimise(free, forms, box, start, target=target, steps=0).lower
+
+
+@given(data=st.data())
+def test_recorded_rows_give_the_same_bounds_again(data: st.DataObject) -> None:
+    graph = data.draw(
+        strategies.graphs(smooth=data.draw(st.booleans()))
+        | strategies.seeds.map(
+            lambda seed: strategies.relu_network(np.random.default_rng(seed), [3, 9, 9, 9, 2])
+        )
+    )
+    box = data.draw(strategies.boxes(graph.input_size, batch=1, largest=3.0))
+    found: list[Refinement] = []
+    with np.errstate(all="ignore"):
+        known = crown_bounds(graph, box).boxes
+        tight = tighten(graph, known, steps=4, record=found.append)
+        again = repeated(graph, known, found)
+    for name, bounds in tight.items():
+        # The order of sums differs with the number of rows, hence the last digits.
+        slack = 1e-9 * (1.0 + bounds.magnitude)
+        for one, other in ((again[name].lower, bounds.lower), (again[name].upper, bounds.upper)):
+            with np.errstate(invalid="ignore"):
+                assert ((one == other) | (abs(one - other) <= slack)).all()
+
+
+def test_only_rows_that_improved_are_recorded(rng: np.random.Generator) -> None:
+    graph = strategies.relu_network(rng, [4, 16, 16, 16, 2])
+    box = Box(np.full((1, 4), -1.0), np.full((1, 4), 1.0))
+    known = crown_bounds(graph, box).boxes
+    found: list[Refinement] = []
+    tight = tighten(graph, known, steps=8, record=found.append)
+    assert [refinement.target for refinement in found] == [
+        node.inputs[0] for node in graph.nodes if isinstance(node.op, Elementwise)
+    ][1:]
+    for refinement in found:
+        before, after = known[refinement.target], tight[refinement.target]
+        better = np.flatnonzero(after.lower[0] > before.lower[0])
+        assert set(refinement.lower.index) <= set(better)
+        better = np.flatnonzero(after.upper[0] < before.upper[0])
+        assert set(refinement.upper.index) <= set(better)
+        for name, columns in refinement.columns.items():
+            source = next(node.inputs[0] for node in graph.nodes if node.name == name)
+            unstable = (tight[source].lower < 0) & (tight[source].upper > 0)
+            np.testing.assert_array_equal(columns, np.flatnonzero(unstable[0]))
+    found.clear()
+    tighten(graph, tight, steps=0, record=found.append)
+    assert not found
+
+
+def test_what_is_too_much_to_write_down_is_not_used(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = strategies.relu_network(rng, [4, 16, 16, 16, 2])
+    box = Box(np.full((1, 4), -1.0), np.full((1, 4), 1.0))
+    known = crown_bounds(graph, box).boxes
+    plain = tighten(graph, known, steps=0)
+    monkeypatch.setattr(intermediate, "MOST_POSITIONS", 10)
+    found: list[Refinement] = []
+    tight = tighten(graph, known, steps=8, record=found.append)
+    assert not found
+    for name, bounds in tight.items():
+        np.testing.assert_array_equal(bounds.lower, plain[name].lower)
+        np.testing.assert_array_equal(bounds.upper, plain[name].upper)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper
 
+from tests.frontend.neurons import check_pre_activations
 from tests.frontend.onnx_models import agrees, integers, model_of
 
 
@@ -126,3 +127,6 @@ def test_random_models_agree_with_onnxruntime(kinds: list[str], seed: int, outpu
     proto = model_of(growing.nodes, inputs, names, growing.constants)
     model = agrees(proto, points=2)
     assert [info.shape for info in model.outputs] == [growing.shapes[name] for name in names]
+    rng = np.random.default_rng(seed)
+    feeds = {name: rng.normal(size=shape).astype(np.float32) for name, shape in inputs.items()}
+    check_pre_activations(model.graph, proto, feeds)

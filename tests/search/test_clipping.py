@@ -56,7 +56,7 @@ def test_no_point_where_all_forms_can_hold_is_lost(data: st.DataObject) -> None:
 def test_a_combination_is_positive_only_where_some_form_is(data: st.DataObject) -> None:
     """A convex combination is at most the largest form, at every point."""
     box, rows, offsets, lower = data.draw(linear_forms())
-    best, row = combine_rows(box, rows, lower, np.ones(lower.shape, dtype=bool))
+    best, row, _ = combine_rows(box, rows, lower, np.ones(lower.shape, dtype=bool))
     assert best[0] >= lower.max()
     assert row.shape == box.lower.shape
     for x in data.draw(strategies.points_in(box, count=6)):
@@ -67,7 +67,7 @@ def test_two_forms_that_exclude_each_other_are_refuted_together() -> None:
     """x + 0.1 <= 0 and 0.1 - x <= 0: each has solutions in [-1, 1], their sum is 0.2."""
     box = Box(np.array([[-1.0]]), np.array([[1.0]]))
     rows, lower = np.array([[[1.0], [-1.0]]]), np.array([[-0.9, -0.9]])
-    best, _ = combine_rows(box, rows, lower, np.ones((1, 2), dtype=bool))
+    best, _, _ = combine_rows(box, rows, lower, np.ones((1, 2), dtype=bool))
     assert best[0] > 0
 
 
@@ -75,7 +75,7 @@ def test_padding_is_no_form() -> None:
     box = Box(np.array([[-1.0]]), np.array([[1.0]]))
     rows, lower = np.array([[[1.0], [0.0]]]), np.array([[-0.5, 7.0]])
     used = np.array([[True, False]])
-    best, _ = combine_rows(box, rows, lower, used)
+    best, _, _ = combine_rows(box, rows, lower, used)
     assert best[0] == -0.5
     with np.errstate(all="ignore"):
         clipped = clip_box(box, rows, lower, used)
@@ -88,6 +88,6 @@ def test_forms_without_a_bound_are_left_out() -> None:
     box = Box(np.array([[-1.0]] * 2), np.array([[1.0]] * 2))
     rows = np.array([[[1.0], [-1.0], [1.0]]] * 2)
     lower = np.array([[-0.9, -0.9, -np.inf], [-np.inf] * 3])
-    best, _ = combine_rows(box, rows, lower, np.ones((2, 3), dtype=bool))
+    best, _, _ = combine_rows(box, rows, lower, np.ones((2, 3), dtype=bool))
     assert best[0] > 0
     assert np.isneginf(best[1])

@@ -34,8 +34,7 @@ def parametric_relu(call: Call) -> Operand:
     tensor, build = call.tensor(0), call.build
     slope = call.numbers(1, "the slope")
     name, index, (slope,) = build.in_order(tensor, np.broadcast_to(slope, tensor.shape))
-    made = build.apply(LeakyRelu(len(slope), slope), name)
-    return Tensor(made, build.sizes[made], index)
+    return build.activate(LeakyRelu(len(slope), slope), name, index)
 
 
 @reads("Clip", since=6, note="constant bounds")

@@ -38,18 +38,23 @@ def mean(call: Call) -> Operand:
 def _sum(operands: list[Operand], signs: tuple[int, ...], call: Call) -> Tensor:
     """Computed values first, then each constant as an offset: constants are not added up, so
     that nothing is rounded here.
+
+    An executor may add up in another order, so each piece is charged with all roundings.
     """
     build = call.build
+    # Two operands are told from the graph: a constant behind a product may be its bias.
+    roundings = len(operands) - 1 if len(operands) > 2 else None
     pairs = list(zip(operands, signs, strict=True))
     computed = [(operand, sign) for operand, sign in pairs if isinstance(operand, Tensor)]
     if len(computed) == 1:
         ((result, sign),) = computed
         result = result if sign > 0 else build.negative(result)
     else:
-        result = build.sum([t for t, _ in computed], [sign for _, sign in computed])
+        tensors = [tensor for tensor, _ in computed]
+        result = build.sum(tensors, [sign for _, sign in computed], roundings=roundings)
     for operand, sign in pairs:
         if isinstance(operand, Constant):
-            result = build.scale(result, None, sign * operand.numbers)
+            result = build.scale(result, None, sign * operand.numbers, roundings=roundings)
     return result
 
 

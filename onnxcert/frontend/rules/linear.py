@@ -109,6 +109,7 @@ def gemm(call: Call) -> Operand:
         build.rearrange([call.operand(i)], np.transpose) if turn else call.operand(i)
         for i, turn in enumerate(turned)
     )
+    terms = first.shape[-1]
     if isinstance(first, Tensor) and isinstance(second, Constant):
         product = matrix_product(build, first, second, alpha)
     elif isinstance(first, Constant) and isinstance(second, Tensor):
@@ -119,11 +120,11 @@ def gemm(call: Call) -> Operand:
         raise NoRule("only C depends on the input")
     else:
         raise NoRule("product of two computed values")
-    return _with_offset(call, product)
+    return _with_offset(call, product, terms)
 
 
-def _with_offset(call: Call, product: Tensor) -> Tensor:
-    """Add beta C."""
+def _with_offset(call: Call, product: Tensor, terms: int) -> Tensor:
+    """Add beta C, with which the executor may begin each sum of ``terms`` products."""
     if not call.has(2):
         return product
     beta = np.array(float(call.attributes.get("beta", 1.0)))
@@ -131,4 +132,5 @@ def _with_offset(call: Call, product: Tensor) -> Tensor:
     if isinstance(offset, Constant):
         numbers: FloatArray = offset.numbers if beta == 1.0 else beta * offset.numbers
         return call.build.scale(product, None, numbers)
-    return call.build.sum([product, call.build.scale(offset, beta, None)], (1, 1))
+    offset = call.build.scale(offset, beta, None)
+    return call.build.sum([product, offset], (1, 1), roundings=terms + 2)

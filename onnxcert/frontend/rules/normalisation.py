@@ -35,7 +35,13 @@ def batch_normalization(call: Call) -> Operand:
         raise ValueError("a variance that is not positive")
     factor, offset = _exact(scale, bias, mean, variance, epsilon)
     channels = (-1, *(1,) * (len(tensor.shape) - 2))
-    return call.build.scale(tensor, factor.reshape(channels), offset.reshape(channels))
+    parts = np.abs(bias) + np.abs(mean * factor)
+    return call.build.scale(
+        tensor,
+        factor.reshape(channels),
+        offset.reshape(channels),
+        parts=parts.reshape(channels),
+    )
 
 
 def _exact(

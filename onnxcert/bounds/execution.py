@@ -1,0 +1,103 @@
+"""Executions in binary32: how far computed values may lie from the real-valued map of a node.
+
+An executor computes z = W h + b + e from the values h that it computed before. For every order and
+association of the sums, with fused multiplication and addition or without, with the bias added last
+or first, and with subnormal numbers kept or flushed to zero,
+
+    |e| <= gamma_n(u) (|W| |h| + |b|) + f,    u = 2^-24,
+
+where n (`Graph.roundings`) counts those that one product or the bias may meet and f is what
+flushing loses (Higham, *Accuracy and Stability of Numerical Algorithms*, section 3.1). Bounds that
+hold for all such e hold for every execution, and for the real-valued network too, where e = 0. This
+is meant for the graph as it was read: a contracted one has other values and fewer roundings.
+
+What only compares or moves values is exact: selections, relu, maxima. An execution that might
+overflow has no bounds at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module
+from onnxcert.graph import Graph, Node
+from onnxcert.ops.base import Affine, Elementwise, gamma
+from onnxcert.sets import Box
+
+_FLUSH = 2.0**-124
+"""Lost per rounding and unit of the operands where a result or an operand is flushed to zero."""
+
+_SMALLEST = 2.0**-102
+"""An operand flushed to zero loses 2^-126, which is 2^-24 of this."""
+
+_LARGEST = 2.0**127
+"""Sums of absolute values below half the overflow threshold never overflow in any order."""
+
+_SLACK = 1.0 + 1e-9
+"""Covers the rounding of the error terms themselves."""
+
+
+def execution_error(
+    graph: Graph, node: Node, boxes: Mapping[str, Box], unit: float
+) -> Array | None:
+    """Bounds |e| of what the roundings of one node change in its output.
+
+    Args:
+        graph: the network.
+        node: one of its nodes.
+        boxes: bounds of the computed values that it reads.
+        unit: unit roundoff of the executor; 0 for none.
+
+    Returns:
+        (B, n), infinite where a value might overflow; None where the node is exact.
+    """
+    if unit == 0.0:
+        return None
+    op = node.op
+    if isinstance(op, Elementwise):
+        return _curve_error(op, boxes[node.inputs[0]], unit)
+    assert isinstance(op, Affine)
+    count = graph.roundings[node.name]
+    if count == 0:
+        return None
+    read = [boxes[name].magnitude for name in node.inputs]
+    size = op.magnitude.apply([values + _SMALLEST for values in read])
+    parts = op.bias_parts
+    if parts is not None:
+        size = size + abs(parts)
+    largest = sum(values.sum(axis=1) for values in read)  # no less than any of them
+    return _with_flushing(size, count, largest[:, None], unit)
+
+
+def _curve_error(op: Elementwise, box: Box, unit: float) -> Array | None:
+    """Smooth curves are a few units off in absolute terms, whatever their value."""
+    if op.error_terms == 0:
+        return None
+    size = op.interval([box], UNIT_ROUNDOFF).magnitude
+    if not op.piecewise_linear:
+        size = array_module(size).maximum(size, 1.0)
+    return _with_flushing(size, op.error_terms, box.magnitude, unit)
+
+
+def _with_flushing(size: Array, count: int, largest: Array, unit: float) -> Array:
+    error = _SLACK * (gamma(count, unit) * size + _FLUSH * count * (1.0 + largest))
+    xp = array_module(error)
+    return xp.where(size < _LARGEST, error, xp.inf)  # type: ignore[no-any-return]
+
+
+def enclose(graph: Graph, node: Node, boxes: Mapping[str, Box], unit: float) -> Box:
+    """Interval bounds of a node's output, over the reals and all executions.
+
+    Args:
+        graph: the network.
+        node: one of its nodes.
+        boxes: bounds of the values that it reads.
+        unit: unit roundoff of the executor; 0 for the real-valued network alone.
+    """
+    box = node.op.interval([boxes[name] for name in node.inputs], UNIT_ROUNDOFF).defined()
+    error = execution_error(graph, node, boxes, unit)
+    if error is None:
+        return box
+    # The sums are rounded once more.
+    error = error + 2.0 * UNIT_ROUNDOFF * (box.magnitude + error)
+    return Box(box.lower - error, box.upper + error).defined()

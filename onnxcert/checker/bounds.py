@@ -1,0 +1,570 @@
+"""Rules R1 to R5, R7 and R9: linear lower bounds in float64 that no rounding can make false.
+
+A batch of sets S_1 .. S_B is known by bounds on every scalar of the network. A linear form over
+scalars is pulled back, block by block, to the input (CROWN). Nothing is rounded in a direction:
+
+R1  Input boxes hold the exact decimals, rounded outward; a form is least at a corner.
+R2  Affine, and R3, data movement (scalar numbers that occur again). Let g >= a . h + d hold on S
+    and |h| <= H. Then g >= p . h + d - sum |a_i - p_i| H_i for *any* floats p (the absorption
+    lemma). With p = fl(A W), a coefficient being a sum of at most N products in any order, the
+    error is at most gamma_N |A| |W| H: one vector per block, `_noise`, charged with |A|. Stored
+    factors that are not exact and the roundings of a binary32 execution, z = W h + b + e with
+    |e| <= gamma_n(2^-24) (|W| H + |b|) + underflow, are charged in the same way.
+R4, R5  Curves are replaced by lines that hold on the neuron's interval (`onnxcert.checker.curves`).
+    With mean m and half difference d of the slopes, A f(z) >= (A m - |A| d) z + offsets.
+R7  If s (z - p) >= 0 on S, then A z >= A z - beta s (z - p) for every beta >= 0.
+R9  A scalar whose lower bound exceeds its upper bound: S is empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+import numpy as np
+
+from onnxcert.checker import curves
+from onnxcert.checker.curves import TINY, Array, U
+from onnxcert.checker.network import Affine, Block, Curve, Entries, Network, Pick, Product, Term
+
+_SLACK = 1 + 1e-6
+"""Covers the rounding of error terms themselves."""
+
+_NUMBERS = 1 << 19
+"""Float64 numbers in a row block; its temporaries stay in cache."""
+
+_WIDE = 200
+"""Rows shorter than this are not searched for zeros."""
+
+_SINGLE, _UNDERFLOW = 2.0**-24, 2.0**-125
+_LARGEST_SINGLE = 2.0**127
+
+
+def gamma(n: float, unit: float = U) -> float:
+    """Higham's bound of the relative error of n roundings."""
+    return n * unit / (1 - n * unit)
+
+
+class Part:
+    """A term made ready for the passes.
+
+    Args:
+        term: factors and the scalars they multiply.
+        ends: one more than the last scalar of every block.
+    """
+
+    def __init__(self, term: Term, ends: Array) -> None:
+        self.term, self.ids = term, term.ids
+        self.factors, self.fan, self.plain = np.ones(1), 1, False
+        if isinstance(term, Product):
+            self.ids = np.ascontiguousarray(term.ids.transpose(0, 2, 1))  # (G, L, K)
+            self.factors, self.fan = term.weight, term.weight.shape[1]
+        elif isinstance(term, Entries):
+            self.factors = term.value
+            self.by_output = np.argsort(term.out, kind="stable")
+            self.outputs, self.starts = np.unique(term.out[self.by_output], return_index=True)
+        elif isinstance(term, Pick) and term.factor is not None:
+            self.factors = term.factor
+        else:
+            self.plain = True
+        self.dense = isinstance(term, Product) and self.factors.shape[0] == self.ids.shape[1] == 1
+        self.absolute = abs(self.factors)
+        self.error = None if term.error is None else np.broadcast_to(term.error, self.factors.shape)
+        flat = self.ids.ravel()
+        span = slice(int(flat[0]), int(flat[-1]) + 1)
+        self.span = span if np.array_equal(flat, np.arange(span.start, span.stop)) else None
+        # Equal numbers are added up; then each block that is read gets its share of the columns.
+        self.targets, counts = np.unique(flat, return_counts=True)
+        self.order = np.argsort(flat, kind="stable")
+        self.firsts = np.cumsum(counts) - counts
+        self.fan *= int(counts.max())
+        self.depth = self.factors.shape[2] if isinstance(term, Product) else len(flat)
+        self.ends = ends
+        self.block = np.searchsorted(ends, self.targets, side="right")
+        self.reads = [int(k) for k in np.unique(self.block[self.targets >= 0])]
+
+    def apply(self, x: Array, factors: Array, size: int) -> Array:
+        """factors . x at the term's outputs: x (B, scalars) -> (B, size)."""
+        read = x[:, self.span].reshape(len(x), *self.ids.shape) if self.span else x[:, self.ids]
+        if isinstance(self.term, Product):
+            groups = [
+                read[:, g].reshape(-1, read.shape[-1]) @ factors[g].T for g in range(len(factors))
+            ]
+            made = np.stack([y.reshape(len(x), read.shape[2], -1) for y in groups], axis=1)
+            return made.transpose(0, 1, 3, 2).reshape(len(x), size)
+        if isinstance(self.term, Entries):
+            made = np.zeros((len(x), size), x.dtype)
+            products = (read * factors)[:, self.by_output]
+            made[:, self.outputs] = np.add.reduceat(products, self.starts, axis=1)
+            return made
+        return read * factors
+
+    def push(self, pending: dict[int, Array], a: Array) -> None:
+        """Add a . factors to the rows over the blocks that the term reads: a (R, n).
+
+        Rows that start at few neighbouring neurons are zero nearly everywhere; then only what is
+        not zero is multiplied.
+        """
+        active = a.any(axis=0) if a.shape[1] >= _WIDE else None
+        ids = self.ids
+        if isinstance(self.term, Product):
+            count, (groups, m, k) = len(a), self.factors.shape
+            a, factors = a.reshape(count, groups, m, -1), self.factors
+            if active is not None and 2 * (keep := self._positions(active)).sum() < len(keep):
+                if a.shape[3] > 1:
+                    a, ids = a[..., keep], ids[:, keep]
+                else:
+                    a, factors = a[:, :, keep], factors[:, keep]
+                    m = a.shape[2]
+            if self.dense:
+                made = a[:, 0, :, 0] @ factors[0]
+            else:
+                made = np.empty((count, groups, a.shape[3], k), a.dtype)
+                for g in range(groups):
+                    rows = a[:, g].transpose(0, 2, 1).reshape(-1, m)
+                    made[:, g] = (rows @ factors[g]).reshape(count, -1, k)
+                made = made.reshape(count, -1)
+        elif isinstance(self.term, Entries):
+            factors, out = self.factors, self.term.out
+            if active is not None and 2 * (keep := active[out]).sum() < len(keep):
+                factors, out, ids = factors[keep], out[keep], ids[keep]
+            made = a[:, out] * factors
+        else:
+            made = a if self.plain else a * self.factors
+        self._share(pending, made, None if ids is self.ids else ids.ravel())
+
+    def push_units(self, pending: dict[int, Array], index: Array, sign: float, size: int) -> None:
+        """As `push` for rows that are ``sign`` at one of ``size`` outputs each: index (R,)."""
+        if self.dense:
+            self._share(pending, sign * self.factors[0][index], None)
+            return
+        rows = np.zeros((len(index), size))
+        rows[np.arange(len(index)), index] = sign
+        self.push(pending, rows)
+
+    def _positions(self, active: Array) -> Array:
+        """Which positions of a window, or outputs where there is one, have rows that are not zero."""
+        groups, length = self.ids.shape[:2]
+        table = active.reshape(groups, -1, length)
+        return table.any(axis=(0, 1)) if length > 1 else table[:, :, 0].any(axis=0)
+
+    def _share(self, pending: dict[int, Array], values: Array, ids: Array | None) -> None:
+        """Add values (R, E) to the rows at the scalars that the term reads, or at some of them."""
+        targets, order, firsts = self.targets, self.order, self.firsts
+        if ids is not None:
+            targets, counts = np.unique(ids, return_counts=True)
+            order, firsts = np.argsort(ids, kind="stable"), np.cumsum(counts) - counts
+        if len(targets) < len(order):
+            values = np.add.reduceat(values[:, order], firsts, axis=1)
+        elif not self.span or ids is not None:
+            values = values[:, order]
+        block = self.block if ids is None else np.searchsorted(self.ends, targets, side="right")
+        for k in self.reads:
+            first, last = np.searchsorted(block, [k, k + 1])
+            part = values if last - first == values.shape[1] else values[:, first:last]
+            size = self.ends[k] - (self.ends[k - 1] if k else 0)
+            if last - first == size:
+                pending[k] = pending[k] + part if k in pending else part
+                continue
+            if k not in pending:
+                pending[k] = np.zeros((len(values), size), values.dtype)
+            pending[k][:, targets[first:last] - self.ends[k] + size] += part
+
+
+@dataclass
+class Relaxation:
+    """A batch of sets with a line on either side of every curve.
+
+    Attributes:
+        lower, upper: (B, scalars + 1) bounds of every scalar; the last is the constant zero.
+        noise: (B, scalars + 1) what the step that makes a scalar may be off, per unit of |row|.
+        center, radius, reach: (B, scalars + 1) middle, half width and largest absolute value.
+        curves: block number -> mean, half difference, mean offset, half offset plus noise.
+        empty: (B,) whether bounds contradict each other.
+    """
+
+    lower: Array
+    upper: Array
+    noise: Array
+    center: Array
+    radius: Array
+    reach: Array
+    curves: dict[int, tuple[Array, Array, Array, Array]] = field(default_factory=dict)
+    empty: Array = field(default_factory=lambda: np.zeros(1, bool))
+
+    def settle(self, block: Block) -> None:
+        """The bounds of a block are final."""
+        span = slice(block.start, block.start + block.size)
+        low, high = self.lower[:, span], self.upper[:, span]
+        self.center[:, span] = center = 0.5 * (low + high)
+        self.radius[:, span] = np.maximum(high - center, center - low)
+        self.reach[:, span] = np.maximum(abs(low), abs(high))
+
+
+@dataclass(frozen=True)
+class Form:
+    """g(x) >= rows . x + constant on the input boxes: rows (B, R, n_in), constant (B, R)."""
+
+    rows: Array
+    constant: Array
+
+    def least(self, low: Array, high: Array) -> Array:
+        """A lower bound over boxes (B, n_in): (B, R); -inf where arithmetic gave no number."""
+        center = 0.5 * (low + high)
+        radius = np.maximum(high - center, center - low) * (1 + 4 * U)
+        error = 2 * gamma(low.shape[1] + 16) * (abs(center) + radius) + TINY
+        value = np.matmul(self.rows, center[:, :, None]) - np.matmul(
+            abs(self.rows), (radius + _SLACK * error)[:, :, None]
+        )
+        lower = value[:, :, 0] + self.constant
+        lower = lower - 8 * U * (abs(self.constant) + abs(lower))
+        return np.where(np.isfinite(lower), lower, -np.inf)
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """Neurons with stored slopes: curve block -> (positions, columns), and all sizes."""
+
+    of: Mapping[int, tuple[Array, Array]]
+    sizes: Mapping[int, int]
+
+    def before(self, top: int) -> Columns:
+        """The columns of the first ``top`` blocks, counted anew."""
+        of, end = {}, 0
+        for k, (positions, _) in sorted(self.of.items()):
+            if k < top:
+                of[k] = positions, np.arange(end, end := end + len(positions))
+        return Columns(of, self.sizes)
+
+    def positions(self, curve: int, slopes: Array) -> Array:
+        """Positions of the free lines of all neurons of a curve: NaN where not stored."""
+        result = np.full((len(slopes), self.sizes[curve]), np.nan)
+        position, column = self.of[curve]
+        result[:, position] = slopes[:, column] / 255.0
+        return result
+
+
+@dataclass(frozen=True, eq=False)
+class Hint:
+    """Scalars to bound from one side, each with slopes of its own.
+
+    Attributes:
+        ids, sign: (K,) scalars of one block, and +1 for lower bounds, -1 for upper ones.
+        slopes: (K, C) positions of free lines in 255ths, for the columns before the block.
+    """
+
+    ids: Array
+    sign: float
+    slopes: Array
+
+
+def merged(network: Network) -> list[Block]:
+    """The blocks, with offsets that follow a sum in a block of their own moved into the sum's.
+
+    Scalars that nothing reads any more become empty sums.
+    """
+    blocks = list(network.blocks)
+    readers = np.zeros(network.size + 1, np.int64)
+    np.add.at(readers, network.output, 2)
+    for block in blocks:
+        lists = [term.ids for term in block.terms] if isinstance(block, Affine) else []
+        lists += [block.ids] if isinstance(block, Curve) else []
+        lists += (block.maximum or ()) if isinstance(block, Affine) else ()
+        for ids in lists:
+            np.add.at(readers, ids, 1)
+    starts = {block.start: k for k, block in enumerate(blocks)}
+    for k, block in enumerate(blocks):
+        term = block.terms[0] if isinstance(block, Affine) and len(block.terms) == 1 else None
+        if not isinstance(term, Pick) or term.factor is not None or not len(term.ids):
+            continue
+        j = starts.get(int(term.ids[0]), k)
+        inner = blocks[j]
+        whole = np.arange(inner.start, inner.start + inner.size)
+        if not isinstance(inner, Affine) or inner.offset is not None or inner.maximum is not None:
+            continue
+        if np.array_equal(term.ids, whole) and (readers[whole] == 1).all():
+            assert isinstance(block, Affine)
+            roundings = max(inner.roundings, block.roundings)
+            blocks[k] = replace(block, terms=inner.terms, roundings=roundings)
+            blocks[j] = replace(inner, terms=())
+    return blocks
+
+
+class Bounder:
+    """Bounds for one network under one semantics."""
+
+    def __init__(self, network: Network, *, executed: bool) -> None:
+        self.network, self.executed = network, executed
+        self.blocks: Sequence[Block] = merged(network)
+        self.ends = np.array([block.start + block.size for block in self.blocks])
+        self.parts: dict[int, list[Part]] = {}
+        self.outputs = Part(Pick(ids=network.output), self.ends)
+        fan, depth = np.zeros(network.size), max(block.size for block in self.blocks)
+        by_others = set(self.outputs.reads)
+        for k, block in enumerate(self.blocks):
+            terms = block.terms if isinstance(block, Affine) else ()
+            if isinstance(block, Curve):
+                terms = (Pick(ids=block.ids),)
+            self.parts[k] = [Part(term, self.ends) for term in terms]
+            for part in self.parts[k]:
+                np.add.at(fan, part.targets[part.targets >= 0], part.fan)
+                depth = max(depth, part.depth)
+                if not isinstance(block, Curve):
+                    by_others.update(part.reads)
+        # Roundings of one coefficient, one dot product or one sum of the forward pass.
+        self.gamma = 4 * gamma(max(float(fan.max()), depth) + 32)
+        self.widest = max(block.size for block in self.blocks)
+        # Blocks that only curves read: what they lose is charged there, with the rows at hand.
+        self.deferred = set(range(1, len(self.blocks))) - by_others
+        self.at_curves = np.zeros(network.size + 1)
+        for k in self.deferred:
+            self.at_curves[self.ends[k - 1] : self.ends[k]] = 1.0
+        # Scalars worth bounding backward: read by a curve, made from more than the input. For each
+        # block their numbers, and which of them the curves read.
+        self.tracked: dict[int, tuple[Array, list[tuple[Curve, Array]]]] = {}
+        for block in self.blocks:
+            for k in self._made_twice(block) if isinstance(block, Curve) else ():
+                assert isinstance(block, Curve)
+                ids = np.unique(block.ids)
+                ids = ids[self.block_of(ids) == k]
+                known, readers = self.tracked.get(k, (ids, []))
+                self.tracked[k] = np.union1d(known, ids), [*readers, (block, ids)]
+        self.known_ids = np.concatenate([*(t[0] for t in self.tracked.values()), self.ends[:0]])
+
+    def _made_twice(self, block: Curve) -> list[int]:
+        """Affine blocks that a curve reads and that read more than the input."""
+        found = np.unique(self.block_of(block.ids[block.ids >= 0]))
+        return [
+            int(k)
+            for k in found
+            if isinstance(self.blocks[k], Affine)
+            and any(max(p.reads) for p in self.parts[int(k)] if p.reads)
+        ]
+
+    def block_of(self, ids: Array) -> Array:
+        """The numbers of the blocks that scalars belong to."""
+        return np.searchsorted(self.ends, ids, side="right")
+
+    # Bounds of all scalars
+
+    def bound(
+        self,
+        low: Array,
+        high: Array,
+        known: tuple[Array, Array] | None = None,
+        *,
+        backward: bool = True,
+        hints: Mapping[int, Sequence[Hint]] = MappingProxyType({}),
+        columns: Columns = Columns({}, {}),
+    ) -> Relaxation:
+        """Bound every scalar over input boxes (B, n_in).
+
+        Args:
+            known: bounds of ``known_ids`` that hold there (B, len), intersected (rule R11).
+            backward: bound unstable neurons by linear forms, too.
+            hints: block -> forms to pull back with slopes of their own, where B is 1.
+            columns: the neurons that those slopes belong to.
+        """
+        shape = (len(low), self.network.size + 1)
+        r = Relaxation(*(np.zeros(shape) for _ in range(6)), empty=np.zeros(len(low), bool))
+        r.lower[:, : low.shape[1]], r.upper[:, : low.shape[1]] = low, high
+        column = 0
+        for k, block in enumerate(self.blocks):
+            span = slice(block.start, block.start + block.size)
+            if k:
+                r.settle(self.blocks[k - 1])
+            if isinstance(block, Affine):
+                r.lower[:, span], r.upper[:, span] = self._affine(r, k, block)
+                ids = self.tracked[k][0] if k in self.tracked else self.ends[:0]
+                if known is not None:
+                    there = slice(column, column := column + len(ids))
+                    r.lower[:, ids] = np.maximum(r.lower[:, ids], known[0][:, there])
+                    r.upper[:, ids] = np.minimum(r.upper[:, ids], known[1][:, there])
+                for hint in hints.get(k, ()):
+                    self._repeat(r, k, hint, columns.before(k))
+                if len(ids) and backward:
+                    self._refine(r, k, ids)
+            elif isinstance(block, Curve):
+                x = r.lower[:, block.ids], r.upper[:, block.ids]
+                sides = curves.interval(block.kind, *x, block.slope, self.executed)
+                r.lower[:, span], r.upper[:, span] = sides
+                r.curves[k] = self._lines(r, k, block, *x, None)
+            wrong = r.lower[:, span] > r.upper[:, span]
+            if wrong.any():  # nothing is in there: any order of the bounds keeps lines defined
+                r.empty |= wrong.any(axis=1)
+                both = r.lower[:, span], r.upper[:, span]
+                r.lower[:, span], r.upper[:, span] = np.minimum(*both), np.maximum(*both)
+        r.settle(self.blocks[-1])
+        return r
+
+    def _affine(self, r: Relaxation, k: int, block: Affine) -> tuple[Array, Array]:
+        offset = 0.0 if block.offset is None else block.offset
+        value, spread, weight = offset, 0.0, abs(offset)
+        inexact = 0.0 if block.offset_error is None else block.offset_error
+        for part in self.parts[k]:
+            value = value + part.apply(r.center, part.factors, block.size)
+            spread = spread + part.apply(r.radius, part.absolute, block.size)
+            weight = weight + part.apply(r.reach, part.absolute, block.size)
+            if part.error is not None:
+                inexact = inexact + part.apply(r.reach, part.error, block.size)
+        noise = self.gamma * weight + inexact
+        if self.executed and block.roundings:
+            units = gamma(block.roundings, _SINGLE)
+            noise = noise + units * (weight + inexact) + block.roundings * _UNDERFLOW
+        noise = np.broadcast_to(noise * _SLACK + TINY, (len(r.lower), block.size))
+        r.noise[:, block.start : block.start + block.size] = noise
+        low, high = value - spread - noise, value + spread + noise
+        if block.maximum is not None:
+            a, b = block.maximum
+            low = np.maximum(r.lower[:, a], r.lower[:, b])
+            high = np.maximum(r.upper[:, a], r.upper[:, b])
+        limit = _LARGEST_SINGLE if self.executed else np.inf
+        # Written so that NaN opens the interval, and so does what binary32 cannot hold.
+        return np.where(low >= -limit, low, -np.inf), np.where(high <= limit, high, np.inf)
+
+    def _lines(
+        self, r: Relaxation, k: int, block: Curve, low: Array, high: Array, free: Array | None
+    ) -> tuple[Array, Array, Array, Array]:
+        lower_slope, lower, upper_slope, upper = curves.lines(
+            block.kind, low, high, block.slope, free, self.executed
+        )
+        mean, half = 0.5 * (lower_slope + upper_slope), 0.5 * (upper_slope - lower_slope)
+        middle, gap = 0.5 * (lower + upper), 0.5 * (upper - lower)
+        steep = abs(mean) + abs(half)
+        noise = self.gamma * (steep * np.maximum(abs(low), abs(high)) + abs(middle) + abs(gap))
+        noise = noise + steep * r.noise[:, block.ids] * self.at_curves[block.ids]
+        return mean, half, middle, gap + noise * _SLACK + TINY
+
+    def replicate(self, r: Relaxation, count: int) -> Relaxation:
+        """``count`` copies of a batch of one."""
+        shape = (count, r.lower.shape[1])
+        lower, upper = (np.broadcast_to(side, shape).copy() for side in (r.lower, r.upper))
+        return replace(
+            r, lower=lower, upper=upper, curves=dict(r.curves), empty=np.repeat(r.empty, count)
+        )
+
+    def set_lines(self, r: Relaxation, top: int, free: Mapping[int, Array]) -> None:
+        """Choose the lines of the first ``top`` blocks by the bounds that are there now.
+
+        Args:
+            free: curve block -> (B, n) positions of free lines in [0, 1], NaN for the default.
+        """
+        for k, block in enumerate(self.blocks[:top]):
+            if isinstance(block, Curve):
+                low, high = r.lower[:, block.ids], r.upper[:, block.ids]
+                r.empty |= (low > high).any(axis=1)
+                low, high = np.minimum(low, high), np.maximum(low, high)
+                r.curves[k] = self._lines(r, k, block, low, high, free.get(k))
+
+    def _repeat(self, r: Relaxation, k: int, hint: Hint, columns: Columns) -> None:
+        """Pull forms of single scalars back with the slopes of a hint."""
+        step = max(1, _NUMBERS // self.network.size)
+        for start in range(0, len(hint.ids), step):
+            ids = hint.ids[start : start + step]
+            slopes = hint.slopes[start : start + step]
+            copies = self.replicate(r, len(ids))
+            self.set_lines(copies, k, {c: columns.positions(c, slopes) for c in columns.of})
+            found = hint.sign * self._units(copies, k, ids[:, None], hint.sign)[:, 0]
+            if hint.sign > 0:
+                np.maximum.at(r.lower[0], ids, found)
+            else:
+                np.minimum.at(r.upper[0], ids, found)
+
+    def _refine(self, r: Relaxation, k: int, ids: Array) -> None:
+        """Backward bounds of the tracked scalars of a block that some curve finds unstable."""
+        unstable = np.zeros(r.lower.shape, bool)
+        for block, read in self.tracked[k][1]:
+            unstable[:, read] |= curves.unstable(block.kind, r.lower[:, read], r.upper[:, read])
+        unstable = unstable[:, ids]
+        width = int(unstable.sum(axis=1).max(initial=0))
+        # Neurons at one place of an image read one window: taken together their rows stay narrow.
+        key = (ids - self.blocks[k].start) % self._places(k) + ~unstable * len(r.lower[0])
+        order = np.argsort(key, axis=1, kind="stable")[:, :width]
+        step = max(1, _NUMBERS // (self.widest * len(r.lower)), 64 // len(r.lower))
+        for start in range(0, width, step):
+            chosen = ids[order[:, start : start + step]]
+            wanted = np.take_along_axis(unstable, order[:, start : start + step], axis=1)
+            for sign, side, better in ((1.0, r.lower, np.maximum), (-1.0, r.upper, np.minimum)):
+                found = sign * self._units(r, k, chosen, sign)
+                here = np.arange(len(side))[:, None], chosen
+                side[here] = np.where(wanted, better(side[here], found), side[here])
+
+    def _places(self, k: int) -> int:
+        """Places of an image at which a block computes the same; 1 for other blocks."""
+        return max(p.ids.shape[1] if isinstance(p.term, Product) else 1 for p in self.parts[k])
+
+    def _units(self, r: Relaxation, k: int, ids: Array, sign: float) -> Array:
+        """Lower bounds of ``sign * scalar``: ids (B, R) of block k -> (B, R)."""
+        block = self.blocks[k]
+        assert isinstance(block, Affine)
+        pending: dict[int, Array] = {}
+        index = ids - block.start
+        for part in self.parts[k]:
+            part.push_units(pending, index.ravel(), sign, block.size)
+        offset = 0.0 if block.offset is None else sign * block.offset[index]
+        start = (
+            offset
+            - np.take_along_axis(
+                np.broadcast_to(r.noise, (len(ids), r.noise.shape[1])), ids, axis=1
+            )
+            * _SLACK
+        )
+        n = self.network.n_inputs
+        return self.pull(r, pending, start).least(r.lower[:, :n], r.upper[:, :n])
+
+    # Backward
+
+    def pull(
+        self,
+        r: Relaxation,
+        pending: dict[int, Array],
+        start: Array,
+        multipliers: Mapping[int, Array] = MappingProxyType({}),
+    ) -> Form:
+        """Pull forms back to the input.
+
+        Args:
+            r: the batch, B or 1 sets.
+            pending: block -> rows over its scalars, (B x R, n); used up.
+            start: (B, R) constants of the forms.
+            multipliers: block -> (B, n) to subtract from the rows over its scalars (rule R7); the
+                caller charges for them.
+        """
+        shape = start.shape
+        constant, error, size = start, np.zeros(shape), abs(start)
+        for k in range(max([*pending, *multipliers], default=0), 0, -1):
+            block, a = self.blocks[k], pending.pop(k, None)
+            if k in multipliers:
+                zero = np.zeros((shape[0] * shape[1], block.size))
+                a = (zero if a is None else a).reshape(*shape, -1) - multipliers[k][:, None]
+            if a is None:
+                continue
+            rows, a = a.reshape(*shape, -1), a.reshape(shape[0] * shape[1], -1)
+            if isinstance(block, Curve):
+                mean, half, middle, gap = r.curves[k]
+                absolute = abs(rows)
+                moved, lost = _times(rows, middle), _times(absolute, gap)
+                constant = constant + (moved - lost)
+                size += abs(moved) + abs(lost)
+                absolute *= half[:, None]
+                a = (rows * mean[:, None] - absolute).reshape(a.shape)
+            elif isinstance(block, Affine):
+                if k not in self.deferred:
+                    noise = r.noise[:, block.start : block.start + block.size]
+                    error += _times(abs(rows), noise)
+                if block.offset is not None:
+                    constant = constant + (moved := rows @ block.offset)
+                    size += abs(moved)
+            for part in self.parts[k]:
+                part.push(pending, a)
+        error = error * _SLACK + gamma(8 * len(self.blocks) + 16) * size + TINY
+        inputs = pending.get(0, np.zeros((shape[0] * shape[1], self.network.n_inputs)))
+        return Form(inputs.reshape(*shape, -1), constant - error)
+
+
+def _times(rows: Array, vector: Array) -> Array:
+    """rows (B, R, n) . vector (B or 1, n) -> (B, R)."""
+    if len(vector) == 1:
+        return rows @ vector[0]  # type: ignore[no-any-return]
+    return np.matmul(rows, vector[:, :, None])[:, :, 0]  # type: ignore[no-any-return]

@@ -1,0 +1,435 @@
+"""Checking a file: from three paths to one line, VERIFIED or REJECTED."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxcert.checker import container
+from onnxcert.checker.bounds import Bounder, Columns, Hint
+from onnxcert.checker.curves import Array
+from onnxcert.checker.errors import Rejected, Unusable
+from onnxcert.checker.model import read_network
+from onnxcert.checker.network import Curve, Network
+from onnxcert.checker.proof import Boxes, Paths, Prover, Rows
+from onnxcert.checker.spec import Case, Spec, read_spec
+
+REAL, EXECUTED = "real", "ieee32-any-order"
+_NUMBERS = 1 << 19
+"""Float64 numbers of bounds in one batch of nodes."""
+
+
+class Arrays:
+    """The arrays of a certificate, read from front to end."""
+
+    def __init__(self, arrays: dict[str, Array]) -> None:
+        self._arrays = arrays
+        self._next = dict.fromkeys(arrays, 0)
+
+    def take(self, name: str, count: int) -> Array:
+        """The next entries of an array."""
+        start = self._next[name]
+        if not 0 <= count <= len(self._arrays[name]) - start:
+            raise Rejected("container", name, "the array ends too early")
+        self._next[name] = start + count
+        return self._arrays[name][start : start + count]
+
+    def finish(self) -> None:
+        """Everything must have been used."""
+        for name, end in self._next.items():
+            if end != len(self._arrays[name]):
+                raise Rejected("container", name, "there are entries that nothing uses")
+
+
+def coarse(bits: Array) -> Array:
+    """Non-negative numbers from the upper 16 bits of binary32."""
+    values = (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    if not (np.isfinite(values) & (values >= 0)).all():
+        raise Rejected("R8", "weight, multiplier", "one is negative or not a number")
+    return values
+
+
+def children(op: Array, roots: int) -> Array:
+    """Both children of every node of trees in preorder, -1 for leaves: (nodes, 2)."""
+    result = np.full((len(op), 2), -1)
+    waiting: list[tuple[int, int]] = []
+    for node, code in enumerate(op.tolist()):
+        if waiting:
+            parent, side = waiting.pop()
+            result[parent, side] = node
+        elif roots:
+            roots -= 1
+        else:
+            raise Rejected("R10", f"node {node}", "more nodes than the trees have")
+        if code == 1:
+            waiting += [(node, 1), (node, 0)]
+        elif code != 0:
+            raise Rejected("R10", f"node {node}", f"unknown code {code}")
+    if roots or waiting:
+        raise Rejected("R10", f"node {len(op)}", "the trees are not complete")
+    return result
+
+
+@dataclass(frozen=True, eq=False)
+class Combined:
+    """Sums of rows that refute a case at a node of a tree over inputs: sorted by node.
+
+    Attributes:
+        node, case: (M,) number of the node in its group, position of the case.
+        weights: (M, R).
+    """
+
+    node: Array
+    case: Array
+    weights: Array
+
+    def at(self, nodes: Array, cases: Array) -> tuple[Array, Array, Array]:
+        """The entries for a batch of nodes (B,) with cases (B, C): rows, columns, weights."""
+        order = np.argsort(nodes)
+        place = np.searchsorted(nodes[order], self.node)
+        place = np.minimum(place, len(nodes) - 1)
+        entry = np.flatnonzero(nodes[order][place] == self.node)
+        row = order[place[entry]]
+        match = cases[row] == self.case[entry, None]
+        there = match.any(axis=1)
+        return row[there], match[there].argmax(axis=1), self.weights[entry[there]]
+
+
+class Group:
+    """Refutes one group of cases after the other.
+
+    Args:
+        bounder: bounds for the network.
+        layers: what ``layer`` counts in.
+        arrays: the certificate.
+    """
+
+    def __init__(self, bounder: Bounder, layers: Sequence[Any], arrays: Arrays) -> None:
+        self.bounder, self.arrays = bounder, arrays
+        curves = [(k, b) for k, b in enumerate(bounder.blocks) if isinstance(b, Curve)]
+        named = {block.label: (k, block) for k, block in curves}
+        self._layers = [named.get(x) if isinstance(x, str) else None for x in layers]
+        self._sizes = {k: block.size for k, block in curves}
+        self.leaves = 0
+
+    def refute(self, cases: Sequence[Case], numbers: Array, header: Array, place: str) -> None:
+        """Check a group.
+
+        Raises:
+            Rejected: a leaf is not refuted, or the group is not as described.
+        """
+        kind, _, nodes, combined, columns, hints = header.tolist()
+        network = self.bounder.network
+        prover = Prover(self.bounder, Rows.of(cases, network.n_inputs, len(network.output)))
+        op = self.arrays.take("op", nodes)
+        if kind == 0:
+            roots = prover.roots(cases)
+            tree = children(op, len(roots.low))
+            self._over_inputs(prover, roots, tree, self._combined(cases, numbers, combined), place)
+        elif kind == 1:
+            tree = children(op, len(cases))
+            self._over_neurons(prover, cases, tree, columns, hints, place)
+        else:
+            raise Rejected("container", place, f"unknown kind {kind}")
+        self.leaves += int((tree[:, 0] < 0).sum())
+
+    def _weights(self, cases: Sequence[Case], width: int) -> Array:
+        """One weight for each row of each case: (len(cases), width)."""
+        counts = np.array([max(1, len(case.rows)) for case in cases], np.int64)
+        result = np.zeros((len(cases), width))
+        filled = np.arange(width) < counts[:, None]
+        result[filled] = coarse(self.arrays.take("weight", int(counts.sum())))
+        return result
+
+    # Trees over inputs
+
+    def _combined(self, cases: Sequence[Case], numbers: Array, count: int) -> Combined:
+        table = self.arrays.take("combine", count).astype(np.int64)
+        position = np.searchsorted(numbers, table[:, 1])
+        position = np.minimum(position, len(cases) - 1)
+        if (numbers[position] != table[:, 1]).any():
+            raise Rejected("R8", "combine", "a case that is not in the group")
+        width = max(1, *(len(case.rows) for case in cases))
+        weights = self._weights([cases[i] for i in position], width)
+        return Combined(table[:, 0], position, weights)
+
+    def _over_inputs(
+        self, prover: Prover, roots: Boxes, tree: Array, combined: Combined, place: str
+    ) -> None:
+        split = tree[:, 0] >= 0
+        inputs = np.zeros(len(tree), np.int64)
+        inputs[split] = self.arrays.take("arg", int(split.sum()))
+        if (inputs >= self.bounder.network.n_inputs).any():
+            raise Rejected("R10", place, "a split of an input that does not exist")
+        size = self.bounder.network.size + 1
+        most = max(1, _NUMBERS // (size * max(2, roots.cases.shape[1])))
+        firsts = np.flatnonzero(~np.isin(np.arange(len(tree)), tree))
+        stack = [(firsts, roots)]
+        while stack:
+            ids, nodes = stack.pop()
+            while stack and len(ids) + len(stack[-1][0]) <= most:
+                more, others = stack.pop()
+                ids, nodes = np.concatenate([ids, more]), nodes.joined(others)
+            if len(ids) > most:
+                stack.append((ids[most:], nodes[most:]))
+                ids, nodes = ids[:most], nodes[:most]
+            self._step(prover, ids, nodes, tree, inputs, combined, place, stack)
+
+    def _step(
+        self,
+        prover: Prover,
+        ids: Array,
+        nodes: Boxes,
+        tree: Array,
+        inputs: Array,
+        combined: Combined,
+        place: str,
+        stack: list[tuple[Array, Boxes]],
+    ) -> None:
+        found = combined.at(ids, nodes.cases)
+        leaf = tree[ids, 0] < 0
+        if leaf.all() and len(ids) == 1:  # what intervals refute needs no rows for every neuron
+            done, _ = prover.boxes(nodes, found, backward=False)
+            if done[0]:
+                return
+        refuted, rest = prover.boxes(nodes, found)
+        if (leaf & ~refuted).any():
+            node = ids[np.argmax(leaf & ~refuted)]
+            raise Rejected("R8", f"{place}, node {node}", "a leaf is not refuted")
+        if leaf.all():
+            return
+        inner = np.flatnonzero(~leaf & ~refuted)
+        for side, half in enumerate(prover.halves(rest[inner], inputs[ids[inner]])):
+            stack.append((tree[ids[inner], side], half))
+
+    # Trees over neurons
+
+    def _layer(self, number: int, position: Array) -> tuple[int, Array]:
+        """Block and scalars read at positions of a layer."""
+        known = self._layers[number] if number < len(self._layers) else None
+        if known is None or (position >= known[1].size).any():
+            raise Rejected("R10", f"layer {number}", "there is no such neuron")
+        return known[0], known[1].ids[position]
+
+    def _columns(self, count: int) -> Columns:
+        table = self.arrays.take("column", count).astype(np.int64)
+        of: dict[int, tuple[Array, Array]] = {}
+        for number in np.unique(table[:, 0]):
+            where = np.flatnonzero(table[:, 0] == number)
+            k, _ = self._layer(int(number), table[where, 1])
+            of[k] = table[where, 1], where
+        blocks = [k for k in sorted(of) for _ in of[k][1]]
+        if not np.array_equal(
+            np.concatenate([of[k][1] for k in sorted(of)] or [table[:, 0]]), np.arange(len(blocks))
+        ):
+            raise Rejected("container", "column", "the layers are not in the order of the network")
+        return Columns(of, self._sizes)
+
+    def _hints(self, count: int, columns: Columns) -> dict[int, list[Hint]]:
+        hints: dict[int, list[Hint]] = {}
+        for layer, side, rows in self.arrays.take("hint", count).tolist():
+            position = self.arrays.take("hint_row", rows).astype(np.int64)
+            _, ids = self._layer(layer, position)
+            blocks = np.unique(self.bounder.block_of(ids))
+            if len(blocks) != 1 or side not in (0, 1) or int(blocks[0]) not in self.bounder.tracked:
+                raise Rejected("R4", "hint", "not the neurons of one layer, or no side")
+            k = int(blocks[0])
+            width = sum(len(p) for c, (p, _) in columns.of.items() if c < k)
+            slopes = self.arrays.take("hint_slope", rows * width).reshape(rows, width)
+            hints.setdefault(k, []).append(Hint(ids, 1.0 - 2.0 * side, slopes))
+        return hints
+
+    def _over_neurons(
+        self,
+        prover: Prover,
+        cases: Sequence[Case],
+        tree: Array,
+        columns: int,
+        hints: int,
+        place: str,
+    ) -> None:
+        chosen = self._columns(columns)
+        given = self._hints(hints, chosen)
+        roots = prover.roots(cases)
+        if len(roots.low) != 1:
+            raise Rejected("R1", place, "cases over different boxes")
+        root = self.bounder.bound(roots.low, roots.high)
+        known = root.lower[:, self.bounder.known_ids], root.upper[:, self.bounder.known_ids]
+        if given:
+            root = self.bounder.bound(
+                roots.low, roots.high, known, backward=False, hints=given, columns=chosen
+            )
+        most = max(1, _NUMBERS // self.bounder.network.size)
+        leaves = self._leaves(cases, tree, columns)
+        while batch := list(islice(leaves, most)):
+            refuted = prover.paths(root, _joined(batch), chosen)
+            if not refuted.all():
+                raise Rejected(
+                    "R8",
+                    f"{place}, leaf {int(np.argmin(refuted))} of a batch",
+                    "a leaf is not refuted",
+                )
+
+    def _leaves(self, cases: Sequence[Case], tree: Array, columns: int) -> Iterator[Paths]:
+        """The leaves in preorder, each a batch of one."""
+        split = tree[:, 0] >= 0
+        total = int(split.sum())
+        position = self.arrays.take("arg", total).astype(np.int64)
+        layer, point = self.arrays.take("layer", total), self.arrays.take("point", total)
+        if not np.isfinite(point).all():
+            raise Rejected("R10", "point", "not a number")
+        scalar = np.full(total, -1)
+        for number in np.unique(layer):
+            here = layer == number
+            scalar[here] = self._layer(int(number), position[here])[1]
+        if (scalar < 0).any():
+            raise Rejected("R10", "arg", "a neuron that reads no scalar")
+        width = max(1, *(len(case.rows) for case in cases))
+        number = np.cumsum(split) - 1
+        path: list[tuple[int, float]] = []
+        todo: list[tuple[int, int, float]] = []
+        case = -1
+        for node in range(len(tree)):
+            if todo:
+                depth, parent, side = todo.pop()
+                path = [*path[:depth], (parent, side)]
+            else:
+                case, path = case + 1, []
+            if split[node]:
+                todo += [(len(path), number[node], 1.0), (len(path), number[node], -1.0)]
+                continue
+            splits = np.array([s for s, _ in path], np.int64)
+            weights = self._weights([cases[case]], width)
+            yield Paths(
+                np.array([case]),
+                scalar[splits][None],
+                np.array([[s for _, s in path]]),
+                point[splits][None],
+                coarse(self.arrays.take("multiplier", len(path)))[None],
+                self.arrays.take("slope", columns)[None],
+                weights,
+            )
+
+
+def _joined(paths: Sequence[Paths]) -> Paths:
+    """One batch; shorter paths are padded with scalar -1."""
+    width = max(path.scalar.shape[1] for path in paths)
+
+    def table(name: str, fill: float) -> Array:
+        parts = [getattr(path, name) for path in paths]
+        padded = [np.pad(p, ((0, 0), (0, width - p.shape[1])), constant_values=fill) for p in parts]
+        return np.concatenate(padded)
+
+    return Paths(
+        np.concatenate([path.case for path in paths]),
+        table("scalar", -1),
+        table("side", 0),
+        table("point", 0),
+        table("multiplier", 0),
+        np.concatenate([path.slopes for path in paths]),
+        np.concatenate([path.weights for path in paths]),
+    )
+
+
+@dataclass(frozen=True)
+class Verified:
+    """An accepted certificate; its text is the line that the checker prints.
+
+    Attributes:
+        verdict, claims: such as ``unsat`` and ``real``, or ``sat`` and ``exact-replay``.
+        cases, leaves: how many were refuted.
+    """
+
+    verdict: str
+    claims: tuple[str, ...]
+    cases: int = 0
+    leaves: int = 0
+
+    def __str__(self) -> str:
+        return f"VERIFIED {self.verdict.upper()} ({', '.join(self.claims)})"
+
+
+def check(certificate: Path, model: Path, spec: Path, semantics: str | None = None) -> Verified:
+    """Check a certificate.
+
+    Args:
+        certificate, model, spec: files.
+        semantics: what must have been proved; None for what the certificate claims.
+
+    Raises:
+        Rejected: it does not prove its verdict.
+        Unusable: a file cannot be read.
+    """
+    header, arrays = container.read(certificate)
+    model_bytes, spec_bytes = _read(model), _read(spec)
+    for key, data in (("model_sha256", model_bytes), ("spec_sha256", spec_bytes)):
+        if hashlib.sha256(data).hexdigest() != header[key]:
+            raise Rejected("R0", key, "the certificate is about another file")
+    claimed = header["semantics"]
+    if claimed not in (REAL, EXECUTED) or (semantics == EXECUTED and claimed == REAL):
+        raise Rejected("R0", "semantics", f"proved for {claimed}")
+    query = read_spec(spec_bytes)
+    network = read_network(model_bytes, directory=model.parent, **bindings(query))
+    _check_fit(query, network)
+    if header["verdict"] == "sat":
+        raise NotImplementedError
+    with np.errstate(all="ignore"):
+        return _check_unsat(header, arrays, query, network)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Unusable(f"{path}: {error.strerror}") from error
+
+
+def bindings(query: Spec) -> dict[str, Any]:
+    """What a specification says about shapes of the network's inputs, and its hidden tensors."""
+    hidden = [t.onnx_name or t.name for t in query.tensors if t.kind == "hidden"]
+    if query.version == "1.0":
+        return {"input_elements": query.n_inputs}
+    shapes = [tensor.shape for tensor in query.tensors if tensor.kind == "input"]
+    return {"input_shapes": shapes, "hidden": hidden}
+
+
+def _check_fit(query: Spec, network: Network) -> None:
+    if (query.n_inputs, query.n_outputs) != (network.n_inputs, len(network.output)):
+        raise Unusable("the specification has another number of inputs or outputs than the model")
+
+
+def _check_unsat(
+    header: dict[str, Any], arrays: dict[str, Array], query: Spec, network: Network
+) -> Verified:
+    stream = Arrays(arrays)
+    bounder = Bounder(network, executed=header["semantics"] == EXECUTED)
+    group = Group(bounder, header["layers"], stream)
+    headers = arrays["group"]
+    stream.take("group", len(headers))
+    numbers = [stream.take("case", int(row[1])).astype(np.int64) for row in headers]
+    owner: dict[int, int] = {}
+    for g, members in enumerate(numbers):
+        for number in members.tolist():
+            if owner.setdefault(number, g) != g:
+                raise Rejected("R0", f"case {number}", "is in two groups")
+        if len(members) == 0 or (np.diff(members) <= 0).any():
+            raise Rejected("R0", f"group {g}", "its cases are not in order")
+    waiting: list[list[Case]] = [[] for _ in numbers]
+    count = 0
+    for number, case in enumerate(query.cases()):
+        if number not in owner:
+            raise Rejected("R0", f"case {number}", "is in no group")
+        waiting[owner[number]].append(case)
+        count += 1
+    if count != len(owner):
+        raise Rejected("R0", "case", "there are more cases than the specification has")
+    for g, cases in enumerate(waiting):
+        group.refute(cases, numbers[g], headers[g], f"group {g}")
+    stream.finish()
+    return Verified("unsat", (header["semantics"],), count, group.leaves)

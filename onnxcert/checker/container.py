@@ -1,0 +1,156 @@
+"""The certificate file: a zip archive of one JSON header and NumPy arrays, one of each kind.
+
+::
+
+    header.json   {"format": "onnxcert-1", "verdict": "unsat" | "sat",
+                   "semantics": "real" | "ieee32-any-order",
+                   "model_sha256": hex, "spec_sha256": hex,    of the files as they are
+                   "tool": {...},                              for people, ignored
+                   "layers": [label, ...]}                     unsat: what ``layer`` counts in
+                   "decimals": {index: "0.1", ...}}            sat: exact inputs, see rule R13
+
+    group          int64 (G, 6)   kind, cases, nodes, and entries of combine, column, hint
+    case           uint32         per group: the cases it refutes, as numbers in the order of
+                                  `onnxcert.checker.spec`
+    op             uint8          per group: one tree per root in preorder, 0 leaf, 1 split, the
+                                  lower half first
+    arg            uint32         per split: the input, or the position of the neuron
+    layer          uint16         per split of a neuron: its layer
+    point          float64        per split of a neuron: where
+    combine        uint32 (., 2)  per input group, ordered: node and case whose rows are combined
+    column         uint32 (., 2)  per neuron group: layer and position of neurons with slopes
+    hint           int64 (., 3)   per neuron group: layer, side (0 lower, 1 upper), rows K
+    hint_row       uint32         per hint: K positions
+    hint_slope     uint8          per hint: K x columns, the group's columns before that layer
+    slope          uint8          per leaf of a neuron group: all columns of the group
+    multiplier     uint16         per leaf of a neuron group: one for each split above it, root first
+    weight         uint16         per entry of ``combine`` and per leaf of a neuron group: one for
+                                  each row of the case
+    x<i>           the type of input i, sat only: a witness
+
+A group of kind 0 splits inputs; its roots are the distinct boxes of its cases in order of
+appearance, and a node is a box with the cases still open there. A group of kind 1 splits neurons;
+all its cases share one box, and each case is a root. Slopes are positions k / 255 of the free line
+between the two slopes of a curve. Multipliers and weights are the upper 16 bits of a binary32.
+A neuron is a label and a position: see `onnxcert.checker.model`.
+
+Everything is a hint or a decision; no bound is believed. What is missing, left over, of another
+type, or unknown makes the file invalid.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxcert.checker.curves import Array
+from onnxcert.checker.errors import Rejected
+
+FORMAT = "onnxcert-1"
+LARGEST = 1 << 28
+"""Bytes of all members together, unpacked."""
+
+ARRAYS = {
+    "group": ("<i8", 6),
+    "case": ("<u4", 0),
+    "op": ("|u1", 0),
+    "arg": ("<u4", 0),
+    "layer": ("<u2", 0),
+    "point": ("<f8", 0),
+    "combine": ("<u4", 2),
+    "column": ("<u4", 2),
+    "hint": ("<i8", 3),
+    "hint_row": ("<u4", 0),
+    "hint_slope": ("|u1", 0),
+    "slope": ("|u1", 0),
+    "multiplier": ("<u2", 0),
+    "weight": ("<u2", 0),
+}
+_KEYS = {"format", "verdict", "semantics", "model_sha256", "spec_sha256", "tool"}
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Header and arrays of a certificate.
+
+    Raises:
+        Rejected: the file is not exactly as described above.
+    """
+    try:
+        members = _members(path)
+        header = json.loads(members.pop("header.json"), object_pairs_hook=_unique)
+        arrays = {name.removesuffix(".npy"): _array(data) for name, data in members.items()}
+    except Rejected:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever a damaged file provokes, it is rejected
+        raise Rejected("container", path.name, f"cannot be read: {error!r}") from error
+    extra = {"unsat": {"layers"}, "sat": {"decimals"}}
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise Rejected("container", "header.json", f"the format is not {FORMAT}")
+    if header.get("verdict") not in extra or set(header) != _KEYS | extra[header["verdict"]]:
+        raise Rejected("container", "header.json", "unknown or missing keys")
+    if header["verdict"] == "unsat":
+        for name, (kind, width) in ARRAYS.items():
+            array = arrays.get(name)
+            if array is None or array.dtype.str != kind or array.shape[1:] != (width,)[: width > 0]:
+                raise Rejected("container", name, f"not an array of type {kind}, width {width}")
+        if set(arrays) != set(ARRAYS):
+            raise Rejected("container", path.name, f"unknown arrays {set(arrays) - set(ARRAYS)}")
+    return header, arrays
+
+
+def write(path: Path, header: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+    """Write a certificate; equal contents give equal bytes. The file appears complete or not."""
+    scratch = path.with_name(path.name + ".part")
+    with zipfile.ZipFile(scratch, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        archive.writestr(zipfile.ZipInfo("header.json"), json.dumps(header, sort_keys=True))
+        for name, array in arrays.items():
+            data = io.BytesIO()
+            np.lib.format.write_array(data, np.ascontiguousarray(array), allow_pickle=False)
+            info = zipfile.ZipInfo(f"{name}.npy")
+            info.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(info, data.getvalue())
+    scratch.replace(path)
+
+
+def _members(path: Path) -> dict[str, bytes]:
+    members: dict[str, bytes] = {}
+    left = LARGEST
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            with archive.open(info) as stream:
+                data = stream.read(left + 1)
+            left -= len(data)
+            if left < 0:
+                raise Rejected("container", info.filename, f"more than {LARGEST} bytes unpacked")
+            if info.filename in members:
+                raise Rejected("container", info.filename, "is there twice")
+            members[info.filename] = data
+    return members
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len({key for key, _ in pairs}) != len(pairs):
+        raise Rejected("container", "header.json", "a key is there twice")
+    return dict(pairs)
+
+
+def _array(data: bytes) -> Array:
+    """An array that owns no more memory than the file has bytes, and no objects."""
+    stream = io.BytesIO(data)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("the version of the array format is not 1.0")
+    shape, by_column, dtype = np.lib.format.read_array_header_1_0(stream)
+    rest = data[stream.tell() :]
+    if (
+        dtype.hasobject
+        or by_column
+        or len(rest) != dtype.itemsize * int(np.prod(shape, dtype=object))
+    ):
+        raise ValueError("the array is not stored plainly, row by row")
+    return np.frombuffer(rest, dtype).reshape(shape)

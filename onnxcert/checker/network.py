@@ -1,0 +1,216 @@
+"""Networks as numbered scalars: blocks of sums and of curves, in the order of evaluation.
+
+Every scalar that is computed has a number; -1 stands for the constant zero. Data movement
+(Reshape, Concat, Slice, padding with zeros, ...) makes no block: it only moves numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxcert.checker.errors import Unusable
+
+Array = NDArray[Any]
+_fraction = np.frompyfunc(Fraction, 1, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """A part of the sums of an `Affine` block: factors times scalars v[ids].
+
+    Attributes:
+        ids: numbers of scalars, int64; -1 is zero.
+        error: bounds \\|exact factor - stored factor\\|, broadcast; None where factors are exact.
+    """
+
+    ids: Array
+    error: Array | None = field(default=None, kw_only=True)
+
+    def apply(self, v: Array, size: int) -> Array:
+        """The term's part of the block: scalars (S + 1,), the last one zero -> (size,)."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class Pick(Term):
+    """y[i] += factor[i] v[ids[i]]: ids (n,), factor (n,) or None for one."""
+
+    factor: Array | None = None
+
+    def apply(self, v: Array, size: int) -> Array:
+        """See `Term`."""
+        return v[self.ids] if self.factor is None else _like(self.factor, v) * v[self.ids]
+
+
+@dataclass(frozen=True, eq=False)
+class Product(Term):
+    """y[g, m, l] += sum_k weight[g, m, k] v[ids[g, k, l]]: ids (G, K, L), weight (G, M, K)."""
+
+    weight: Array
+
+    def apply(self, v: Array, size: int) -> Array:
+        """See `Term`; exact numbers are multiplied as integers over a common denominator."""
+        if v.dtype != object:
+            return np.asarray(np.matmul(self.weight, v[self.ids]).ravel())
+        (weight, below), (read, under) = _integers(_like(self.weight, v)), _integers(v[self.ids])
+        return np.asarray(np.matmul(weight, read).ravel() * Fraction(1, below * under))
+
+
+@dataclass(frozen=True, eq=False)
+class Entries(Term):
+    """y[out[e]] += value[e] v[ids[e]]: a sparse matrix, each array (E,)."""
+
+    out: Array
+    value: Array
+
+    def apply(self, v: Array, size: int) -> Array:
+        """See `Term`."""
+        result = np.zeros(size, v.dtype)
+        np.add.at(result, self.out, _like(self.value, v) * v[self.ids])
+        return result
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Scalars number start .. start + size - 1; ``name`` is the ONNX tensor they are made for."""
+
+    start: int
+    size: int
+    name: str
+
+    def values(self, v: Array) -> Array:
+        """What the block computes: scalars (S + 1,), the last one zero -> (size,)."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class Affine(Block):
+    """y = sum of terms + offset.
+
+    Attributes:
+        terms: what is summed; none for constants that computed tensors are mixed with.
+        offset: (size,) or None for zero; ``offset_error`` bounds \\|exact - stored\\|.
+        roundings: how many one product, summand or offset may meet on its way to the output: in
+            any order of summation, products rounded or fused; factors and offsets of a node (and
+            of the normalisation or offset behind a product) combined beforehand or not. 0 where
+            nothing is executed.
+        maximum: (a, b) where y = b + relu(a - b) is the maximum of a and b, (size,) numbers each.
+    """
+
+    terms: tuple[Term, ...]
+    offset: Array | None
+    offset_error: Array | None
+    roundings: int
+    maximum: tuple[Array, Array] | None = None
+
+    def values(self, v: Array) -> Array:
+        """See `Block`."""
+        result = np.zeros(self.size, v.dtype) if self.offset is None else _like(self.offset, v)
+        for term in self.terms:
+            result = result + term.apply(v, self.size)
+        return result
+
+    @property
+    def exact(self) -> bool:
+        """Whether all factors and offsets are exact."""
+        return self.offset_error is None and all(term.error is None for term in self.terms)
+
+
+@dataclass(frozen=True, eq=False)
+class Curve(Block):
+    """y = f(v[ids]).
+
+    Attributes:
+        kind: relu, leaky (x for x >= 0, slope x below), abs, sign, sigmoid or tanh.
+        ids: (size,) numbers of what f is applied to, in row-major order of the ONNX tensor (for
+            maxima: of the broadcast pairs).
+        slope: (size,) for leaky, else None.
+        label: first output of the ONNX node; ``label/1``, ``label/2``, ... for its further curves.
+    """
+
+    kind: str
+    ids: Array
+    slope: Array | None
+    label: str
+
+    def values(self, v: Array) -> Array:
+        """See `Block`."""
+        z = v[self.ids]
+        if self.kind == "sigmoid":
+            return np.asarray(0.5 * np.tanh(0.5 * z) + 0.5)
+        if self.kind == "tanh":
+            return np.asarray(np.tanh(z))
+        if self.kind == "sign":
+            return np.asarray((z > 0).astype(int) - (z < 0).astype(int)).astype(z.dtype)
+        slope = {"relu": 0, "abs": -1}.get(self.kind)
+        below = z * slope if self.slope is None else z * _like(self.slope, v)
+        return np.where(z < 0, below, z)
+
+
+@dataclass
+class Network:
+    """A network read from an ONNX file.
+
+    Attributes:
+        blocks: in topological order; the first one is the input.
+        inputs, outputs: (name, shape, element type) of every input; of every output, then of
+            the hidden tensors asked for.
+        n_inputs: length of the input vector: all inputs row-major one after the other.
+        output: (n_out,) numbers of all outputs, likewise.
+        size: how many scalars there are.
+        binary32: whether the file computes in binary32 and nothing else, as counts of roundings
+            presume.
+    """
+
+    blocks: list[Block]
+    inputs: list[tuple[str, tuple[int, ...], str]]
+    n_inputs: int
+    output: Array
+    size: int
+    outputs: list[tuple[str, tuple[int, ...], str]]
+    binary32: bool
+
+    def forward(self, x: Array) -> Array:
+        """Evaluate in float64, roundings and all: (B, n_in) -> (B, n_out)."""
+        return np.array([self._run(np.asarray(row, np.float64)) for row in x])
+
+    def evaluate(self, x: Sequence[Fraction]) -> list[Fraction]:
+        """Evaluate exactly.
+
+        Raises:
+            Unusable: a factor of the network is known approximately only, or a curve has values
+                that are not rational.
+        """
+        for block in self.blocks:
+            smooth = isinstance(block, Curve) and block.kind in ("sigmoid", "tanh")
+            if smooth or (isinstance(block, Affine) and not block.exact):
+                raise Unusable(f"the values of {block.name!r} are not exact")
+        return [Fraction(y) for y in self._run(_fraction(np.array([*x, 0], object))[:-1])]
+
+    def _run(self, x: Array) -> Array:
+        if x.shape != (self.n_inputs,):
+            raise ValueError(f"an input of shape {x.shape}, not {(self.n_inputs,)}")
+        v = np.zeros(self.size + 1, x.dtype)
+        v[: self.n_inputs] = x
+        for block in self.blocks[1:]:
+            v[block.start : block.start + block.size] = block.values(v)
+        return v[self.output]
+
+
+def _like(factors: Array, v: Array) -> Array:
+    """Factors as fractions where the scalars are fractions."""
+    return np.asarray(_fraction(factors), object) if v.dtype == object else factors
+
+
+def _integers(numbers: Array) -> tuple[Array, int]:
+    """Fractions as integers over a common denominator."""
+    below = math.lcm(*{f.denominator for f in numbers.ravel()})
+    scale = np.frompyfunc(lambda f: f.numerator * (below // f.denominator), 1, 1)
+    return np.asarray(scale(numbers), object), below

@@ -1,0 +1,262 @@
+"""Rules R0, R8, R10 and R11: a tree of cases whose leaves are all refuted.
+
+R0   The certificate names the SHA-256 of the model and the specification, which are read again
+     here, and every case of the specification belongs to exactly one group. The union of the cases
+     is the specification.
+R8   A case asks for g_m <= 0 for all its rows m. It has no solution on a set where one row, or a
+     sum of rows with weights >= 0, has a positive lower bound (for a strict row, one that is >= 0).
+     Where a row g(x) >= a . x + c must be <= 0, x_i keeps a distance of at most -min(g) / |a_i|
+     from the end where the form is least: the box is clipped to the hull over its open cases.
+R10  A set is split into x_d <= p and x_d >= p with p the middle of the clipped box, or into
+     z <= p and z >= p for a scalar z: closed halves, nothing is lost. The tree is walked from its
+     root and the halves are made here, so that a certificate cannot express a gap.
+R11  Bounds of a set hold for its subsets.
+R12  (Reserved: derived cuts.)
+R13  A witness lies in the specification exactly, with the outputs that exact rational arithmetic
+     gives (exact-replay) or those that onnxruntime computes (ort-replay).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from onnxcert.checker.bounds import Bounder, Columns, Form, Relaxation, gamma
+from onnxcert.checker.curves import TINY, Array, U
+from onnxcert.checker.errors import Rejected
+from onnxcert.checker.spec import Case
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The rows of some cases of a specification as arrays; see `onnxcert.checker.spec.Row`."""
+
+    outputs: Array
+    inputs: Array
+    offset: Array
+    strict: Array
+    used: Array
+
+    @classmethod
+    def of(cls, cases: Sequence[Case], n_inputs: int, n_outputs: int) -> Rows:
+        """(C, R, .) arrays padded to the longest case; a case without rows is ``-1 <= 0``."""
+        count, width = len(cases), max(1, *(len(case.rows) for case in cases))
+        made = cls(
+            np.zeros((count, width, n_outputs)),
+            np.zeros((count, width, n_inputs)),
+            np.full((count, width), -1.0),
+            np.zeros((count, width), bool),
+            np.zeros((count, width), bool),
+        )
+        for c, case in enumerate(cases):
+            for r, row in enumerate(case.rows):
+                for terms, target in ((row.outputs, made.outputs), (row.inputs, made.inputs)):
+                    for position, coefficient in terms:
+                        target[c, r, position] = coefficient
+                made.offset[c, r], made.strict[c, r] = row.offset, row.strict
+                made.used[c, r] = True
+        return made
+
+
+@dataclass(frozen=True, eq=False)
+class Boxes:
+    """Nodes of a tree over inputs.
+
+    Attributes:
+        low, high: (B, n_in) input boxes.
+        cases: (B, C) cases still open, as positions in `Rows`, -1 for none.
+        known: bounds of ``Bounder.known_ids`` that hold there, (B, .) each.
+    """
+
+    low: Array
+    high: Array
+    cases: Array
+    known: tuple[Array, Array]
+
+    def __getitem__(self, index: Array | slice) -> Boxes:
+        known = self.known[0][index], self.known[1][index]
+        return Boxes(self.low[index], self.high[index], self.cases[index], known)
+
+    def joined(self, other: Boxes) -> Boxes:
+        """Both batches in one."""
+        known = tuple(np.concatenate(pair) for pair in zip(self.known, other.known, strict=True))
+        low, high = np.concatenate([self.low, other.low]), np.concatenate([self.high, other.high])
+        return Boxes(low, high, np.concatenate([self.cases, other.cases]), known)
+
+
+@dataclass(frozen=True, eq=False)
+class Paths:
+    """Leaves of trees over neurons.
+
+    Attributes:
+        case: (B,) positions in `Rows`.
+        scalar: (B, D) split scalars, -1 for none; with side +1 (above) or -1, point, multiplier.
+        slopes: (B, C) positions of free lines in 255ths.
+        weights: (B, R) of the rows of the case.
+    """
+
+    case: Array
+    scalar: Array
+    side: Array
+    point: Array
+    multiplier: Array
+    slopes: Array
+    weights: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Prover:
+    """Refutes cases over boxes and over paths of neuron splits."""
+
+    bounder: Bounder
+    rows: Rows
+
+    def forms(
+        self, r: Relaxation, cases: Array, weights: Array | None = None
+    ) -> tuple[dict[int, Array], Array]:
+        """Rows of cases (B, C), or of cases (B, 1) their sum with weights (B, R).
+
+        Returns:
+            What `Bounder.pull` takes: the rows by block, and their constants (B, C x R) or (B, 1).
+        """
+        network = self.bounder.network
+        some = np.maximum(cases, 0)
+        outputs, inputs, offset = (
+            array[some].reshape(len(cases), -1, *array.shape[2:])
+            for array in (self.rows.outputs, self.rows.inputs, self.rows.offset)
+        )
+        lost = abs(outputs) @ r.reach[:, network.output, None]
+        lost = (lost + abs(inputs) @ r.reach[:, : network.n_inputs, None])[:, :, 0] + abs(offset)
+        if weights is not None:
+            mixed = weights[:, None]
+            outputs, inputs, offset = mixed @ outputs, mixed @ inputs, mixed @ offset[:, :, None]
+            lost, offset = (mixed @ lost[:, :, None])[:, :, 0], offset[:, :, 0]
+        lost = 2 * gamma(self.rows.offset.shape[1] + len(network.output) + 8) * lost + TINY
+        pending: dict[int, Array] = {}
+        self.bounder.outputs.push(pending, outputs.reshape(-1, len(network.output)))
+        if inputs.any():
+            inputs = inputs.reshape(-1, network.n_inputs)
+            pending[0] = pending[0] + inputs if 0 in pending else inputs
+        return pending, offset - lost
+
+    def refute(
+        self, r: Relaxation, cases: Array, low: Array, high: Array
+    ) -> tuple[Form, Array, Array]:
+        """Bound all rows of cases (B, C): the forms, their lower bounds, which cases are refuted."""
+        form = self.bounder.pull(r, *self.forms(r, cases))
+        some = np.maximum(cases, 0)
+        lower = form.least(low, high).reshape(*cases.shape, -1)
+        positive = (lower > 0) | (self.rows.strict[some] & (lower >= 0))
+        refuted = (positive & self.rows.used[some]).any(axis=2) | r.empty[:, None] | (cases < 0)
+        return form, lower, refuted
+
+    # Trees over inputs
+
+    def roots(self, cases: Sequence[Case]) -> Boxes:
+        """One node per distinct box of the cases, in order of appearance."""
+        boxes: dict[bytes, list[int]] = {}
+        for position, case in enumerate(cases):
+            boxes.setdefault(case.lower.tobytes() + case.upper.tobytes(), []).append(position)
+        width = max(map(len, boxes.values()))
+        table = np.full((len(boxes), width), -1)
+        for number, members in enumerate(boxes.values()):
+            table[number, : len(members)] = members
+        firsts = [cases[members[0]] for members in boxes.values()]
+        nothing = np.full((len(boxes), len(self.bounder.known_ids)), np.inf)
+        sides = (np.stack([getattr(case, side) for case in firsts]) for side in ("lower", "upper"))
+        return Boxes(*sides, table, (-nothing, nothing))
+
+    def boxes(
+        self, nodes: Boxes, combined: tuple[Array, Array, Array], *, backward: bool = True
+    ) -> tuple[Array, Boxes]:
+        """Bound a batch of boxes.
+
+        Args:
+            nodes: the boxes.
+            combined: nodes (M,), columns of their cases (M,) and weights (M, R) of the rows of each.
+            backward: False for interval bounds of the scalars.
+
+        Returns:
+            Which nodes are refuted completely (B,), and what is left of each: the clipped box, the
+            open cases, and the bounds known there.
+        """
+        r = self.bounder.bound(nodes.low, nodes.high, nodes.known, backward=backward)
+        form, lower, refuted = self.refute(r, nodes.cases, nodes.low, nodes.high)
+        shape = (*lower.shape, -1)
+        coefficients, constant = form.rows.reshape(shape), form.constant.reshape(lower.shape)
+        node, column, weights = combined
+        if len(node):
+            lost = 4 * gamma(weights.shape[1] + 8)
+            mixed = (weights[:, None] @ coefficients[node, column])[:, 0]
+            size = np.maximum(abs(nodes.low), abs(nodes.high))[node]
+            wobble = ((weights[:, None] @ abs(coefficients[node, column]))[:, 0] * size).sum(axis=1)
+            total = weights * constant[node, column]
+            kept = total.sum(axis=1) - lost * (wobble + abs(total).sum(axis=1)) - TINY
+            least = Form(mixed[:, None], kept[:, None]).least(nodes.low[node], nodes.high[node])
+            used = self.rows.used[np.maximum(nodes.cases, 0)[node, column]]
+            right = ((weights == 0) | used).all(axis=1) & (least[:, 0] > 0)
+            refuted[node[right], column[right]] = True
+        clipped_low, clipped_high = self._clip(nodes, coefficients, lower)
+        refuted |= (clipped_low > clipped_high).any(axis=2)
+        still = ~refuted[:, :, None]
+        low = np.where(still, clipped_low, np.inf).min(axis=1)
+        high = np.where(still, clipped_high, -np.inf).max(axis=1)
+        known = r.lower[:, self.bounder.known_ids], r.upper[:, self.bounder.known_ids]
+        return refuted.all(axis=1), Boxes(low, high, np.where(refuted, -1, nodes.cases), known)
+
+    def _clip(self, nodes: Boxes, coefficients: Array, lower: Array) -> tuple[Array, Array]:
+        """Per case the part of the box where all its rows can be <= 0, (B, C, n_in) each."""
+        used = self.rows.used[np.maximum(nodes.cases, 0)]
+        room = np.where(used, -lower, np.inf)[..., None]
+        size = abs(coefficients)
+        reach = np.where(size > 0, room / np.where(size > 0, size, 1.0), np.inf)
+        reach = reach * (1 + 8 * U) + TINY
+        from_low = np.where(coefficients > 0, reach, np.inf).min(axis=2)
+        from_high = np.where(coefficients < 0, reach, np.inf).min(axis=2)
+        low, high = nodes.low[:, None], nodes.high[:, None]
+        slack = 8 * U * np.maximum(abs(low), abs(high))
+        return np.maximum(low, high - from_high - slack), np.minimum(high, low + from_low + slack)
+
+    @staticmethod
+    def halves(nodes: Boxes, dimension: Array) -> tuple[Boxes, Boxes]:
+        """Rule R10 for inputs."""
+        each = np.arange(len(dimension))
+        middle = 0.5 * nodes.low[each, dimension] + 0.5 * nodes.high[each, dimension]
+        low, high = nodes.low.copy(), nodes.high.copy()
+        low[each, dimension], high[each, dimension] = middle, middle
+        return replace(nodes, high=high), replace(nodes, low=low)
+
+    # Trees over neurons
+
+    def paths(self, root: Relaxation, paths: Paths, columns: Columns) -> Array:
+        """Which leaves (B,) are refuted, given bounds over the input box (a batch of one)."""
+        bounder, count = self.bounder, len(paths.case)
+        free = {k: columns.positions(k, paths.slopes) for k in columns.of}
+        leaf, split = np.nonzero(paths.scalar >= 0)
+        scalar, point = paths.scalar[leaf, split], paths.point[leaf, split]
+        beta, above = paths.multiplier[leaf, split], paths.side[leaf, split] > 0
+        r = bounder.replicate(root, count)
+        np.maximum.at(r.lower, (leaf[above], scalar[above]), point[above])
+        np.minimum.at(r.upper, (leaf[~above], scalar[~above]), point[~above])
+        bounder.set_lines(r, len(bounder.blocks), free)
+        signed = np.where(above, beta, -beta)
+        size = root.reach[0, scalar] + abs(point)
+        moved, lost = np.zeros(count), np.zeros(count)
+        np.add.at(moved, leaf, signed * point)
+        np.add.at(lost, leaf, beta * (2 * bounder.gamma * size + root.noise[0, scalar]))
+        multipliers = {}
+        for k in np.unique(bounder.block_of(scalar)):
+            block = bounder.blocks[k]
+            here = (scalar >= block.start) & (scalar < block.start + block.size)
+            multipliers[int(k)] = np.zeros((count, block.size))
+            target = leaf[here], scalar[here] - block.start
+            np.add.at(multipliers[int(k)], target, signed[here])
+        pending, start = self.forms(root, paths.case[:, None], paths.weights)
+        start = start + (moved - lost * (1 + 1e-6))[:, None]
+        form = bounder.pull(r, pending, start, multipliers)
+        n = bounder.network.n_inputs
+        lower = form.least(root.lower[:, :n], root.upper[:, :n])[:, 0]
+        used = self.rows.used[paths.case] | (paths.weights == 0)
+        return r.empty | ((lower > 0) & used.all(axis=1))

@@ -1,0 +1,401 @@
+"""VNN-LIB 1.0 as practised and VNN-LIB 2.x over one network, with exact rationals.
+
+A file becomes an and/or tree of linear comparisons ``p <= 0`` or ``p < 0``: ``p == 0`` is read as
+``p <= 0 and -p <= 0``, ``p != 0`` as ``p < 0 or -p < 0``. Its *cases* are the disjuncts of the
+disjunctive normal form. Comparisons of one input with a number cut the box of a case, exactly; all
+others are rows. Both enclose: bounds are rounded outward, strict bounds count as closed, offsets of
+rows are rounded down. So each point that satisfies the file lies in some case (rule R0).
+
+A variable is an integer v: input v where v >= 0, output ``~v`` where v < 0, in the flat vectors.
+Nothing recurses, so nesting costs memory only. What is not understood exactly is refused.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxcert.checker.errors import Unusable
+
+_LARGEST_TEXT = 2**25  # bytes, decompressed; reading takes up to forty times the memory
+_LARGEST_WORK = 10**7  # additions of coefficients, long ones count more: sums may nest in sums
+_ZERO, _ONE = Fraction(0), Fraction(1)
+_BLANKS = r"(?:[ \t\r\n\f\v]++|;[^\n\0]*+)*+"
+# The end of the text is a token too, the empty one; what fits nowhere is a token of one character.
+_TOKEN = re.compile(rf"{_BLANKS}([()]|[^\s()\[\]\";]++(?:\s*\[[\d,\s]*\])?|\Z|.)", re.A)
+_INDICES = r"(\[\s*(?:\d{1,10}\s*(?:,\s*(?=\d)|(?=\])))*\])"
+_TYPES = "[Rr]eal|float(?:16|32|64|8e4m3fn(?:uz)?|8e5m2(?:fnuz)?|4e2m1)|bfloat16"
+_QUOTED = r'("[^"\\\n]*")?'
+_HEADER, _TENSOR = (  # a blank stands for any
+    re.compile(pattern.replace(" ", _BLANKS), re.A)
+    for pattern in (
+        r" \( vnnlib-version <(2\.[01])> \) \( declare-network\b ([A-Za-z]\w*+)",
+        rf" \( declare-(input|hidden|output)\b ([A-Za-z]\w*+) ({_TYPES})\b {_INDICES} {_QUOTED} \)",
+    )
+)
+_ELEMENT = re.compile(rf"([A-Za-z]\w*+)\s*{_INDICES}?", re.A)
+_NUMBER = re.compile(  # up to 2,000 characters, exponents up to 2,000
+    r"(?=.{1,2000}\Z)[+-]?(\d++(\.\d*+)?|\.\d++)([eE][+-]?0*(1?\d{1,3}|2000))?", re.A
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """``sum(c * y[i]) + sum(c * x[i]) + offset <= 0``, or ``< 0`` where strict.
+
+    Pairs (i, c) are sorted by i, the position in the flat output or input vector. The comparison is
+    scaled so that its coefficients are coprime integers, exact in float64; its offset rounds down.
+    """
+
+    outputs: tuple[tuple[int, float], ...]
+    inputs: tuple[tuple[int, float], ...]
+    offset: float
+    strict: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """Bounds (n_inputs,) of a box with a point, rounded outward, read-only; and distinct rows."""
+
+    lower: NDArray[np.float64]
+    upper: NDArray[np.float64]
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A declared tensor: kind is input, output or hidden, and hidden ones have an ONNX name."""
+
+    name: str
+    kind: str
+    element_type: str
+    shape: tuple[int, ...]
+    onnx_name: str = ""
+
+
+class _Atom(NamedTuple):
+    """``sum(terms) + constant <= 0``, or ``< 0``; also as a row, or as a bound of one input."""
+
+    terms: tuple[tuple[int, Fraction], ...]
+    constant: Fraction
+    strict: bool
+    row: Row | None = None
+    bound: tuple[Fraction, float] | None = None  # of x, or of -x; exact and rounded up
+
+    def holds(self, inputs: Sequence[Fraction], outputs: Sequence[Fraction]) -> bool:
+        products = (c * (inputs[v] if v >= 0 else outputs[~v]) for v, c in self.terms)
+        value = sum(products, self.constant)
+        return value < 0 or (value == 0 and not self.strict)
+
+
+class _Node(NamedTuple):
+    """All of the children, or at least one of them."""
+
+    is_and: bool
+    children: tuple[_Formula, ...]
+
+
+_Formula: TypeAlias = "_Atom | _Node"
+_Chain: TypeAlias = "tuple[_Node, _Chain] | None"  # disjunctions not yet opened
+_Box: TypeAlias = "dict[int, tuple[Fraction, float]]"  # at v the bound of x, at ~v of -x
+_Sum: TypeAlias = "dict[int | None, Fraction]"  # coefficients by variable; None is the constant
+
+
+@dataclass(frozen=True, eq=False)
+class Spec:
+    """What is asked for: inputs and outputs of the network that satisfy the formula.
+
+    Flat vectors have tensors in order of declaration, row-major, hidden ones behind the outputs.
+    The tensors of 1.0 are X and Y, of type real.
+    """
+
+    version: str
+    tensors: tuple[Tensor, ...]
+    n_inputs: int
+    n_outputs: int
+    formula: _Node
+
+    def holds(self, inputs: Sequence[Fraction], outputs: Sequence[Fraction]) -> bool:
+        """Whether the formula holds exactly; ValueError if a vector has another length."""
+        if (len(inputs), len(outputs)) != (self.n_inputs, self.n_outputs):
+            raise ValueError(f"expected {self.n_inputs} inputs and {self.n_outputs} outputs")
+        nodes, truth = [self.formula], dict[int, bool]()
+        for node in nodes:
+            nodes += (child for child in node.children if isinstance(child, _Node))
+        for node in reversed(nodes):
+            children = (
+                truth[id(child)] if isinstance(child, _Node) else child.holds(inputs, outputs)
+                for child in node.children
+            )
+            truth[id(node)] = all(children) if node.is_and else any(children)
+        return truth[id(self.formula)]
+
+    def cases(self) -> Iterator[Case]:
+        """The disjuncts whose box is not exactly empty, depth first and one at a time.
+
+        Successive cases with one box share its arrays. While it runs, `Unusable` is raised for a
+        case that leaves an input without a bound.
+        """
+        last: _Box | None = None
+        stack: list[tuple[_Formula, _Chain, _Box, tuple[Row, ...]]]
+        stack = [(self.formula, None, {}, ())]
+        while stack:
+            branch, choices, box, rows = stack.pop()
+            if (settled := _settle(branch, box)) is None:
+                continue
+            box, rows = settled[0], rows + settled[1]
+            for node in reversed(settled[2]):
+                choices = (node, choices)
+            if choices is not None:
+                node, choices = choices
+                stack += ((child, choices, box, rows) for child in reversed(node.children))
+                continue
+            if box is not last:
+                last, (lower, upper) = box, self._bounds(box)
+            yield Case(lower, upper, tuple(dict.fromkeys(rows)))
+
+    def _bounds(self, box: _Box) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        inputs = range(self.n_inputs)
+        if free := [v for v in inputs if v not in box or ~v not in box]:
+            raise Unusable(f"the specification leaves input {free[0]} without a bound on one side")
+        upper = np.array([box[v][1] for v in inputs])
+        lower = 0.0 - np.array([box[~v][1] for v in inputs])  # not minus zero
+        lower.flags.writeable = upper.flags.writeable = False
+        return lower, upper
+
+
+def _settle(formula: _Formula, outer: _Box) -> tuple[_Box, tuple[Row, ...], list[_Node]] | None:
+    """The box cut by a formula, its rows and disjunctions; None if the box is exactly empty."""
+    box, pending = outer, [formula]
+    rows: list[Row] = []
+    opened: list[_Node] = []
+    while pending:
+        formula = pending.pop()
+        if isinstance(formula, _Node) and formula.is_and:
+            pending.extend(reversed(formula.children))
+        elif isinstance(formula, _Node):
+            opened.append(formula)
+        elif formula.row is not None:
+            rows.append(formula.row)
+        elif formula.bound is not None:
+            (v, coefficient), limit = formula.terms[0], formula.bound[0]
+            side = v if coefficient > 0 else ~v
+            if side not in box or limit < box[side][0]:
+                if ~side in box and box[~side][0] + limit < 0:
+                    return None
+                box = box.copy() if box is outer else box
+                box[side] = formula.bound
+        elif not formula.holds((), ()):
+            return None
+    return box, tuple(rows), opened
+
+
+def _atom(difference: _Sum, strict: bool) -> _Atom:
+    """The comparison of a sum with zero; ValueError if its row or bound does not fit float64."""
+    constant = difference.get(None, _ZERO)
+    terms = tuple((v, c) for v, c in difference.items() if v is not None)
+    if not terms:
+        return _Atom(terms, constant, strict)
+    if len(terms) == 1 and terms[0][0] >= 0:
+        scaled = constant / abs(terms[0][1])
+        return _Atom(terms, constant, strict, None, (-scaled, 0.0 - _down(scaled)))
+    denominator = math.lcm(*(c.denominator for _, c in terms))
+    factor = Fraction(denominator, math.gcd(*(int(c * denominator) for _, c in terms)))
+    exact = [(v, int(c * factor)) for v, c in sorted(terms)]
+    _need(all(float(n) == n for _, n in exact), "the coefficients are not exact, not even scaled")
+    outputs = tuple((~v, float(n)) for v, n in reversed(exact) if v < 0)
+    inputs = tuple((v, float(n)) for v, n in exact if v >= 0)
+    return _Atom(terms, constant, strict, Row(outputs, inputs, _down(constant * factor), strict))
+
+
+def _need(truth: bool, otherwise: str) -> None:
+    if not truth:
+        raise ValueError(otherwise)
+
+
+def _down(value: Fraction) -> float:
+    """The largest float64 number not above the value; ValueError or OverflowError above 1e308."""
+    nearest = float(value)
+    _need(abs(nearest) <= 1e308, "a number is beyond 1e308")
+    numerator, denominator = nearest.as_integer_ratio()
+    is_below = numerator * value.denominator <= value.numerator * denominator
+    return nearest if is_below else math.nextafter(nearest, -math.inf)
+
+
+@lru_cache(maxsize=2**16)
+def _number(text: str) -> Fraction | None:
+    return Fraction(text) if _NUMBER.fullmatch(text) else None
+
+
+def read_spec(data: bytes) -> Spec:
+    """The specification in a file, plain or gzip-compressed; `Unusable` if it is not understood."""
+    try:
+        if data[:2] == b"\x1f\x8b":
+            stream = zlib.decompressobj(31)
+            data = stream.decompress(data, _LARGEST_TEXT + 1)
+            _need(len(data) > _LARGEST_TEXT or (stream.eof and not stream.unused_data), "cut short")
+        _need(len(data) <= _LARGEST_TEXT, f"more than {_LARGEST_TEXT} bytes of text")
+        reader = _Reader(data.decode())
+    except (zlib.error, ValueError) as error:
+        raise Unusable(f"the specification cannot be read: {error}") from error
+    try:
+        return reader.read()
+    except (ValueError, OverflowError) as error:
+        line = reader.text.count("\n", 0, reader.start) + 1
+        raise Unusable(f"the specification is not understood, line {line}: {error}") from error
+
+
+class _Reader:
+    """Reads a text token by token; ValueError at the one that is not understood."""
+
+    def __init__(self, text: str) -> None:
+        self.text, self.start, self.work = text, 0, 0
+        self.tensors: list[Tensor] = []
+        self.counts = [0, 0]  # of inputs and outputs
+        self.bases: dict[str, tuple[int, tuple[int, ...]]] = {}  # first variable, and shape
+        self.variables: dict[str, int] = {}  # by token
+        self.tokens = _TOKEN.finditer(text)
+        self.version = "1.0"
+
+    def next(self, expected: str = "") -> str:
+        """The next token, which must be the expected one if that is given."""
+        match = next(self.tokens, None)
+        if match is None:
+            raise ValueError("the text ends too early")
+        self.start, token = match.start(1), match[1]
+        if expected and token != expected:
+            raise ValueError(f"expected {expected!r}, found {token[:40]!r}")
+        return token
+
+    def read(self) -> Spec:
+        formulas: list[_Formula] = []
+        if header := _HEADER.match(self.text):
+            self.version = header[1]
+            self.tokens = _TOKEN.finditer(self.text, self._declare_network(header))
+            self.next(")")
+        while (token := self.next()) != "":
+            command = self.next() if token == "(" else token
+            if token == "(" and command == "assert":
+                formulas.append(self._formula())
+            elif token == "(" and command == "declare-const" and self.version == "1.0":
+                self._declare_variable()
+            else:
+                raise ValueError(f"{command[:40]!r} is not read here")
+            self.next(")")
+        n_inputs, n_outputs = self.counts
+        _need(bool(formulas) and min(self.counts) > 0, "no assertion, no input or no output")
+        if self.version == "1.0":
+            self.tensors.append(Tensor("X", "input", "real", (n_inputs,)))
+            self.tensors.append(Tensor("Y", "output", "real", (n_outputs,)))
+        formula = _Node(True, tuple(formulas))
+        return Spec(self.version, tuple(self.tensors), n_inputs, n_outputs, formula)
+
+    def _declare_variable(self) -> None:
+        name = self.next()
+        is_output = name[:1] == "Y"
+        count = self.counts[is_output]
+        _need(name == f"{'XY'[is_output]}_{count}", "X_0, X_1, ... and Y_0, Y_1, ... are expected")
+        self.variables[name] = ~count if is_output else count
+        self.counts[is_output] += 1
+        self.next("Real")
+
+    def _declare_network(self, header: re.Match[str]) -> int:
+        """Read the tensors behind a header of 2.x; where they end."""
+        end = self.start = header.end()
+        while match := _TENSOR.match(self.text, end):
+            kind, name, element_type, indices, quoted = match.groups()
+            _need((kind == "hidden") == bool(quoted), "hidden tensors, and only they, are quoted")
+            shape, onnx_name = tuple(map(int, re.findall(r"\d+", indices))), (quoted or "")[1:-1]
+            self.tensors.append(Tensor(name, kind, element_type.lower(), shape, onnx_name))
+            end = self.start = match.end()
+        kinds = "".join(tensor.kind[0] for tensor in self.tensors)
+        _need(bool(re.fullmatch("i+h*o+", kinds)), "expected inputs, hidden tensors and outputs")
+        _need(len({t.element_type for t in self.tensors}) == 1, "element types are mixed")
+        for tensor in sorted(self.tensors, key=lambda t: t.kind == "hidden"):
+            is_output, size = tensor.kind != "input", math.prod(tensor.shape)
+            _need(0 < size <= 2**31, f"tensor {tensor.name} is empty or too large")
+            _need(tensor.name not in (*self.bases, header[2]), f"{tensor.name} is declared twice")
+            count = self.counts[is_output]
+            self.bases[tensor.name] = (~count if is_output else count, tensor.shape)
+            self.counts[is_output] += size
+        return end
+
+    def _formula(self) -> _Formula:
+        stack: list[tuple[str, list[_Sum | _Formula]]] = []  # open parentheses
+        while True:
+            token = self.next()
+            if token == "(":
+                stack.append((self.next(), []))
+                continue
+            value = self._reduce(*stack.pop()) if token == ")" and stack else self._operand(token)
+            if stack:
+                stack[-1][1].append(value)
+            elif isinstance(value, dict):
+                raise ValueError("expected a condition, found a term")
+            else:
+                return value
+
+    def _operand(self, token: str) -> _Sum:
+        if token not in self.variables:
+            if (number := _number(token)) is not None:
+                return {None: number} if number else {}
+            match = _ELEMENT.fullmatch(token)
+            if match is None or match[1] not in self.bases:
+                raise ValueError(f"{token[:40]!r} is no number and no declared variable")
+            (variable, shape), indices = self.bases[match[1]], re.findall(r"\d+", match[2] or "")
+            # A dimension more, because numpy has no scalars here; it raises ValueError.
+            position = int(np.ravel_multi_index((0, *map(int, indices)), (1, *shape)))
+            self.variables[token] = variable - position if variable < 0 else variable + position
+        return {self.variables[token]: _ONE}
+
+    def _reduce(self, operator: str, operands: list[_Sum | _Formula]) -> _Sum | _Formula:
+        """The value of a closed form."""
+        sums = [value for value in operands if isinstance(value, dict)]
+        formulas = tuple(value for value in operands if not isinstance(value, dict))
+        if operator in ("and", "or") and formulas and not sums:
+            return _Node(operator == "and", formulas)
+        if operator in ("+", "-", "*") and sums and not formulas:
+            if operator == "*":
+                return self._product(sums)
+            first = {} if operator == "-" and len(sums) == 1 else sums.pop(0)
+            return self._add(first, sums, -_ONE if operator == "-" else _ONE)
+        equal = ("=",) if self.version == "1.0" else ("==", "!=")
+        if operator not in ("<=", "<", ">=", ">", *equal) or len(sums) != 2 or formulas:
+            raise ValueError(f"{operator[:40]!r} is no operator, or its operands do not fit it")
+        left, right = reversed(sums) if operator[0] == ">" else sums
+        difference, strict = self._add(left, [right], -_ONE), operator in ("<", ">", "!=")
+        one_side = _atom(difference, strict)
+        if operator not in equal:
+            return one_side
+        other_side = _atom(self._add({}, [difference], -_ONE), strict)
+        return _Node(not strict, (one_side, other_side))
+
+    def _product(self, factors: list[_Sum]) -> _Sum:
+        others = [factor for factor in factors if factor.keys() - {None}] or [{None: _ONE}]
+        _need(len(others) == 1, "products of variables are not read")
+        for number in (factor.get(None, _ZERO) for factor in factors if not factor.keys() - {None}):
+            others = [self._add({}, others, number)]
+        return others[0]
+
+    def _add(self, total: _Sum, others: list[_Sum], factor: Fraction) -> _Sum:
+        """``total + factor * sum(others)`` without zeros, in place."""
+        for other in others:
+            for v, coefficient in other.items():
+                value = -coefficient if factor == -1 else factor * coefficient
+                if v in total:
+                    value += total.pop(v)
+                bits = value.numerator.bit_length() + value.denominator.bit_length()
+                self.work += 1 + (bits * bits >> 20)
+                _need(self.work <= _LARGEST_WORK, "arithmetic is nested too deeply or too long")
+                if value:
+                    total[v] = value
+        return total

@@ -1,0 +1,1 @@
+"""Proof logging: events of a search, and the certificate made of them."""

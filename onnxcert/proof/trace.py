@@ -1,0 +1,208 @@
+"""What a search did, as events: the raw material of a certificate.
+
+The search reports decisions and hints while it runs: which boxes it cut where, which neurons it
+split, with which slopes, multipliers and weights it closed a leaf. It knows nothing of files, and
+this module nothing of bounds; `onnxcert.proof.writer` turns a finished trace into a certificate.
+
+Nodes of a tree are numbered in the order in which they are made. Cases are numbered as in
+``Problem.case_disjunct``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from onnxcert.arrays import Array, BoolArray, FloatArray, IntArray, to_host
+from onnxcert.bounds.hints import encode_positions
+from onnxcert.bounds.intermediate import Refinement
+from onnxcert.bounds.optimised import FreeRelaxation, Start
+from onnxcert.graph import Graph
+from onnxcert.ops.base import Elementwise
+from onnxcert.sets import Box
+
+
+@dataclass(eq=False)
+class _Nodes:
+    """Trees under construction: children of every node, -1 where there are none (yet)."""
+
+    count: int = 0
+    _links: list[tuple[IntArray, IntArray]] = field(default_factory=list)
+    _leaves: list[IntArray] = field(default_factory=list)
+
+    def add(self, count: int) -> IntArray:
+        """Numbers for new nodes."""
+        self.count += count
+        return np.arange(self.count - count, self.count)
+
+    def link(self, parents: IntArray) -> tuple[IntArray, IntArray]:
+        """Two children for each parent: the lower and the upper half."""
+        low, high = self.add(len(parents)), self.add(len(parents))
+        self._links.append((parents, np.stack([low, high], axis=1)))
+        return low, high
+
+    def close(self, nodes: IntArray) -> None:
+        """Make leaves of nodes."""
+        if len(nodes):
+            self._leaves.append(nodes)
+
+    @property
+    def children(self) -> IntArray:
+        """(nodes, 2)."""
+        table: IntArray = np.full((self.count, 2), -1)
+        for parents, children in self._links:
+            table[parents] = children
+        return table
+
+    @property
+    def closed(self) -> BoolArray:
+        """(nodes,) True for leaves."""
+        mask = np.zeros(self.count, np.bool_)
+        for nodes in self._leaves:
+            mask[nodes] = True
+        return mask
+
+
+@dataclass(eq=False)
+class InputTrees:
+    """Trees of boxes, cut at inputs.
+
+    Attributes:
+        roots: (R,) nodes, and for each the cases open there, (R, C) with -1 for none.
+        inputs: (nodes, input) of every cut.
+        combined: (nodes, cases, weights): cases that a weighted sum of their rows refutes.
+    """
+
+    nodes: _Nodes = field(default_factory=_Nodes)
+    roots: list[tuple[IntArray, IntArray]] = field(default_factory=list)
+    inputs: list[tuple[IntArray, IntArray]] = field(default_factory=list)
+    combined: list[tuple[IntArray, IntArray, FloatArray]] = field(default_factory=list)
+
+    def plant(self, cases: IntArray) -> IntArray:
+        """New roots with their cases (R, C); their numbers."""
+        numbers = self.nodes.add(len(cases))
+        self.roots.append((numbers, cases))
+        return numbers
+
+    def close(self, nodes: Array) -> None:
+        """Nothing is left of these boxes."""
+        self.nodes.close(to_host(nodes))
+
+    def combine(self, nodes: Array, cases: Array, weights: Array) -> None:
+        """Cases (M,) that sums of rows with weights (M, R) refute at nodes (M,)."""
+        if len(nodes):
+            self.combined.append((to_host(nodes), to_host(cases), to_host(weights)))
+
+    def cut(self, nodes: Array, inputs: Array) -> tuple[IntArray, IntArray]:
+        """Boxes cut in the middle of an input: the numbers of their lower and upper halves."""
+        parents = to_host(nodes)
+        self.inputs.append((parents, to_host(inputs)))
+        return self.nodes.link(parents)
+
+
+@dataclass(frozen=True, eq=False)
+class Leaves:
+    """Leaves of neuron trees with the hints that close them.
+
+    Attributes:
+        nodes: (M,).
+        slopes: (M, columns) uint8, positions of free lines in 255ths.
+        multipliers: (M, D) for each split of the path, root first; NaN for padding.
+        weights: (M, R) of the rows of the case.
+    """
+
+    nodes: IntArray
+    slopes: Array
+    multipliers: FloatArray
+    weights: FloatArray
+
+
+@dataclass(eq=False)
+class NeuronTrees:
+    """Trees of neuron splits below one input box.
+
+    Attributes:
+        graph: the network whose nodes the names below belong to.
+        columns: elementwise node -> numbers of its neurons whose slopes are stored, in the order of
+            the graph.
+        refined: how the bounds at the root were tightened: graph and layers.
+        roots: nodes (R,) and their cases (R,).
+        splits: nodes, neurons and points, (M,) each; neurons are counted over all pre-activations
+            of the graph in their order.
+        leaves: closed nodes.
+    """
+
+    graph: Graph
+    columns: Mapping[str, IntArray]
+    refined: tuple[Graph, Sequence[Refinement]]
+    nodes: _Nodes = field(default_factory=_Nodes)
+    roots: list[tuple[IntArray, IntArray]] = field(default_factory=list)
+    splits: list[tuple[IntArray, IntArray, FloatArray]] = field(default_factory=list)
+    leaves: list[Leaves] = field(default_factory=list)
+
+    def plant(self, cases: IntArray) -> IntArray:
+        """One root for each case."""
+        numbers = self.nodes.add(len(cases))
+        self.roots.append((numbers, cases))
+        return numbers
+
+    def close(self, nodes: Array, best: Start, index: Array, multipliers: Array) -> None:
+        """Leaves (M,) with the variables of their best bounds.
+
+        Args:
+            nodes: (M,).
+            best: variables of a batch of subproblems.
+            index: (M,) which of them.
+            multipliers: (M, D) unsigned ones of the path, root first; NaN for padding.
+        """
+        if len(nodes) == 0:
+            return
+        numbers, parts = to_host(nodes), []
+        for name, columns in self.columns.items():
+            # A layer without free lines in the whole batch has no positions.
+            slopes = np.zeros((len(numbers), len(columns)), np.uint8)
+            if name in best.positions:
+                slopes = to_host(encode_positions(best.positions[name][index][:, columns]))
+            parts.append(slopes)
+        slopes = np.concatenate([np.zeros((len(numbers), 0), np.uint8), *parts], axis=1)
+        self.nodes.close(numbers)
+        weights = to_host(best.weights[index])
+        self.leaves.append(Leaves(numbers, slopes, to_host(multipliers), weights))
+
+    def split(self, nodes: Array, neurons: Array, points: Array) -> tuple[IntArray, IntArray]:
+        """Split one neuron of each node: the numbers of the lower and upper halves."""
+        parents = to_host(nodes)
+        self.splits.append((parents, to_host(neurons), to_host(points)))
+        return self.nodes.link(parents)
+
+
+def free_neurons(free: FreeRelaxation, boxes: Mapping[str, Box]) -> dict[str, IntArray]:
+    """Neurons whose slopes matter over a box (batch of one), by elementwise node."""
+    result: dict[str, IntArray] = {}
+    for node in free.relaxation.graph.nodes:
+        if node.name in free.free:
+            assert isinstance(node.op, Elementwise)
+            unstable = node.op.unstable(boxes[node.inputs[0]])
+            result[node.name] = np.flatnonzero(to_host(unstable)[0])
+    return result
+
+
+@dataclass(eq=False)
+class Trace:
+    """Everything that refuted a case.
+
+    Attributes:
+        plain: cases that the bounds of `onnxcert.bounds.crown` refute on the whole of their box.
+        groups: trees of which every leaf is closed.
+    """
+
+    plain: list[tuple[IntArray, FloatArray]] = field(default_factory=list)
+    groups: list[InputTrees | NeuronTrees] = field(default_factory=list)
+
+    def refuted(self, cases: IntArray, weights: Array | None = None) -> None:
+        """Cases (K,) that need no more than plain bounds, or a sum of rows with weights (K, R)."""
+        if len(cases):
+            empty = np.zeros((len(cases), 0))
+            self.plain.append((cases, empty if weights is None else to_host(weights)))

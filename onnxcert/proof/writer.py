@@ -1,0 +1,345 @@
+"""From the trace of a search to the arrays of a certificate.
+
+The format is described in `onnxcert.checker.container`. Its cases are those of the checker's own
+reader of the specification, in its order, so the writer asks that reader and pairs its cases with
+the search's by what they say.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxcert.arrays import Array, FloatArray, IntArray
+from onnxcert.bounds.hints import encode_multipliers
+from onnxcert.bounds.intermediate import Refinement, RefinedRows
+from onnxcert.checker.container import ARRAYS
+from onnxcert.checker.spec import Row, Spec
+from onnxcert.graph import Graph, Neurons
+from onnxcert.proof.trace import InputTrees, NeuronTrees, Trace
+from onnxcert.spec import Problem
+
+_BoxKey = tuple[bytes, bytes]
+
+
+@dataclass(frozen=True, eq=False)
+class NumberedCase:
+    """A case of the search as the checker counts it.
+
+    Attributes:
+        number: of the case.
+        box: number of its box, by first appearance.
+        order: (R,) for each of the checker's rows the position of the same row in the search.
+    """
+
+    number: int
+    box: int
+    order: IntArray
+
+
+class CaseNumbers:
+    """The cases of a query as the checker numbers them.
+
+    Args:
+        spec: the specification as the checker reads it.
+    """
+
+    def __init__(self, spec: Spec) -> None:
+        self.count = 0
+        self._open: dict[tuple[_BoxKey, frozenset[Row]], list[int]] = defaultdict(list)
+        self._rows: list[tuple[Row, ...]] = []
+        self._boxes: dict[_BoxKey, int] = {}
+        self._known: dict[int, NumberedCase] = {}
+        for case in spec.cases():
+            key = _box_key(case.lower, case.upper)
+            self._boxes.setdefault(key, len(self._boxes))
+            self._open[key, frozenset(case.rows)].append(self.count)
+            self._rows.append(case.rows)
+            self.count += 1
+
+    def add(self, problem: Problem) -> None:
+        """Pair the cases of a problem with the checker's.
+
+        Raises:
+            ValueError: the checker reads the specification in another way.
+        """
+        boxes = [_box_key(*sides) for sides in zip(problem.lower, problem.upper, strict=True)]
+        rows = [_row(problem, number) for number in range(len(problem.output_rows))]
+        for case, disjunct in enumerate(problem.case_disjunct.tolist()):
+            used = [rows[number] for number in problem.case_rows[case] if number >= 0]
+            key = boxes[problem.case_box[case]]
+            numbers = self._open.get((key, frozenset(used)))
+            if not numbers:
+                raise ValueError(f"the checker knows no case like number {disjunct}")
+            number = numbers.pop(0)
+            position = {row: place for place, row in enumerate(used)}
+            order = np.array([position[row] for row in self._rows[number]] or [0])
+            self._known[disjunct] = NumberedCase(number, self._boxes[key], order)
+
+    def __getitem__(self, disjunct: int) -> NumberedCase:
+        return self._known[int(disjunct)]
+
+
+def _box_key(lower: Array, upper: Array) -> _BoxKey:
+    return (lower + 0.0).tobytes(), (upper + 0.0).tobytes()  # one sign of zero
+
+
+def _row(problem: Problem, number: int) -> Row:
+    def terms(rows: FloatArray | None) -> tuple[tuple[int, float], ...]:
+        if rows is None:
+            return ()
+        return tuple((int(i), float(rows[number, i])) for i in np.flatnonzero(rows[number]))
+
+    return Row(
+        terms(problem.output_rows),
+        terms(problem.input_rows),
+        float(problem.offset[number]),
+        bool(problem.strict[number]),
+    )
+
+
+class Writer:
+    """Collects the arrays, group by group.
+
+    Args:
+        cases: how cases are numbered.
+    """
+
+    def __init__(self, cases: CaseNumbers) -> None:
+        self.cases = cases
+        self.layers: dict[str, int] = {}
+        self._parts: dict[str, list[Array]] = {name: [] for name in ARRAYS}
+        self.leaves = 0
+
+    def arrays(self, trace: Trace) -> dict[str, Array]:
+        """All arrays of the certificate for a finished trace."""
+        if trace.plain:
+            self._plain(trace.plain)
+        for group in trace.groups:
+            if isinstance(group, InputTrees):
+                self._input_trees(group)
+            else:
+                self._neuron_trees(group)
+        return {name: self._joined(name) for name in ARRAYS}
+
+    def _joined(self, name: str) -> Array:
+        kind, width = ARRAYS[name]
+        shape = (0, width) if width else (0,)
+        parts = [np.asarray(part).reshape(-1, *shape[1:]) for part in self._parts[name]]
+        return np.concatenate([np.zeros(shape), *parts]).astype(kind)
+
+    def _put(self, name: str, values: object) -> None:
+        self._parts[name].append(np.asarray(values))
+
+    def _group(self, kind: int, cases: Sequence[int], nodes: int, *counts: int) -> None:
+        self._put("group", [kind, len(cases), nodes, *counts])
+        self._put("case", cases)
+
+    def _weights(self, case: NumberedCase, weights: FloatArray) -> None:
+        self._put("weight", encode_multipliers(weights[case.order]))
+
+    # Groups
+
+    def _plain(self, found: Sequence[tuple[IntArray, FloatArray]]) -> None:
+        """One group for all cases that plain bounds refute: every root is a leaf."""
+        cases = [
+            (self.cases[disjunct], row)
+            for disjuncts, weights in found
+            for disjunct, row in zip(disjuncts, weights, strict=True)
+        ]
+        cases.sort(key=lambda pair: pair[0].number)
+        boxes: dict[int, int] = {}
+        for case, _ in cases:
+            boxes.setdefault(case.box, len(boxes))
+        combined = [(case, row) for case, row in cases if np.count_nonzero(row) > 1]
+        combined.sort(key=lambda pair: (boxes[pair[0].box], pair[0].number))
+        self._group(0, [c.number for c, _ in cases], len(boxes), len(combined), 0, 0)
+        self._put("op", np.zeros(len(boxes)))
+        for case, row in combined:
+            self._put("combine", [boxes[case.box], case.number])
+            self._weights(case, row)
+        self.leaves += len(boxes)
+
+    def _input_trees(self, trees: InputTrees) -> None:
+        roots = []
+        for nodes, cases in trees.roots:
+            for node, members in zip(nodes.tolist(), cases, strict=True):
+                known = sorted(self.cases[c].number for c in members[members >= 0])
+                roots.append((known, node))
+        roots.sort()  # by the first case, which is how the checker finds the boxes
+        children = trees.nodes.children
+        order = np.array(list(_preorder([node for _, node in roots], children)), np.int64)
+        split = children[order, 0] >= 0
+        inputs = np.zeros(len(children), np.int64)
+        for nodes, chosen in trees.inputs:
+            inputs[nodes] = chosen
+        place = np.full(len(children), -1)
+        place[order] = np.arange(len(order))
+        combined = sorted(
+            (
+                (int(place[node]), self.cases[disjunct], row)
+                for nodes, disjuncts, weights in trees.combined
+                for node, disjunct, row in zip(nodes, disjuncts, weights, strict=True)
+                if place[node] >= 0
+            ),
+            key=lambda entry: (entry[0], entry[1].number),
+        )
+        cases = sorted(number for known, _ in roots for number in known)
+        self._group(0, cases, len(order), len(combined), 0, 0)
+        self._put("op", split)
+        self._put("arg", inputs[order[split]])
+        for node, case, row in combined:
+            self._put("combine", [node, case.number])
+            self._weights(case, row)
+        self.leaves += int((~split).sum())
+
+    def _neuron_trees(self, trees: NeuronTrees) -> None:
+        roots = sorted(
+            (self.cases[disjunct].number, int(disjunct), node)
+            for nodes, disjuncts in trees.roots
+            for node, disjunct in zip(nodes.tolist(), disjuncts, strict=True)
+        )
+        if not roots:
+            return
+        children = trees.nodes.children
+        columns = _Columns(trees, self._layer)
+        self._put("column", columns.table)
+        hints = self._hints(trees, columns)
+        nodes = 0
+        splits = _Splits(trees, self._layer)
+        for _, disjunct, root in roots:
+            order = np.array(list(_preorder([root], children)), np.int64)
+            self._put("op", children[order, 0] >= 0)
+            nodes += len(order)
+            self._tree(trees, splits, order, children, self.cases[disjunct])
+        self._group(1, [number for number, _, _ in roots], nodes, 0, len(columns.table), hints)
+
+    def _tree(
+        self,
+        trees: NeuronTrees,
+        splits: _Splits,
+        order: IntArray,
+        children: IntArray,
+        case: NumberedCase,
+    ) -> None:
+        inner = order[children[order, 0] >= 0]
+        for name in ("arg", "layer", "point"):
+            self._put(name, getattr(splits, name)[inner])
+        for node in order[children[order, 0] < 0]:
+            leaves, row = splits.leaf[int(node)]
+            multipliers = leaves.multipliers[row]
+            self._put("slope", leaves.slopes[row])
+            self._put("multiplier", encode_multipliers(multipliers[~np.isnan(multipliers)]))
+            self._weights(case, leaves.weights[row])
+            self.leaves += 1
+
+    def _hints(self, trees: NeuronTrees, columns: _Columns) -> int:
+        """Write how the bounds of layers were tightened; the number of hints."""
+        graph, layers = trees.refined
+        count = 0
+        for layer in layers:
+            neurons = _neurons_of(graph, layer.target)
+            for side, rows in enumerate((layer.lower, layer.upper)):
+                if len(rows.index) == 0:
+                    continue
+                self._put("hint", [self._layer(neurons.label), side, len(rows.index)])
+                self._put("hint_row", neurons.at(rows.index))
+                self._put("hint_slope", columns.slopes(graph, layer, rows).ravel())
+                count += 1
+        return count
+
+    def _layer(self, label: str) -> int:
+        return self.layers.setdefault(label, len(self.layers))
+
+
+def _preorder(roots: Sequence[int], children: IntArray) -> Iterator[int]:
+    """Nodes of trees, each before its children, the lower half first."""
+    table = children.tolist()
+    todo = list(reversed(roots))
+    while todo:
+        node = todo.pop()
+        yield node
+        low, high = table[node]
+        if low >= 0:
+            todo += [high, low]
+
+
+def _neurons_of(graph: Graph, value: str) -> Neurons:
+    """Who the neurons of a pre-activation are, by the first curve that reads it."""
+    neurons = graph.pre_activations[value][0].neurons
+    assert neurons is not None  # graphs of files have them
+    return neurons
+
+
+class _Columns:
+    """The neurons with stored slopes.
+
+    Attributes:
+        table: (C, 2) layer and position.
+    """
+
+    def __init__(self, trees: NeuronTrees, layer: Callable[[str], int]) -> None:
+        nodes = {node.name: node for node in trees.graph.nodes}
+        rows: list[tuple[int, int]] = []
+        self._column: dict[tuple[str, int], int] = {}
+        for name, index in trees.columns.items():
+            neurons = nodes[name].neurons
+            assert neurons is not None
+            for position in neurons.at(index).tolist():
+                self._column[neurons.label, position] = len(rows)
+                rows.append((layer(neurons.label), position))
+        self.table = np.array(rows, np.int64).reshape(-1, 2)
+
+    def slopes(self, graph: Graph, layer: Refinement, rows: RefinedRows) -> Array:
+        """Slopes of hints for the columns before a layer, (K, C'); zero where there are none."""
+        names = [node.name for node in graph.nodes]
+        before = {
+            node.neurons.label
+            for node in graph.nodes[: names.index(layer.target)]
+            if node.neurons is not None
+        }
+        kept = [column for (label, _), column in self._column.items() if label in before]
+        place = {column: number for number, column in enumerate(kept)}
+        result = np.zeros((len(rows.index), len(kept)), np.uint8)
+        for node in graph.nodes:
+            if node.name not in rows.positions or node.neurons is None:
+                continue
+            label, positions = node.neurons.label, node.neurons.at(layer.columns[node.name])
+            for source, position in enumerate(positions.tolist()):
+                column = self._column.get((label, position))
+                if column is not None:
+                    result[:, place[column]] = rows.positions[node.name][:, source]
+        return result
+
+
+class _Splits:
+    """What is stored of splits and leaves, by node.
+
+    Attributes:
+        arg, layer, point: (nodes,) of splits.
+        leaf: node -> its batch of leaves, and its position there.
+    """
+
+    def __init__(self, trees: NeuronTrees, layer: Callable[[str], int]) -> None:
+        count = trees.nodes.count
+        self.arg, self.layer = np.zeros(count, np.int64), np.zeros(count, np.int64)
+        self.point = np.zeros(count)
+        graph, start = trees.graph, 0
+        for value in graph.pre_activations:
+            end = start + graph.sizes[value]
+            neurons = _neurons_of(graph, value)
+            for nodes, chosen, points in trees.splits:
+                here = (chosen >= start) & (chosen < end)
+                if here.any():
+                    self.arg[nodes[here]] = neurons.at(chosen[here] - start)
+                    self.layer[nodes[here]] = layer(neurons.label)
+                    self.point[nodes[here]] = points[here]
+            start = end
+        self.leaf = {
+            node: (leaves, row)
+            for leaves in trees.leaves
+            for row, node in enumerate(leaves.nodes.tolist())
+        }
