@@ -23,6 +23,8 @@ class Reason(Enum):
     INCOMPLETE = (
         "no bound or witness decides the open subproblems, and they cannot be split further"
     )
+    UNCERTIFIED = "the search closed everything, but the checker did not accept the proof"
+    ROUNDING = "the query is typed for floating point, and only real arithmetic settles it"
     UNCONFIRMED = "points that violate the property were found, but none survived exact replay"
     INTERRUPTED = "the run was interrupted"
 
@@ -54,7 +56,7 @@ class Sat:
 
 @dataclass(frozen=True)
 class Unsat:
-    """The query has no solution in real arithmetic: the property holds."""
+    """The query has no solution: the property holds, in the arithmetic that the result names."""
 
     word = "unsat"
 
@@ -96,6 +98,30 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Proof:
+    """What became of the certificate of a verdict.
+
+    Attributes:
+        accepted: whether the checker accepted it.
+        claims: what it speaks of: ``real`` or ``ieee32-any-order``; for witnesses
+            ``exact-replay`` and ``ort-replay``.
+        leaves: of all trees.
+        bytes: of the file.
+        seconds: that the checker took.
+        path: where it was written; empty if nowhere.
+        message: why it was not accepted; empty if it was.
+    """
+
+    accepted: bool
+    claims: tuple[str, ...] = ()
+    leaves: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    path: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True)
 class Result:
     """What `onnxcert.verify` returns.
 
@@ -108,6 +134,9 @@ class Result:
         statistics: counts (subproblems, attack points, ...) and the chosen plan.
         files: ``model`` and ``spec`` -> path and SHA-256 (empty for objects built in code).
         settings: every option of the run, with the seed.
+        semantics: the arithmetic that ``unsat`` speaks of: ``real``, or ``ieee32-any-order`` for
+            every binary32 execution, whatever its order of summation.
+        proof: the certificate; None where none was made.
     """
 
     verdict: Verdict
@@ -117,6 +146,8 @@ class Result:
     statistics: Mapping[str, object] = field(default_factory=dict)
     files: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     settings: Mapping[str, object] = field(default_factory=dict)
+    semantics: str = "real"
+    proof: Proof | None = None
 
     @property
     def word(self) -> str:

@@ -23,14 +23,32 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxcert.arrays import UNIT_ROUNDOFF, Array, Device, FloatArray, select_device
+from onnxcert import __version__
+from onnxcert.arrays import (
+    UNIT_ROUNDOFF,
+    UNIT_ROUNDOFF_FLOAT32,
+    Array,
+    Device,
+    FloatArray,
+    select_device,
+)
 from onnxcert.bounds.crown import Bounds, crown_bounds, output_bounds
 from onnxcert.errors import SpecError, UsageError
+from onnxcert.files import check_writable, write_file
 from onnxcert.frontend.lower import Lowered, lower_query
 from onnxcert.frontend.onnx import Model, TensorInfo, load_model
 from onnxcert.frontend.replay import Replayer, check_lowering
 from onnxcert.frontend.vnnlib import read_query
+from onnxcert.frontend.write import format_vnnlib
 from onnxcert.ops.base import gamma
+from onnxcert.proof.certify import (
+    EXECUTED,
+    REAL,
+    Certificate,
+    Certifier,
+    Rejected,
+    Unusable,
+)
 from onnxcert.search.candidates import Confirm
 from onnxcert.search.cases import Cases
 from onnxcert.search.deadline import Deadline
@@ -43,6 +61,7 @@ from onnxcert.spec.query import Decimals
 from onnxcert.verdict import (
     Counterexample,
     Progress,
+    Proof,
     Reason,
     Result,
     Sat,
@@ -68,6 +87,9 @@ def verify(
     seed: int = 0,
     settings: Settings | None = None,
     progress: Callable[[Progress], None] | None = None,
+    semantics: str = "auto",
+    certificate: str | os.PathLike[str] | None = None,
+    certified: bool = True,
 ) -> Result:
     """Decide whether the query has a solution.
 
@@ -79,10 +101,16 @@ def verify(
         seed: of all random choices; the same seed and enough time give the same run.
         settings: options; None for the defaults.
         progress: called now and then from this thread.
+        semantics: the arithmetic that ``Unsat`` speaks of. ``real``: the exact weights of the file
+            and no rounding. ``ieee32-any-order``: every binary32 execution in any order of
+            summation, and the reals too. ``auto``: what the query is typed for, real for VNN-LIB
+            1.0 and for 2.x queries of type real, else every execution.
+        certificate: where to write the certificate of ``Sat`` or ``Unsat``.
+        certified: whether the checker has to accept the certificate before ``Unsat`` is returned.
 
     Returns:
-        The verdict with bounds, times and statistics. ``Unsat`` speaks of real arithmetic on the
-        exact weights of the file; ``Sat`` was replayed in onnxruntime with zero tolerance.
+        The verdict with bounds, times and statistics. ``Unsat`` was proved to the checker, unless
+        ``certified`` is False; ``Sat`` was replayed in onnxruntime with zero tolerance.
 
     Raises:
         InputError: a file cannot be read, is not supported, or the two do not fit together.
@@ -90,9 +118,20 @@ def verify(
     """
     if timeout is not None and not (timeout > 0 and math.isfinite(timeout)):
         raise UsageError(f"the timeout is a positive number of seconds, not {timeout}")
-    deadline = Deadline(math.inf if timeout is None else timeout)
-    settings = settings or Settings()
-    run = _Run(deadline, settings, select_device(device), seed, progress or (lambda moment: None))
+    if semantics not in ("auto", REAL, EXECUTED):
+        raise UsageError(f"there is no semantics {semantics!r}", help=f"auto, {REAL} or {EXECUTED}")
+    if certificate is not None:
+        check_writable(certificate)
+    run = _Run(
+        Deadline(math.inf if timeout is None else timeout),
+        settings or Settings(),
+        select_device(device),
+        seed,
+        progress or (lambda moment: None),
+        semantics,
+        certificate,
+        certified,
+    )
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         verdict = run.answer(model, spec)
     return run.result(verdict)
@@ -107,8 +146,12 @@ class _Run:
     device: Device
     seed: int
     report: Callable[[Progress], None]
+    semantics: str
+    certificate: str | os.PathLike[str] | None
+    certified: bool
     query: Query | None = None
     solver: Solver | None = None
+    proof: Proof | None = None
     files: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -120,25 +163,49 @@ class _Run:
                 instance = Instance.read(model, spec)
             self.query = instance.query
             self.files = instance.files
-            return self._search(instance)
+            replayer = Replayer(instance.model)
+            if self.semantics != "auto":
+                return self._search(instance, replayer)
+            self.semantics = natural_semantics(instance.query)
+            verdict = self._search(instance, replayer)
+            if self.semantics == EXECUTED and _undecided(verdict):
+                return self._over_the_reals(instance, replayer, verdict)
+            return verdict
         except KeyboardInterrupt:
             return Unknown(Reason.INTERRUPTED)
         except MemoryError:
             return Unknown(Reason.MEMORY)
 
-    def _search(self, instance: Instance) -> Verdict:
+    def _over_the_reals(self, instance: Instance, replayer: Replayer, verdict: Verdict) -> Verdict:
+        """Whether only rounding stands in the way; that is not an answer, but worth saying."""
+        self.semantics = REAL
+        found = self._search(instance, replayer)
+        self.semantics, self.proof = EXECUTED, None
+        if isinstance(found, Unsat):
+            return Unknown(Reason.ROUNDING)
+        return found if isinstance(found, Sat) else verdict
+
+    def _search(self, instance: Instance, replayer: Replayer) -> Verdict:
         rng = np.random.default_rng(self.seed)
-        replayer = Replayer(instance.model)
-        confirm = instance.confirmation(replayer)
+        executed = self.semantics == EXECUTED
+        graph = instance.model.lowered if executed else instance.model.graph
         self.solver = solver = Solver(
-            instance.model.graph.to(self.device),
-            confirm,
+            graph.to(self.device),
+            instance.confirmation(replayer),
             self.settings,
             self.device,
             self.deadline,
             rng,
             instance.input_type,
             self.report,
+            execution_unit=UNIT_ROUNDOFF_FLOAT32 if executed else 0.0,
+        )
+        certifier = Certifier(
+            instance.model_bytes,
+            instance.spec_bytes,
+            instance.directory,
+            self.semantics,
+            {"name": "onnxcert", "version": __version__},
         )
         result: Reason | None = None
         for number, problem in enumerate(instance.lowered.cases):
@@ -157,13 +224,70 @@ class _Run:
                 return Unknown(Reason.TIMEOUT)
             answer = solver.solve(problem)
             if isinstance(answer, Counterexample):
+                self._attest(instance, certifier, answer)
                 return Sat(answer)
             if answer is Reason.TIMEOUT:
                 return Unknown(answer)
             result = answer or result
         if result is Reason.INCOMPLETE and solver.unconfirmed:
             result = Reason.UNCONFIRMED
-        return Unsat() if result is None else Unknown(result)
+        if result is not None:
+            return Unknown(result)
+        return self._certify(instance, solver, certifier)
+
+    def _attest(self, instance: Instance, certifier: Certifier, answer: Counterexample) -> None:
+        """Write the certificate of a witness, if one is asked for."""
+        if self.certificate is None:
+            return
+        network = instance.query.networks[0]
+        arrays = [answer.inputs[tensor.name] for tensor in network.inputs]
+        flat = np.concatenate([np.asarray(array).ravel() for array in arrays])
+        decimals: dict[int, Fraction] = {}
+        start = 0
+        for tensor, array in zip(network.inputs, arrays, strict=True):
+            exact = answer.decimals.get(tensor.name, {})
+            decimals |= {start + position: value for position, value in exact.items()}
+            start += np.asarray(array).size
+        certificate = certifier.witness(_split(flat, instance.model.inputs), decimals)
+        self._finish(certifier, certificate)
+
+    def _certify(self, instance: Instance, solver: Solver, certifier: Certifier) -> Verdict:
+        """Make the certificate, have it checked, repair what is refused, and write it."""
+        if not self.certified and self.certificate is None:
+            return Unsat()
+        self.report(Progress(self.deadline.elapsed, "checking"))
+        with self._timed("checking"):
+            try:
+                for problem in instance.lowered.cases:
+                    certifier.add(problem)
+                certificate = certifier.refutation(solver.trace)
+                accepted = self._finish(certifier, certificate)
+            except Unusable as error:
+                self.proof = Proof(accepted=False, message=str(error))
+                accepted = False
+        if accepted or not self.certified:
+            return Unsat()
+        return Unknown(Reason.UNCERTIFIED)
+
+    def _finish(self, certifier: Certifier, certificate: Certificate) -> bool:
+        """Check a certificate and write it; whether it was accepted."""
+        started = self.deadline.elapsed
+        claims: tuple[str, ...] = ()
+        message = ""
+        try:
+            claims = certifier.check(certificate).claims
+        except (Rejected, Unusable) as error:
+            message = str(error)
+            _log.warning("the checker does not accept the certificate: %s", message)
+        path = ""
+        if self.certificate is not None and not message:
+            path = os.fspath(self.certificate)
+            write_file(path, certificate.data)
+        seconds = self.deadline.elapsed - started
+        size = len(certificate.data)
+        accepted = not message
+        self.proof = Proof(accepted, claims, certificate.leaves, size, seconds, path, message)
+        return accepted
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
@@ -193,7 +317,21 @@ class _Run:
             statistics=statistics,
             files=self.files,
             settings=settings,
+            semantics=self.semantics,
+            proof=self.proof,
         )
+
+
+def natural_semantics(query: Query) -> str:
+    """What ``unsat`` has to speak of: the reals if the query says so, else every execution."""
+    if query.version == "1.0" or all(tensor.element_type == "real" for tensor in query.tensors):
+        return REAL
+    return EXECUTED
+
+
+def _undecided(verdict: Verdict) -> bool:
+    reasons = (Reason.INCOMPLETE, Reason.UNCERTIFIED, Reason.UNCONFIRMED)
+    return isinstance(verdict, Unknown) and verdict.reason in reasons
 
 
 @dataclass(frozen=True)
@@ -235,6 +373,23 @@ class Instance:
             "spec": {"path": query.source, "sha256": _file_hash(query.source)},
         }
         return cls(network, query, lowered, files)
+
+    @property
+    def model_bytes(self) -> bytes:
+        """The model's file as it is, or what saving the object would write."""
+        proto = self.model.proto
+        return bytes(proto.SerializeToString()) if proto else Path(self.model.source).read_bytes()
+
+    @property
+    def spec_bytes(self) -> bytes:
+        """The specification's file as it is, or what saving the query would write."""
+        path = Path(self.query.source)
+        return path.read_bytes() if path.is_file() else format_vnnlib(self.query).encode()
+
+    @property
+    def directory(self) -> Path | None:
+        """The folder of the model's file."""
+        return None if self.model.proto else Path(self.model.source).parent
 
     @property
     def input_type(self) -> type[np.floating]:

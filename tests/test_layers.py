@@ -18,7 +18,7 @@ from onnxcert.ops import OPERATORS
 PACKAGE = Path(onnxcert.__file__).parent
 LAYERS = [
     {"errors", "arrays", "checker"},
-    {"sets"},
+    {"sets", "files"},
     {"ops"},
     {"graph", "spec", "settings", "verdict"},
     {"frontend", "passes"},

@@ -4,7 +4,7 @@ It imports NumPy, onnx and the standard library, and nothing of the rest of onnx
 model and the specification itself, believes no number of a certificate, and calls no solver. Run it
 as ``python -m onnxcert.checker PROOF MODEL SPEC``. To read it, begin here:
 
-    check      the walk over a certificate, and what is printed
+    certificate  the walk over a certificate, and what is printed
     proof      rules R0, R8, R10, R11, R13: cases, trees, what refutes a leaf
     bounds     rules R1, R2, R3, R7, R9: rigorous linear bounds in float64
     curves     rules R4, R5: lines round a curve
@@ -17,7 +17,7 @@ start-up test looks at rounding, flushing and matrix products), NumPy's tanh wit
 last place, protobuf and onnx's reading of files, SHA-256.
 """
 
-from onnxcert.checker.check import Verified, check
+from onnxcert.checker.certificate import Verified, check
 from onnxcert.checker.errors import Rejected, Unusable
 
 __all__ = ["Rejected", "Unusable", "Verified", "check"]

@@ -43,8 +43,8 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,65 +72,87 @@ ARRAYS = {
     "multiplier": ("<u2", 0),
     "weight": ("<u2", 0),
 }
+_DAMAGE = (
+    ValueError,
+    KeyError,
+    TypeError,
+    OSError,
+    EOFError,
+    RuntimeError,
+    ArithmeticError,
+    NotImplementedError,
+    SyntaxError,
+    zipfile.BadZipFile,
+    zlib.error,
+    MemoryError,
+)
+"""What the libraries raise for damaged archives, JSON and array headers."""
+
 _KEYS = {"format", "verdict", "semantics", "model_sha256", "spec_sha256", "tool"}
 
 
-def read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
+def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, Array]]:
     """Header and arrays of a certificate.
 
     Raises:
-        Rejected: the file is not exactly as described above.
+        Rejected: the bytes are not exactly as described above.
     """
     try:
-        members = _members(path)
+        members = _members(data)
         header = json.loads(members.pop("header.json"), object_pairs_hook=_unique)
-        arrays = {name.removesuffix(".npy"): _array(data) for name, data in members.items()}
-    except Rejected:
-        raise
-    except Exception as error:  # noqa: BLE001 - whatever a damaged file provokes, it is rejected
-        raise Rejected("container", path.name, f"cannot be read: {error!r}") from error
-    extra = {"unsat": {"layers"}, "sat": {"decimals"}}
+        arrays = {name.removesuffix(".npy"): _array(part) for name, part in members.items()}
+    except _DAMAGE as error:
+        raise Rejected("container", "file", f"it cannot be read: {error!r}") from error
+    keys = {"unsat": _KEYS | {"layers"}, "sat": _KEYS | {"decimals"}}
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise Rejected("container", "header.json", f"the format is not {FORMAT}")
-    if header.get("verdict") not in extra or set(header) != _KEYS | extra[header["verdict"]]:
+    verdict = header.get("verdict")
+    if not isinstance(verdict, str) or set(header) != keys.get(verdict):
         raise Rejected("container", "header.json", "unknown or missing keys")
-    if header["verdict"] == "unsat":
+    if verdict == "unsat":
+        if not isinstance(header["layers"], list) or set(arrays) != set(ARRAYS):
+            raise Rejected("container", "arrays", f"not these: {sorted(set(arrays) ^ set(ARRAYS))}")
         for name, (kind, width) in ARRAYS.items():
-            array = arrays.get(name)
-            if array is None or array.dtype.str != kind or array.shape[1:] != (width,)[: width > 0]:
+            array, tail = arrays[name], (width,)[: width > 0]
+            if array.dtype.str != kind or array.ndim != 1 + len(tail) or array.shape[1:] != tail:
                 raise Rejected("container", name, f"not an array of type {kind}, width {width}")
-        if set(arrays) != set(ARRAYS):
-            raise Rejected("container", path.name, f"unknown arrays {set(arrays) - set(ARRAYS)}")
     return header, arrays
 
 
-def write(path: Path, header: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
-    """Write a certificate; equal contents give equal bytes. The file appears complete or not."""
-    scratch = path.with_name(path.name + ".part")
-    with zipfile.ZipFile(scratch, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-        archive.writestr(zipfile.ZipInfo("header.json"), json.dumps(header, sort_keys=True))
-        for name, array in arrays.items():
-            data = io.BytesIO()
-            np.lib.format.write_array(data, np.ascontiguousarray(array), allow_pickle=False)
-            info = zipfile.ZipInfo(f"{name}.npy")
+def pack(header: Mapping[str, Any], arrays: Mapping[str, Array]) -> bytes:
+    """The bytes of a certificate; equal contents give equal bytes."""
+    result = io.BytesIO()
+    with zipfile.ZipFile(result, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        text = json.dumps(header, sort_keys=True).encode()
+        for name, data in [
+            ("header.json", text),
+            *((f"{n}.npy", _npy(a)) for n, a in arrays.items()),
+        ]:
+            info = zipfile.ZipInfo(name)
             info.compress_type = zipfile.ZIP_DEFLATED
-            archive.writestr(info, data.getvalue())
-    scratch.replace(path)
+            archive.writestr(info, data)
+    return result.getvalue()
 
 
-def _members(path: Path) -> dict[str, bytes]:
+def _npy(array: Array) -> bytes:
+    result = io.BytesIO()
+    np.lib.format.write_array(result, np.ascontiguousarray(array), (1, 0), allow_pickle=False)
+    return result.getvalue()
+
+
+def _members(data: bytes) -> dict[str, bytes]:
     members: dict[str, bytes] = {}
     left = LARGEST
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
         for info in archive.infolist():
             with archive.open(info) as stream:
-                data = stream.read(left + 1)
-            left -= len(data)
+                part = stream.read(left + 1)
+            left -= len(part)
             if left < 0:
                 raise Rejected("container", info.filename, f"more than {LARGEST} bytes unpacked")
             if info.filename in members:
                 raise Rejected("container", info.filename, "is there twice")
-            members[info.filename] = data
+            members[info.filename] = part
     return members
 
 

@@ -8,6 +8,10 @@ class Rejected(Exception):  # noqa: N818 - a verdict on the certificate, not a f
         super().__init__(f"{rule}, {place}: {reason}")
         self.rule, self.place, self.reason = rule, place, reason
 
+    def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
+        """Pickled between the processes that share a check."""
+        return type(self), (self.rule, self.place, self.reason)
+
 
 class Unusable(Exception):  # noqa: N818 - likewise
     """A file cannot be read, or is not understood exactly (exit code 2)."""

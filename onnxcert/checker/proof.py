@@ -18,11 +18,14 @@ R13  A witness lies in the specification exactly, with the outputs that exact ra
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import numpy as np
 
+from onnxcert.checker.audit import Auditor
 from onnxcert.checker.bounds import Bounder, Columns, Form, Relaxation, gamma
 from onnxcert.checker.curves import TINY, Array, U
 from onnxcert.checker.errors import Rejected
@@ -169,13 +172,19 @@ class Prover:
         return Boxes(*sides, table, (-nothing, nothing))
 
     def boxes(
-        self, nodes: Boxes, combined: tuple[Array, Array, Array], *, backward: bool = True
+        self,
+        nodes: Boxes,
+        combined: tuple[Array, Array, Array],
+        auditor: Auditor,
+        *,
+        backward: bool = True,
     ) -> tuple[Array, Boxes]:
         """Bound a batch of boxes.
 
         Args:
             nodes: the boxes.
-            combined: nodes (M,), columns of their cases (M,) and weights (M, R) of the rows of each.
+            combined: nodes (M,), columns of their cases (M,), weights (M, R) of the rows of each.
+            auditor: bounds some refuted cases again.
             backward: False for interval bounds of the scalars.
 
         Returns:
@@ -198,6 +207,11 @@ class Prover:
             used = self.rows.used[np.maximum(nodes.cases, 0)[node, column]]
             right = ((weights == 0) | used).all(axis=1) & (least[:, 0] > 0)
             refuted[node[right], column[right]] = True
+        some = np.maximum(nodes.cases, 0)
+        positive = self.rows.used[some] & (lower > 0)
+        for number, at in auditor.choose(np.argwhere(positive.any(axis=2) & (nodes.cases >= 0))):
+            weight = np.eye(lower.shape[2])[lower[number, at].argmax()]
+            self._audit(auditor, r, number, nodes.cases[number, at], weight, nodes)
         clipped_low, clipped_high = self._clip(nodes, coefficients, lower)
         refuted |= (clipped_low > clipped_high).any(axis=2)
         still = ~refuted[:, :, None]
@@ -205,6 +219,34 @@ class Prover:
         high = np.where(still, clipped_high, -np.inf).max(axis=1)
         known = r.lower[:, self.bounder.known_ids], r.upper[:, self.bounder.known_ids]
         return refuted.all(axis=1), Boxes(low, high, np.where(refuted, -1, nodes.cases), known)
+
+    def _audit(
+        self,
+        auditor: Auditor,
+        r: Relaxation,
+        number: int,
+        case: int,
+        weights: Array,
+        nodes: Boxes,
+        splits: Sequence[tuple[int, float, float]] = (),
+    ) -> None:
+        """Hand a sum of rows over one leaf to the auditor; splits are scalar, signed beta, point."""
+        network = self.bounder.network
+        rows: dict[int, Fraction] = defaultdict(Fraction)
+        constant = Fraction()
+        for row in np.flatnonzero(weights):
+            weight = Fraction(float(weights[row]))
+            constant += weight * Fraction(float(self.rows.offset[case, row]))
+            for i in np.flatnonzero(self.rows.outputs[case, row]):
+                coefficient = Fraction(float(self.rows.outputs[case, row, i]))
+                rows[int(network.output[i])] += weight * coefficient
+            for i in np.flatnonzero(self.rows.inputs[case, row]):
+                rows[int(i)] += weight * Fraction(float(self.rows.inputs[case, row, i]))
+        for scalar, beta, point in splits:
+            rows[scalar] -= Fraction(beta)
+            constant += Fraction(beta) * Fraction(point)
+        low, high = (side[number % len(side)].tolist() for side in (nodes.low, nodes.high))
+        auditor.audit(r, number, rows, constant, (low, high))
 
     def _clip(self, nodes: Boxes, coefficients: Array, lower: Array) -> tuple[Array, Array]:
         """Per case the part of the box where all its rows can be <= 0, (B, C, n_in) each."""
@@ -230,7 +272,7 @@ class Prover:
 
     # Trees over neurons
 
-    def paths(self, root: Relaxation, paths: Paths, columns: Columns) -> Array:
+    def paths(self, root: Relaxation, paths: Paths, columns: Columns, auditor: Auditor) -> Array:
         """Which leaves (B,) are refuted, given bounds over the input box (a batch of one)."""
         bounder, count = self.bounder, len(paths.case)
         free = {k: columns.positions(k, paths.slopes) for k in columns.of}
@@ -257,6 +299,17 @@ class Prover:
         start = start + (moved - lost * (1 + 1e-6))[:, None]
         form = bounder.pull(r, pending, start, multipliers)
         n = bounder.network.n_inputs
-        lower = form.least(root.lower[:, :n], root.upper[:, :n])[:, 0]
+        low, high = root.lower[:, :n], root.upper[:, :n]
+        lower = form.least(low, high)[:, 0]
         used = self.rows.used[paths.case] | (paths.weights == 0)
-        return r.empty | ((lower > 0) & used.all(axis=1))
+        positive = (lower > 0) & used.all(axis=1)
+        for number in auditor.choose(np.flatnonzero(positive)):
+            here = leaf == number
+            splits = zip(
+                scalar[here].tolist(), signed[here].tolist(), point[here].tolist(), strict=True
+            )
+            box = Boxes(low, high, paths.case[:, None], (low, high))
+            self._audit(
+                auditor, r, number, paths.case[number], paths.weights[number], box, [*splits]
+            )
+        return r.empty | positive

@@ -17,6 +17,7 @@ from onnxcert.arrays import Array, FloatArray, IntArray
 from onnxcert.bounds.hints import encode_multipliers
 from onnxcert.bounds.intermediate import Refinement, RefinedRows
 from onnxcert.checker.container import ARRAYS
+from onnxcert.checker.errors import Unusable
 from onnxcert.checker.spec import Row, Spec
 from onnxcert.graph import Graph, Neurons
 from onnxcert.proof.trace import InputTrees, NeuronTrees, Trace
@@ -64,7 +65,7 @@ class CaseNumbers:
         """Pair the cases of a problem with the checker's.
 
         Raises:
-            ValueError: the checker reads the specification in another way.
+            Unusable: the checker reads the specification in another way.
         """
         boxes = [_box_key(*sides) for sides in zip(problem.lower, problem.upper, strict=True)]
         rows = [_row(problem, number) for number in range(len(problem.output_rows))]
@@ -73,7 +74,7 @@ class CaseNumbers:
             key = boxes[problem.case_box[case]]
             numbers = self._open.get((key, frozenset(used)))
             if not numbers:
-                raise ValueError(f"the checker knows no case like number {disjunct}")
+                raise Unusable(f"the checker reads no case like disjunct {disjunct}")
             number = numbers.pop(0)
             position = {row: place for place, row in enumerate(used)}
             order = np.array([position[row] for row in self._rows[number]] or [0])
@@ -164,11 +165,10 @@ class Writer:
         self.leaves += len(boxes)
 
     def _input_trees(self, trees: InputTrees) -> None:
-        roots = []
-        for nodes, cases in trees.roots:
-            for node, members in zip(nodes.tolist(), cases, strict=True):
-                known = sorted(self.cases[c].number for c in members[members >= 0])
-                roots.append((known, node))
+        roots: list[tuple[list[int], int]] = []
+        for planted, members in trees.roots:
+            for node, row in zip(planted.tolist(), members, strict=True):
+                roots.append((sorted(self.cases[c].number for c in row[row >= 0]), node))
         roots.sort()  # by the first case, which is how the checker finds the boxes
         children = trees.nodes.children
         order = np.array(list(_preorder([node for _, node in roots], children)), np.int64)

@@ -68,12 +68,14 @@ class InputSplit(Brancher):
         cases: what is to be refuted.
         open_cases: (K,) indices of the cases still open.
         trees: where decisions are noted.
+        execution_unit: as in `onnxcert.bounds.crown.crown_bounds`.
     """
 
     graph: Graph
     cases: Cases
     open_cases: Array
     trees: InputTrees = field(default_factory=InputTrees)
+    execution_unit: float = 0.0
 
     @cached_property
     def _layers(self) -> dict[str, slice]:
@@ -124,7 +126,8 @@ class InputSplit(Brancher):
     def _numbers(self, cases: Array) -> IntArray:
         """Cases as the whole query counts them, -1 for none."""
         cases = to_host(cases)
-        return np.where(cases >= 0, self.cases.problem.case_disjunct[cases], -1)
+        numbers: IntArray = self.cases.problem.case_disjunct[cases]
+        return np.where(cases >= 0, numbers, -1)
 
     def bound(self, batch: Batch, expired: Callable[[], bool]) -> Bounded:
         """CROWN bounds per box, then one backward pass for the rows of all open cases."""
@@ -134,7 +137,9 @@ class InputSplit(Brancher):
             name: Box(batch["known_lower"][:, columns], batch["known_upper"][:, columns])
             for name, columns in self._layers.items()
         }
-        bounds = crown_bounds(self.graph, box, known=known, expired=expired)
+        bounds = crown_bounds(
+            self.graph, box, known=known, expired=expired, execution_unit=self.execution_unit
+        )
         cases = batch["cases"]
         forms = self.cases.forms(cases)
         pulled = forms.pull(bounds.relaxation)

@@ -56,6 +56,8 @@ class Solver:
         dtype: element type of the model's inputs.
         report: called with every `Progress`.
         trace: what refuted each case, for the certificate.
+        execution_unit: unit roundoff of executions that the answer must hold for, 0 for the reals;
+            then the graph must be the one that is executed, node by node.
     """
 
     graph: Graph
@@ -72,6 +74,7 @@ class Solver:
     plan: Plan | None = None
     unconfirmed: int = 0
     trace: Trace = field(default_factory=Trace)
+    execution_unit: float = 0.0
 
     def __post_init__(self) -> None:
         self._attacked = self.graph.to(self.device, GradientAttack.precision)
@@ -135,7 +138,7 @@ class Solver:
         for backward in (False, True):  # what intervals refute needs no rows for every neuron
             self._enter("bounds", len(open_cases))
             expired = self.deadline.expired
-            bounds = crown_bounds(self.graph, box, backward=backward, expired=expired)
+            bounds = self._root_bounds(box, backward, expired)
             if bounds.empty[0]:
                 self.trace.refuted(problem.case_disjunct[open_cases])
                 return None
@@ -144,7 +147,7 @@ class Solver:
                 return None
         graph, boxes, refined = self._specialise(bounds)
         column = to_device(open_cases, self.device)[:, None]
-        free = FreeRelaxation.build(graph, boxes)
+        free = FreeRelaxation.build(graph, boxes, self.execution_unit)
         root = self._optimise_root(cases.forms(column), free, boxes, lower)
         trees = NeuronTrees(graph, free_neurons(free, boxes), refined)
         refuted = to_host(root.lower > 0)
@@ -168,7 +171,9 @@ class Solver:
         positions = {name: value[still] for name, value in best.positions.items()}
         start = Start(positions, {}, best.weights[still], best.anchor[still])
         steps = self.settings.branch_steps
-        brancher = NeuronSplit(graph, cases, open_cases, boxes, start, steps, trees)
+        brancher = NeuronSplit(
+            graph, cases, open_cases, boxes, start, steps, trees, self.execution_unit
+        )
         answer = self._branch(brancher, candidates, open_cases)
         if answer is Reason.INCOMPLETE:
             trees.roots.pop()
@@ -180,11 +185,20 @@ class Solver:
     def _split_inputs(
         self, graph: Graph, cases: Cases, candidates: Candidates, open_cases: Array
     ) -> Counterexample | Reason | None:
-        brancher = InputSplit(graph, cases, open_cases)
+        brancher = InputSplit(graph, cases, open_cases, execution_unit=self.execution_unit)
         answer = self._branch(brancher, candidates, open_cases)
         if answer is None:
             self.trace.groups.append(brancher.trees)
         return answer
+
+    def _root_bounds(self, box: Box, backward: bool, expired: Callable[[], bool]) -> Bounds:
+        return crown_bounds(
+            self.graph,
+            box,
+            backward=backward,
+            expired=expired,
+            execution_unit=self.execution_unit,
+        )
 
     def _bound_cases(self, cases: Cases, bounds: Bounds, open_cases: Array) -> tuple[Array, Array]:
         """Bound the rows of cases over one box.
@@ -204,12 +218,25 @@ class Solver:
         self, bounds: Bounds
     ) -> tuple[Graph, dict[str, Box], tuple[Graph, list[Refinement]]]:
         """Drop neurons that are dead on the box, tighten the bounds of the others, and again."""
-        graph, boxes = drop_dead_neurons(self.graph, bounds.boxes)
+        graph, boxes = self._simplify(self.graph, bounds.boxes)
         share = _INTERMEDIATE_SHARE * self.deadline.remaining
         limit = self.deadline.slice(share).expired
         steps, refined = self.settings.layer_steps, list[Refinement]()
-        boxes = tighten(graph, boxes, steps=steps, expired=limit, record=refined.append)
-        return *drop_dead_neurons(graph, boxes), (graph, refined)
+        boxes = tighten(
+            graph,
+            boxes,
+            steps=steps,
+            expired=limit,
+            record=refined.append,
+            execution_unit=self.execution_unit,
+        )
+        return *self._simplify(graph, boxes), (graph, refined)
+
+    def _simplify(self, graph: Graph, boxes: Mapping[str, Box]) -> tuple[Graph, dict[str, Box]]:
+        """Drop dead neurons, unless the graph must stay what is executed."""
+        if self.execution_unit:
+            return graph, dict(boxes)
+        return drop_dead_neurons(graph, boxes)
 
     def _optimise_root(
         self, forms: Forms, free: FreeRelaxation, boxes: Mapping[str, Box], lower: Array
@@ -228,7 +255,7 @@ class Solver:
 
     def _refute_boxes(self, cases: Cases, open_cases: Array) -> Array:
         """Bound many boxes in batches and return the cases that stay open."""
-        brancher = InputSplit(self.graph, cases, open_cases)
+        brancher = InputSplit(self.graph, cases, open_cases, execution_unit=self.execution_unit)
         roots = brancher.roots()
         most = int(self.settings.memory_gigabytes * 1e9 / brancher.bytes_per_subproblem)
         step = max(1, min(_ROOT_BATCH, most))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -11,14 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from onnxcert.checker import container
+from onnxcert.checker import arithmetic, container, witness
+from onnxcert.checker.audit import Auditor
 from onnxcert.checker.bounds import Bounder, Columns, Hint
 from onnxcert.checker.curves import Array
 from onnxcert.checker.errors import Rejected, Unusable
 from onnxcert.checker.model import read_network
-from onnxcert.checker.network import Curve, Network
+from onnxcert.checker.network import Curve
 from onnxcert.checker.proof import Boxes, Paths, Prover, Rows
-from onnxcert.checker.spec import Case, Spec, read_spec
+from onnxcert.checker.spec import Case, read_spec
 
 REAL, EXECUTED = "real", "ieee32-any-order"
 _NUMBERS = 1 << 19
@@ -77,6 +79,23 @@ def children(op: Array, roots: int) -> Array:
 
 
 @dataclass(frozen=True, eq=False)
+class Refusal:
+    """A leaf that is not refuted.
+
+    Attributes:
+        place, node: group, and number of the node in it.
+        cases: those still open there, as positions in the group.
+        low, high: the box of inputs.
+    """
+
+    place: str
+    node: int
+    cases: Array
+    low: Array
+    high: Array
+
+
+@dataclass(frozen=True, eq=False)
 class Combined:
     """Sums of rows that refute a case at a node of a tree over inputs: sorted by node.
 
@@ -108,10 +127,22 @@ class Group:
         bounder: bounds for the network.
         layers: what ``layer`` counts in.
         arrays: the certificate.
+        auditor: bounds some of the leaves again.
+        jobs: processes to share the work.
+        refused: takes leaves that are not refuted; None to reject the certificate at the first.
     """
 
-    def __init__(self, bounder: Bounder, layers: Sequence[Any], arrays: Arrays) -> None:
-        self.bounder, self.arrays = bounder, arrays
+    def __init__(
+        self,
+        bounder: Bounder,
+        layers: Sequence[Any],
+        arrays: Arrays,
+        auditor: Auditor,
+        jobs: int,
+        refused: list[Refusal] | None,
+    ) -> None:
+        self.bounder, self.arrays, self.auditor, self.jobs = bounder, arrays, auditor, jobs
+        self.refused = refused
         curves = [(k, b) for k, b in enumerate(bounder.blocks) if isinstance(b, Curve)]
         named = {block.label: (k, block) for k, block in curves}
         self._layers = [named.get(x) if isinstance(x, str) else None for x in layers]
@@ -195,13 +226,13 @@ class Group:
         found = combined.at(ids, nodes.cases)
         leaf = tree[ids, 0] < 0
         if leaf.all() and len(ids) == 1:  # what intervals refute needs no rows for every neuron
-            done, _ = prover.boxes(nodes, found, backward=False)
+            done, _ = prover.boxes(nodes, found, self.auditor, backward=False)
             if done[0]:
                 return
-        refuted, rest = prover.boxes(nodes, found)
-        if (leaf & ~refuted).any():
-            node = ids[np.argmax(leaf & ~refuted)]
-            raise Rejected("R8", f"{place}, node {node}", "a leaf is not refuted")
+        refuted, rest = prover.boxes(nodes, found, self.auditor)
+        for b in np.flatnonzero(leaf & ~refuted):
+            cases = rest.cases[b][rest.cases[b] >= 0]
+            self._refuse(Refusal(place, int(ids[b]), cases, nodes.low[b], nodes.high[b]))
         if leaf.all():
             return
         inner = np.flatnonzero(~leaf & ~refuted)
@@ -267,14 +298,20 @@ class Group:
             )
         most = max(1, _NUMBERS // self.bounder.network.size)
         leaves = self._leaves(cases, tree, columns)
+        leaf_nodes, done = np.flatnonzero(tree[:, 0] < 0), 0
         while batch := list(islice(leaves, most)):
-            refuted = prover.paths(root, _joined(batch), chosen)
-            if not refuted.all():
-                raise Rejected(
-                    "R8",
-                    f"{place}, leaf {int(np.argmin(refuted))} of a batch",
-                    "a leaf is not refuted",
-                )
+            refuted = prover.paths(root, _joined(batch), chosen, self.auditor)
+            for b in np.flatnonzero(~refuted):
+                node = int(leaf_nodes[done + b])
+                self._refuse(Refusal(place, node, batch[b].case, roots.low[0], roots.high[0]))
+            done += len(batch)
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """A leaf is not refuted."""
+        if self.refused is None:
+            place = f"{refusal.place}, node {refusal.node}"
+            raise Rejected("R8", place, "a leaf is not refuted")
+        self.refused.append(refusal)
 
     def _leaves(self, cases: Sequence[Case], tree: Array, columns: int) -> Iterator[Paths]:
         """The leaves in preorder, each a batch of one."""
@@ -344,92 +381,145 @@ class Verified:
     Attributes:
         verdict, claims: such as ``unsat`` and ``real``, or ``sat`` and ``exact-replay``.
         cases, leaves: how many were refuted.
+        audited: how many bounds were worked out again in exact arithmetic.
     """
 
     verdict: str
     claims: tuple[str, ...]
     cases: int = 0
     leaves: int = 0
+    audited: int = 0
 
     def __str__(self) -> str:
-        return f"VERIFIED {self.verdict.upper()} ({', '.join(self.claims)})"
+        audited = f", {self.audited} bounds audited exactly" if self.audited else ""
+        return f"VERIFIED {self.verdict.upper()} ({', '.join(self.claims)}){audited}"
 
 
-def check(certificate: Path, model: Path, spec: Path, semantics: str | None = None) -> Verified:
+class Session:
+    """One model and one specification, read by the checker.
+
+    Args:
+        model, spec: the bytes of the files as they are.
+        directory: where external data of the model may lie.
+
+    Raises:
+        Unusable: one cannot be read, or they do not fit together.
+    """
+
+    def __init__(self, model: bytes, spec: bytes, directory: Path | None = None) -> None:
+        arithmetic.test()
+        self.model, self.spec, self.directory = model, spec, directory
+        self.query = query = read_spec(spec)
+        shapes = [tensor.shape for tensor in query.tensors if tensor.kind == "input"]
+        hidden = [t.onnx_name or t.name for t in query.tensors if t.kind == "hidden"]
+        names: dict[str, Any] = {"input_shapes": shapes, "hidden": hidden}
+        if query.version == "1.0":
+            names = {"input_elements": query.n_inputs}
+        self.network = read_network(model, directory=directory, **names)
+        if (query.n_inputs, query.n_outputs) != (self.network.n_inputs, len(self.network.output)):
+            raise Unusable(
+                "the specification has other numbers of inputs or outputs than the model"
+            )
+
+    def check(
+        self,
+        certificate: bytes,
+        semantics: str | None = None,
+        *,
+        audit: int = 0,
+        jobs: int = 1,
+        refused: list[Refusal] | None = None,
+    ) -> Verified:
+        """Check a certificate; see `check`.
+
+        Args:
+            refused: takes leaves that are not refuted, instead of an exception at the first; what
+                is returned counts only if it stays empty.
+
+        Raises:
+            Rejected: it does not prove its verdict.
+            Unusable: the claim cannot be checked for this model.
+        """
+        header, arrays = container.unpack(certificate)
+        for key, data in (("model_sha256", self.model), ("spec_sha256", self.spec)):
+            if hashlib.sha256(data).hexdigest() != header[key]:
+                raise Rejected("R0", key, "the certificate is about another file")
+        if header["verdict"] == "sat":
+            if header["semantics"] != REAL or semantics == EXECUTED:
+                raise Rejected("R13", "semantics", "a witness is replayed, not proved")
+            claims = witness.replay(self, arrays, header["decimals"])
+            return Verified("sat", claims)
+        claimed = header["semantics"]
+        if claimed not in (REAL, EXECUTED) or (semantics == EXECUTED and claimed == REAL):
+            raise Rejected("R0", "semantics", f"proved for {claimed}")
+        if claimed == EXECUTED and not self.network.binary32:
+            raise Unusable("the model does not compute in binary32 throughout")
+        with np.errstate(all="ignore"):
+            return self._refute(header, arrays, audit, jobs, refused)
+
+    def _refute(
+        self,
+        header: dict[str, Any],
+        arrays: dict[str, Array],
+        audit: int,
+        jobs: int,
+        refused: list[Refusal] | None,
+    ) -> Verified:
+        stream = Arrays(arrays)
+        bounder = Bounder(self.network, executed=header["semantics"] == EXECUTED)
+        auditor = Auditor(bounder, audit, int((arrays["op"] == 0).sum()))
+        group = Group(bounder, header["layers"], stream, auditor, jobs, refused)
+        headers = stream.take("group", len(arrays["group"]))
+        numbers = [stream.take("case", row[1]).astype(np.int64) for row in headers.tolist()]
+        owner = np.full(sum(map(len, numbers)), -1)
+        for g, members in enumerate(numbers):
+            if len(members) == 0 or (np.diff(members) <= 0).any() or members[-1] >= len(owner):
+                raise Rejected("R0", f"group {g}", "its cases are not in order, or too many")
+            if (owner[members] >= 0).any():
+                raise Rejected("R0", f"group {g}", "one of its cases is in another group, too")
+            owner[members] = g
+        cases: list[list[Case]] = [[] for _ in numbers]
+        for number, case in enumerate(self.query.cases()):
+            if number == len(owner):
+                raise Rejected("R0", f"case {number}", "is in no group")
+            cases[owner[number]].append(case)
+        if sum(map(len, cases)) < len(owner):
+            raise Rejected("R0", "case", "there are more cases than the specification has")
+        for g, members in enumerate(cases):
+            group.refute(members, numbers[g], headers[g], f"group {g}")
+        stream.finish()
+        claims = (header["semantics"],)
+        return Verified("unsat", claims, len(owner), group.leaves, group.auditor.done)
+
+
+def check(
+    certificate: str | os.PathLike[str],
+    model: str | os.PathLike[str],
+    spec: str | os.PathLike[str],
+    *,
+    semantics: str | None = None,
+    audit: int = 0,
+    jobs: int = 1,
+) -> Verified:
     """Check a certificate.
 
     Args:
         certificate, model, spec: files.
-        semantics: what must have been proved; None for what the certificate claims.
+        semantics: what must have been proved, ``real`` or ``ieee32-any-order``, which implies
+            ``real``; None for what the certificate claims.
+        audit: how many bounds to work out again in exact rational arithmetic.
+        jobs: processes to share the work.
 
     Raises:
         Rejected: it does not prove its verdict.
         Unusable: a file cannot be read.
     """
-    header, arrays = container.read(certificate)
-    model_bytes, spec_bytes = _read(model), _read(spec)
-    for key, data in (("model_sha256", model_bytes), ("spec_sha256", spec_bytes)):
-        if hashlib.sha256(data).hexdigest() != header[key]:
-            raise Rejected("R0", key, "the certificate is about another file")
-    claimed = header["semantics"]
-    if claimed not in (REAL, EXECUTED) or (semantics == EXECUTED and claimed == REAL):
-        raise Rejected("R0", "semantics", f"proved for {claimed}")
-    query = read_spec(spec_bytes)
-    network = read_network(model_bytes, directory=model.parent, **bindings(query))
-    _check_fit(query, network)
-    if header["verdict"] == "sat":
-        raise NotImplementedError
-    with np.errstate(all="ignore"):
-        return _check_unsat(header, arrays, query, network)
+    session = Session(_read(model), _read(spec), Path(model).parent)
+    return session.check(_read(certificate), semantics, audit=audit, jobs=jobs)
 
 
-def _read(path: Path) -> bytes:
+def _read(path: str | os.PathLike[str]) -> bytes:
     try:
-        return path.read_bytes()
+        return Path(path).read_bytes()
     except OSError as error:
         raise Unusable(f"{path}: {error.strerror}") from error
-
-
-def bindings(query: Spec) -> dict[str, Any]:
-    """What a specification says about shapes of the network's inputs, and its hidden tensors."""
-    hidden = [t.onnx_name or t.name for t in query.tensors if t.kind == "hidden"]
-    if query.version == "1.0":
-        return {"input_elements": query.n_inputs}
-    shapes = [tensor.shape for tensor in query.tensors if tensor.kind == "input"]
-    return {"input_shapes": shapes, "hidden": hidden}
-
-
-def _check_fit(query: Spec, network: Network) -> None:
-    if (query.n_inputs, query.n_outputs) != (network.n_inputs, len(network.output)):
-        raise Unusable("the specification has another number of inputs or outputs than the model")
-
-
-def _check_unsat(
-    header: dict[str, Any], arrays: dict[str, Array], query: Spec, network: Network
-) -> Verified:
-    stream = Arrays(arrays)
-    bounder = Bounder(network, executed=header["semantics"] == EXECUTED)
-    group = Group(bounder, header["layers"], stream)
-    headers = arrays["group"]
-    stream.take("group", len(headers))
-    numbers = [stream.take("case", int(row[1])).astype(np.int64) for row in headers]
-    owner: dict[int, int] = {}
-    for g, members in enumerate(numbers):
-        for number in members.tolist():
-            if owner.setdefault(number, g) != g:
-                raise Rejected("R0", f"case {number}", "is in two groups")
-        if len(members) == 0 or (np.diff(members) <= 0).any():
-            raise Rejected("R0", f"group {g}", "its cases are not in order")
-    waiting: list[list[Case]] = [[] for _ in numbers]
-    count = 0
-    for number, case in enumerate(query.cases()):
-        if number not in owner:
-            raise Rejected("R0", f"case {number}", "is in no group")
-        waiting[owner[number]].append(case)
-        count += 1
-    if count != len(owner):
-        raise Rejected("R0", "case", "there are more cases than the specification has")
-    for g, cases in enumerate(waiting):
-        group.refute(cases, numbers[g], headers[g], f"group {g}")
-    stream.finish()
-    return Verified("unsat", (header["semantics"],), count, group.leaves)

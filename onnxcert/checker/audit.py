@@ -1,0 +1,150 @@
+"""Auditing leaves: the last backward pass again, in exact rational arithmetic.
+
+The lines of the curves are taken as the floats they are. Each is tested where its distance from a
+piecewise-linear curve is extreme, with the bounds of the neuron as they are; then the form is pulled
+back and minimised without any rounding, and what comes out must be positive. Meant for a few
+leaves: it takes hundreds of times as long as float64.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from fractions import Fraction
+
+import numpy as np
+
+from onnxcert.checker.bounds import Bounder, Relaxation
+from onnxcert.checker.curves import Array
+from onnxcert.checker.errors import Rejected
+from onnxcert.checker.network import Affine, Block, Curve, Entries, Product, Term
+
+
+class Auditor:
+    """Bounds some of the refuted cases that it is shown again, chosen at random.
+
+    Args:
+        bounder: the network.
+        count: how many at most.
+        leaves: how many there will be, about.
+
+    Attributes:
+        left, done: how many are still to be audited, and how many were.
+    """
+
+    def __init__(self, bounder: Bounder, count: int, leaves: int) -> None:
+        self.bounder, self.left, self.done = bounder, count, 0
+        self._share = 2 * count / max(1, leaves)
+        self._rng = np.random.default_rng()
+
+    def choose(self, candidates: Array) -> Array:
+        """Those of the candidates (N, .) that are to be audited."""
+        if self.left <= 0:
+            return candidates[:0]
+        return candidates[self._rng.random(len(candidates)) < self._share][: self.left]
+
+    def audit(
+        self,
+        r: Relaxation,
+        number: int,
+        rows: Mapping[int, Fraction],
+        constant: Fraction,
+        box: tuple[list[float], list[float]],
+    ) -> None:
+        """Bound one form over one leaf again.
+
+        Args:
+            r, number: a batch of sets with their lines, and which of them.
+            rows: scalar -> coefficient; what is subtracted for splits of neurons is in there.
+            constant: of the form.
+            box: the input box.
+
+        Raises:
+            Rejected: a line crosses its curve, or the form is not positive.
+        """
+        self.left, self.done = self.left - 1, self.done + 1
+        pending = defaultdict(Fraction, rows)
+        for k in range(len(self.bounder.blocks) - 1, 0, -1):
+            block = self.bounder.blocks[k]
+            for i in range(block.size):
+                a = pending.pop(block.start + i, Fraction())
+                if not a:
+                    continue
+                if isinstance(block, Curve):
+                    slope, offset = self._line(r, number, k, block, i, above=a < 0)
+                    constant += a * offset
+                    pending[int(block.ids[i])] += a * slope
+                else:
+                    constant += self._sum(r, number, block, i, a, pending)
+        pending.pop(-1, None)
+        for i, a in pending.items():
+            constant += a * Fraction(box[0][i] if a > 0 else box[1][i])
+        if constant <= 0:
+            raise Rejected("R8", "audit", f"a leaf is not refuted: {float(constant)}")
+
+    def _line(
+        self, r: Relaxation, number: int, k: int, block: Curve, i: int, *, above: bool
+    ) -> tuple[Fraction, Fraction]:
+        """Slope and offset of a line, after a test at the ends and the kink."""
+        mean, half, middle, gap = (Fraction(x[number % len(x), i]) for x in r.curves[k])
+        sign = 1 if above else -1
+        slope, offset = mean + sign * half, middle + sign * gap
+        low, high = (Fraction(side[number, block.ids[i]]) for side in (r.lower, r.upper))
+        factor = Fraction(0 if block.slope is None else float(block.slope[i]))
+        for z in (low, high, Fraction(0)):
+            if block.kind in ("sigmoid", "tanh") or not low <= z <= high:
+                continue
+            value = {
+                "relu": max(z, Fraction(0)),
+                "leaky": z if z > 0 else factor * z,
+                "abs": abs(z),
+                "sign": Fraction((z > 0) - (z < 0)),
+            }[block.kind]
+            if sign * (slope * z + offset - value) < 0:
+                raise Rejected("R4", f"audit, {block.label}", "a line crosses its curve")
+        return slope, offset
+
+    def _sum(
+        self,
+        r: Relaxation,
+        number: int,
+        block: Block,
+        i: int,
+        a: Fraction,
+        rows: dict[int, Fraction],
+    ) -> Fraction:
+        """Replace a scalar by what it is the sum of; the constant that this adds."""
+        assert isinstance(block, Affine)
+        constant, lost = Fraction(), Fraction()
+        if self.bounder.executed:
+            lost += Fraction(r.noise[number % len(r.noise), block.start + i])
+        if block.offset is not None:
+            constant += a * Fraction(float(block.offset[i]))
+        if block.offset_error is not None:
+            lost += Fraction(float(block.offset_error[i]))
+        for term in block.terms:
+            for scalar, factor, error in _factors(term, i):
+                if scalar >= 0:
+                    rows[scalar] += a * Fraction(factor)
+                    if error:
+                        lost += Fraction(error) * Fraction(r.reach[number % len(r.reach), scalar])
+        return constant - abs(a) * lost
+
+
+def _factors(term: Term, i: int) -> list[tuple[int, float, float]]:
+    """Scalars, factors and their errors in one output of a term."""
+    if isinstance(term, Product):
+        groups, m, _ = term.weight.shape
+        g, rest = divmod(i, m * term.ids.shape[2])
+        m, place = divmod(rest, term.ids.shape[2])
+        ids, factors, at = term.ids[g, :, place], term.weight[g, m], (g, m)
+        shape = term.weight.shape
+    elif isinstance(term, Entries):
+        at = np.flatnonzero(term.out == i)
+        ids, factors, shape = term.ids[at], term.value[at], term.value.shape
+    else:
+        at = [i]
+        factors = np.ones(1) if term.factor is None else term.factor[at]
+        ids, shape = term.ids[at], term.ids.shape
+    errors = np.zeros(len(ids)) if term.error is None else np.broadcast_to(term.error, shape)[at]
+    return list(zip(ids.tolist(), factors.tolist(), errors.tolist(), strict=True))

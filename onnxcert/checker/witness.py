@@ -1,0 +1,113 @@
+"""Rule R13: a witness lies in the specification, with outputs that were computed here.
+
+Inputs are read as exact rationals: the numbers of the arrays, or a decimal of the header where the
+specification confines an input to an interval without any number of its type. ``exact-replay`` says
+that the real-valued network, evaluated in rationals, meets the specification; ``ort-replay`` that
+the outputs of onnxruntime do, without graph optimisations and on one thread. No tolerance.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+
+from onnxcert.checker.curves import Array
+from onnxcert.checker.errors import Rejected, Unusable
+
+if TYPE_CHECKING:
+    from onnxcert.checker.certificate import Session
+
+
+def replay(session: Session, arrays: Mapping[str, Array], decimals: Any) -> tuple[str, ...]:
+    """Replay a witness; the claims that hold.
+
+    Args:
+        session: model and specification.
+        arrays: ``x0``, ``x1``, ...: one for each input of the model.
+        decimals: position in the flat input -> text of an exact number.
+
+    Raises:
+        Rejected: there is no witness here.
+    """
+    inputs = session.network.inputs
+    if set(arrays) != {f"x{i}" for i in range(len(inputs))}:
+        raise Rejected("R13", "arrays", "not one for each input")
+    given = [arrays[f"x{i}"] for i in range(len(inputs))]
+    for array, (name, shape, kind) in zip(given, inputs, strict=True):
+        if array.shape != tuple(shape) or array.dtype != kind or not np.isfinite(array).all():
+            raise Rejected("R13", name, f"not finite numbers of type {kind} and shape {shape}")
+    exact = [Fraction(value) for array in given for value in array.ravel().tolist()]
+    for position, text in _decimals(decimals).items():
+        if not 0 <= position < len(exact):
+            raise Rejected("R13", "decimals", "a position beyond the input")
+        kind = np.concatenate([np.full(array.size, array.dtype.type) for array in given])[position]
+        if kind(float(text)) != kind(float(exact[position])):
+            raise Rejected("R13", "decimals", "an exact number that is not rounded to the input")
+        exact[position] = text
+    claims = []
+    try:
+        if session.query.holds(exact, session.network.evaluate(exact)):
+            claims.append("exact-replay")
+    except Unusable:
+        pass  # smooth curves and rounded constants have no exact value
+    outputs = _run(session, given)
+    if outputs is not None and session.query.holds(exact, outputs):
+        claims.append("ort-replay")
+    if not claims:
+        raise Rejected("R13", "witness", "the outputs do not meet the specification")
+    return tuple(claims)
+
+
+def _decimals(table: Any) -> dict[int, Fraction]:
+    try:
+        return {int(key): Fraction(text) for key, text in table.items() if len(text) < 2000}
+    except (ValueError, AttributeError, TypeError, ZeroDivisionError) as error:
+        raise Rejected("R13", "decimals", "not numbers by position") from error
+
+
+def _run(session: Session, given: list[Array]) -> list[Fraction] | None:
+    """Outputs of onnxruntime as exact numbers; None where it is missing, fails or overflows."""
+    try:
+        import onnxruntime  # noqa: PLC0415 - for witnesses only
+        from onnxruntime.capi.onnxruntime_pybind11_state import (  # noqa: PLC0415
+            Fail,
+            InvalidArgument,
+            InvalidGraph,
+            NotImplemented,
+            RuntimeException,
+        )
+    except ImportError:
+        return None
+    data = session.model
+    proto = onnx.ModelProto.FromString(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)
+    proto.ir_version = min(proto.ir_version, 10)  # what nodes mean hangs on operator sets alone
+    names = [output.name for output in proto.graph.output]
+    for tensor in session.query.tensors:
+        name = tensor.onnx_name or tensor.name
+        if tensor.kind == "hidden" and name not in names:
+            kind = onnx.helper.np_dtype_to_tensor_dtype(given[0].dtype)
+            proto.graph.output.append(onnx.helper.make_tensor_value_info(name, kind, None))
+    names += [t.onnx_name or t.name for t in session.query.tensors if t.kind == "hidden"]
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    if session.directory is not None:
+        entry = "session.model_external_initializers_file_folder_path"
+        options.add_session_config_entry(entry, str(session.directory.resolve()))
+    feeds = {name: x for (name, _, _), x in zip(session.network.inputs, given, strict=True)}
+    try:
+        run = onnxruntime.InferenceSession(
+            proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        results = run.run(names, feeds)
+    except (Fail, InvalidArgument, InvalidGraph, NotImplemented, RuntimeException, RuntimeError):
+        return None
+    if not all(np.isfinite(array).all() for array in results):
+        return None
+    return [Fraction(value) for array in results for value in np.asarray(array).ravel().tolist()]

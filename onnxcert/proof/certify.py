@@ -1,0 +1,114 @@
+"""Making a certificate and having it checked: what stands between the search and ``unsat``.
+
+The checker reads the bytes of model and specification itself; here they are only handed over. For
+objects built in code these are what saving them would write.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from onnxcert.arrays import Array
+from onnxcert.checker import Rejected, Unusable, Verified
+from onnxcert.checker.certificate import EXECUTED, REAL, Refusal, Session
+from onnxcert.checker.container import FORMAT, pack
+from onnxcert.proof.trace import Trace
+from onnxcert.proof.writer import CaseNumbers, Writer
+from onnxcert.spec import Problem
+
+__all__ = ["EXECUTED", "REAL", "Certificate", "Certifier", "Rejected", "Unusable"]
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """The bytes of a certificate, and how large the proof is.
+
+    Attributes:
+        data: what a file holds.
+        leaves: of all trees; 0 for a witness.
+    """
+
+    data: bytes
+    leaves: int = 0
+
+
+@dataclass(eq=False)
+class Certifier:
+    """Certificates for one query.
+
+    Attributes:
+        model, spec: the bytes of the files as they are.
+        directory: where external data of the model may lie.
+        semantics: `REAL` or `EXECUTED`.
+        tool: name and version of the program, for the header.
+    """
+
+    model: bytes
+    spec: bytes
+    directory: Path | None
+    semantics: str
+    tool: Mapping[str, str]
+
+    @cached_property
+    def session(self) -> Session:
+        """The checker's own reading of both files.
+
+        Raises:
+            Unusable: it does not understand one of them.
+        """
+        return Session(self.model, self.spec, self.directory)
+
+    @cached_property
+    def _cases(self) -> CaseNumbers:
+        return CaseNumbers(self.session.query)
+
+    def add(self, problem: Problem) -> None:
+        """Note a problem that the search has refuted.
+
+        Raises:
+            Unusable: the checker reads the specification in another way, or not at all.
+        """
+        self._cases.add(problem)
+
+    def refutation(self, trace: Trace) -> Certificate:
+        """The certificate of ``unsat`` for a finished search."""
+        writer = Writer(self._cases)
+        arrays = writer.arrays(trace)
+        header = self._header("unsat", self.semantics) | {"layers": list(writer.layers)}
+        return Certificate(pack(header, arrays), writer.leaves)
+
+    def witness(self, inputs: Sequence[Array], decimals: Mapping[int, Fraction]) -> Certificate:
+        """The certificate of ``sat``.
+
+        Args:
+            inputs: one array for each input of the model, in its shape and element type.
+            decimals: position in the flat input -> exact value, where no float is exact.
+        """
+        exact = {str(position): str(value) for position, value in decimals.items()}
+        arrays = {f"x{number}": np.asarray(array) for number, array in enumerate(inputs)}
+        return Certificate(pack(self._header("sat", REAL) | {"decimals": exact}, arrays))
+
+    def check(self, certificate: Certificate, refused: list[Refusal] | None = None) -> Verified:
+        """Have the checker read the bytes.
+
+        Raises:
+            Rejected, Unusable: as `Session.check`.
+        """
+        return self.session.check(certificate.data, refused=refused)
+
+    def _header(self, verdict: str, semantics: str) -> dict[str, object]:
+        return {
+            "format": FORMAT,
+            "verdict": verdict,
+            "semantics": semantics,
+            "model_sha256": hashlib.sha256(self.model).hexdigest(),
+            "spec_sha256": hashlib.sha256(self.spec).hexdigest(),
+            "tool": dict(self.tool),
+        }
