@@ -29,6 +29,7 @@ _HOMES = {
     "UnsupportedModel": "errors",
     "UnsupportedSpec": "errors",
     "UsageError": "errors",
+    "check": "checker",
     "compute_bounds": "verifier",
     "box": "spec.build",
     "linf_ball": "spec.build",
@@ -58,6 +59,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "box",
+    "check",
     "compute_bounds",
     "linf_ball",
     "load_model",
@@ -67,6 +69,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from onnxcert.checker import check
     from onnxcert.errors import (
         InputError,
         ModelError,

@@ -46,16 +46,19 @@ from onnxcert.proof.certify import (
     REAL,
     Certificate,
     Certifier,
+    Doubt,
+    Refusal,
     Rejected,
     Unusable,
 )
+from onnxcert.proof.trace import InputTrees
 from onnxcert.search.candidates import Confirm
 from onnxcert.search.cases import Cases
 from onnxcert.search.deadline import Deadline
-from onnxcert.search.solve import Solver
+from onnxcert.search.solve import Failure, Solver
 from onnxcert.sets import Box
 from onnxcert.settings import Settings
-from onnxcert.spec import Query, Tensor
+from onnxcert.spec import Problem, Query, Tensor
 from onnxcert.spec.build import Specification
 from onnxcert.spec.query import Decimals
 from onnxcert.verdict import (
@@ -74,6 +77,9 @@ if TYPE_CHECKING:
     import onnx
 
 _log = logging.getLogger(__name__)
+
+_REPAIRS = 3
+"""How often a proof that the checker refuses is repaired."""
 
 SpecSource = str | os.PathLike[str] | Query | Specification
 
@@ -249,51 +255,68 @@ class _Run:
             decimals |= {start + position: value for position, value in exact.items()}
             start += np.asarray(array).size
         certificate = certifier.witness(_split(flat, instance.model.inputs), decimals)
-        self._finish(certifier, certificate)
+        self._check(certifier, certificate)
 
     def _certify(self, instance: Instance, solver: Solver, certifier: Certifier) -> Verdict:
         """Make the certificate, have it checked, repair what is refused, and write it."""
         if not self.certified and self.certificate is None:
             return Unsat()
         self.report(Progress(self.deadline.elapsed, "checking"))
-        with self._timed("checking"):
-            try:
-                for problem in instance.lowered.cases:
+        try:
+            with self._timed("checking"):
+                problems = list(instance.lowered.cases)
+                for problem in problems:
                     certifier.add(problem)
                 certificate = certifier.refutation(solver.trace)
-                accepted = self._finish(certifier, certificate)
-            except Unusable as error:
-                self.proof = Proof(accepted=False, message=str(error))
-                accepted = False
-        if accepted or not self.certified:
+                refused = self._check(certifier, certificate)
+            for _ in range(_REPAIRS):
+                if not refused or not self.certified:
+                    break
+                doubts = certifier.doubts(certificate, refused)
+                _log.info("%d leaves were not accepted; they are proved again", len(doubts))
+                answer = solver.repair(_failures(problems, doubts))
+                if isinstance(answer, Counterexample):
+                    self._attest(instance, certifier, answer)
+                    return Sat(answer)
+                if answer is not None:
+                    return Unknown(answer)
+                with self._timed("checking"):
+                    certificate = certifier.refutation(solver.trace)
+                    refused = self._check(certifier, certificate)
+        except Unusable as error:
+            self.proof = Proof(accepted=False, message=str(error))
+        assert self.proof is not None
+        if self.proof.accepted or not self.certified:
             return Unsat()
+        _log.warning("the checker does not accept the proof: %s", self.proof.message)
         return Unknown(Reason.UNCERTIFIED)
 
-    def _finish(self, certifier: Certifier, certificate: Certificate) -> bool:
-        """Check a certificate and write it; whether it was accepted."""
+    def _check(self, certifier: Certifier, certificate: Certificate) -> list[Refusal]:
+        """Check a certificate and write it if it is accepted; the leaves that are refused."""
         started = self.deadline.elapsed
+        refused: list[Refusal] = []
         claims: tuple[str, ...] = ()
-        message = ""
+        message = path = ""
         try:
-            claims = certifier.check(certificate).claims
-        except (Rejected, Unusable) as error:
+            claims = certifier.check(certificate, refused).claims
+        except Rejected as error:
             message = str(error)
-            _log.warning("the checker does not accept the certificate: %s", message)
-        path = ""
+        if refused:
+            message = f"{len(refused)} leaves are not refuted"
         if self.certificate is not None and not message:
             path = os.fspath(self.certificate)
             write_file(path, certificate.data)
         seconds = self.deadline.elapsed - started
-        size = len(certificate.data)
-        accepted = not message
-        self.proof = Proof(accepted, claims, certificate.leaves, size, seconds, path, message)
-        return accepted
+        size, leaves = len(certificate.data), certificate.leaves
+        self.proof = Proof(not message, claims, leaves, size, seconds, path, message)
+        return refused
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
         started = self.deadline.elapsed
         yield
-        self.seconds[phase] = self.deadline.elapsed - started
+        spent = self.deadline.elapsed - started
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + spent
 
     def result(self, verdict: Verdict) -> Result:
         """Put together what was collected."""
@@ -327,6 +350,21 @@ def natural_semantics(query: Query) -> str:
     if query.version == "1.0" or all(tensor.element_type == "real" for tensor in query.tensors):
         return REAL
     return EXECUTED
+
+
+def _failures(problems: Sequence[Problem], doubts: Sequence[Doubt]) -> list[Failure]:
+    """Doubts by the problems that their cases come from."""
+    failures = []
+    for doubt in doubts:
+        trees = doubt.group if isinstance(doubt.group, InputTrees) else None
+        for problem in [trees.problem] if trees else problems:
+            cases = np.flatnonzero(np.isin(problem.case_disjunct, list(doubt.disjuncts)))
+            if len(cases):
+                box = doubt.refusal.low, doubt.refusal.high
+                failures.append(
+                    Failure(problem, cases, doubt.refusal.lower, trees, doubt.node, *box)
+                )
+    return failures
 
 
 def _undecided(verdict: Verdict) -> bool:

@@ -24,6 +24,7 @@ from onnxcert.bench.journal import Journal
 from onnxcert.bench.runner import run_benchmark
 from onnxcert.bench.summary import results_csv
 from onnxcert.bench.worker import Limits, run_limited
+from onnxcert.checker import check
 from onnxcert.cli.bench import progress_bar
 from onnxcert.errors import InputError, UsageError
 from onnxcert.frontend.vnnlib import read_query
@@ -182,7 +183,10 @@ def test_the_competition_list_is_read(instances: Path) -> None:
 
 def outcome(number: int, result: str = "unsat", *, expected: str = "") -> Outcome:
     fixed = ("cat", f"stem{number}", "m.onnx", "s.vnnlib")
-    return Outcome(number, *fixed, expected, result, result, 1.5 + number, 60.0, 0)
+    certified = result == "sat"
+    return Outcome(
+        number, *fixed, expected, result, result, 1.5 + number, 60.0, 0, certified=certified
+    )
 
 
 def test_journal_returns_what_was_written(tmp_path: Path) -> None:
@@ -252,7 +256,7 @@ def test_summary_counts_and_finds_contradictions() -> None:
     }
     summary = Summary.of([instance(n) for n in range(3)] + [instance(3, "other")], outcomes)
     counts = summary.benchmarks["cat"]
-    assert (counts.instances, counts.solved, counts.wrong) == (3, 2, 1)
+    assert (counts.instances, counts.solved, counts.certified, counts.wrong) == (3, 2, 1, 1)
     assert counts.median_seconds == 2.0
     assert counts.counts == {"sat": 1, "unsat": 1, "unknown": 0, "timeout": 1, "error": 0}
     assert summary.benchmarks["other"].median_seconds is None
@@ -301,6 +305,33 @@ def test_a_run_writes_everything(benchmark: Path, tmp_path: Path) -> None:
     ]
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["total"]["solved"], summary["wrong"]) == (2, [])
+    assert summary["total"]["certified"] == 2
+    assert [entry["certified"] for entry in journal(out)] == [True, True]
+    assert journal(out)[1]["proof"]["leaves"] >= 1
+
+
+def test_certificates_are_kept_on_request(benchmark: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    rows = (*EASY, "onnx/hard.onnx,hard.vnnlib,1")
+    ended = run("bench", write_list(benchmark, *rows), "--out", out, "--certificates")
+    assert ended.returncode == 0
+    kept = sorted((out / "tiny").glob("*.onnxcert"))
+    assert [path.stem for path in kept] == ["small_sat", "small_unsat"]
+    model = benchmark / "onnx" / "small.onnx"
+    for path, word in zip(kept, ("SAT", "UNSAT"), strict=True):
+        spec = benchmark / f"{word.lower()}.vnnlib"
+        assert str(check(path, model, spec)).startswith(f"VERIFIED {word} (")
+
+
+def test_uncertified_answers_are_counted_apart(benchmark: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    path = write_list(benchmark, EASY[1])
+    ended = run("bench", path, "--out", out, "--uncertified", "--semantics=real")
+    assert ended.returncode == 0
+    record = json.loads((out / "tiny" / "small_unsat.json").read_text())
+    assert (record["settings"]["semantics"], record["settings"]["certified"]) == ("real", False)
+    total = json.loads((out / "summary.json").read_text())["total"]
+    assert (total["solved"], total["certified"]) == (1, 0)
 
 
 def test_limits_errors_and_several_at_a_time(benchmark: Path, tmp_path: Path) -> None:

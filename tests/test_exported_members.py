@@ -29,6 +29,7 @@ PUBLIC = {
     "Unsat",
     "UsageError",
     "__version__",
+    "check",
     "compute_bounds",
     "box",
     "linf_ball",

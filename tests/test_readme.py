@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import onnxcert
+from onnxcert.cli import COMMANDS
 from onnxcert.errors import InputError, OnnxcertError, UsageError
 from onnxcert.frontend.onnx import supported_operators
 
@@ -41,13 +43,22 @@ def operator_block() -> str:
     return "\n".join(lines) + "\n"
 
 
-def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def run(
+    command: str, repository: Path, folder: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run a command line of README with this interpreter in place of the installed program."""
     words = command.split()
     assert words[0] == "onnxcert"
-    environment = os.environ | {"PYTHONPATH": str(folder)}
+    return python(["-m", *words], repository, folder or repository)
+
+
+def python(
+    arguments: list[str], repository: Path, folder: Path
+) -> subprocess.CompletedProcess[str]:
+    """Run Python in a folder with the package of the repository."""
+    environment = os.environ | {"PYTHONPATH": str(repository)}
     return subprocess.run(
-        [sys.executable, "-m", *words],
+        [sys.executable, *arguments],
         capture_output=True,
         text=True,
         check=True,
@@ -74,30 +85,38 @@ def test_test_command_is_the_one_of_ci(readme: str, repository: Path) -> None:
     assert re.search(r"^\s*pytest$", script, re.MULTILINE)
 
 
-def test_python_example(readme: str, repository: Path) -> None:
-    (example,) = blocks(readme, "python")
-    environment = os.environ | {"PYTHONPATH": str(repository)}
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", example],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=repository,
-        env=environment,
-    )
+def test_python_examples(readme: str, repository: Path, tmp_path: Path) -> None:
+    checking, verifying = blocks(readme, "python")
+    (tmp_path / "benchmarks").symlink_to(repository / "benchmarks")
+    done = python(["-W", "error", "-c", verifying], repository, tmp_path)
     assert done.stdout.startswith("holds; smallest margin proved: ")
+    done = python(["-W", "error", "-c", checking], repository, tmp_path)
+    answer, line = done.stdout.splitlines()
+    assert re.fullmatch(r"unsat real [1-9]\d* [1-9]\d*", answer)
+    assert line.startswith("VERIFIED UNSAT (real)")
+
+
+def test_certificate_commands(readme: str, repository: Path, tmp_path: Path) -> None:
+    enter, verify, check = blocks(readme, "console")[2].splitlines()
+    folder = shutil.copytree(repository / enter.removeprefix("cd "), tmp_path / "models")
+    assert run(verify, repository, folder).stdout == "unsat\n"
+    assert run(check, repository, folder).stdout == "VERIFIED UNSAT (real)\n"
 
 
 def test_names_of_the_api_exist(readme: str) -> None:
-    names = set(re.findall(r"\bonnxcert\.([a-zA-Z_]\w*)", readme)) - {"onnx"}
+    names = set(re.findall(r"\bonnxcert\.([a-zA-Z_]\w*)", readme)) - {"onnx", "checker"}
     assert names <= set(onnxcert.__all__)
 
 
 def test_commands_exist(readme: str) -> None:
-    from onnxcert.cli import COMMANDS  # noqa: PLC0415 - the rest is about the library
-
     shown = set(re.findall(r"^onnxcert ([a-z]+) ", blocks(readme, "")[0], re.MULTILINE))
     assert shown == set(COMMANDS)
+
+
+def test_options_exist(readme: str, repository: Path) -> None:
+    option = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+    pages = [run(f"onnxcert {command} --help", repository).stdout for command in COMMANDS]
+    assert set(option.findall(blocks(readme, "")[0])) <= set(option.findall("".join(pages)))
 
 
 def test_operators_are_those_of_the_registry(readme: str) -> None:
@@ -112,8 +131,12 @@ def test_exit_codes(readme: str, error: type[OnnxcertError], code: int) -> None:
 
 
 def test_links_lead_somewhere(readme: str, repository: Path) -> None:
+    headings = re.findall(r"^#+ (.*)$", readme, re.MULTILINE)
+    anchors = {heading.lower().replace(" ", "-") for heading in headings}
     for target in re.findall(r"\]\(([^)]+)\)", readme):
-        assert (repository / target).exists(), target
+        path, hash_sign, anchor = target.partition("#")
+        assert (repository / path).exists(), target
+        assert not hash_sign or anchor in anchors, target
 
 
 def test_version_has_an_entry_in_the_changelog(repository: Path) -> None:

@@ -14,13 +14,14 @@ from onnxcert.errors import UnsupportedSpec, UsageError
 from onnxcert.report import (
     check_writable,
     error_record,
+    is_certified,
     plain,
     result_record,
     to_json,
     write_file,
 )
 from onnxcert.settings import Settings
-from onnxcert.verdict import Counterexample, Reason, Result, Sat, Unknown
+from onnxcert.verdict import Counterexample, Proof, Reason, Result, Sat, Unknown, Unsat
 
 
 def test_record_has_one_key_per_line_and_no_other_infinities() -> None:
@@ -42,6 +43,37 @@ def test_witness_values_are_exact() -> None:
     assert (tensor["type"], tensor["shape"]) == ("float32", [1, 2])
     assert np.array_equal(np.array(tensor["values"], np.float32), values.ravel())
     assert "holds" not in witness["replay"]  # no query, nothing to evaluate
+
+
+def test_record_says_what_was_proved_and_whether_it_was_checked() -> None:
+    proof = Proof(True, ("ieee32-any-order",), 12, 3456, 0.25, "proof.onnxcert")
+    certified = Result(Unsat(), None, semantics="ieee32-any-order", proof=proof)
+    record = json.loads(to_json(result_record(certified)))
+    assert (record["semantics"], record["certified"]) == ("ieee32-any-order", True)
+    assert record["proof"] == {
+        "accepted": True,
+        "claims": ["ieee32-any-order"],
+        "leaves": 12,
+        "bytes": 3456,
+        "seconds": 0.25,
+        "path": "proof.onnxcert",
+    }
+
+
+@pytest.mark.parametrize(
+    ("result", "expected"),
+    [
+        (Result(Unsat(), None), False),
+        (Result(Unsat(), None, proof=Proof(False, (), 1, 2, 0.0)), False),
+        (Result(Sat(Counterexample({}, {})), None), False),
+        (Result(Sat(Counterexample({}, {})), None, proof=Proof(True, ("x",), 0, 2, 0.0)), True),
+        (Result(Unknown(Reason.TIMEOUT), None), None),
+        (Result(Unknown(Reason.UNCERTIFIED), None, proof=Proof(False, (), 1, 2, 0.0)), None),
+    ],
+)
+def test_only_an_accepted_proof_certifies(result: Result, expected: bool | None) -> None:
+    assert is_certified(result) is expected
+    assert result_record(result)["certified"] is expected
 
 
 def test_error_record_has_cause_place_and_help() -> None:

@@ -61,6 +61,13 @@ def test_unsat(tmp_path: Path, model: Path) -> None:
     assert solve(tmp_path, model, spec) == "unsat\n"
 
 
+def test_floats_are_answered_over_the_reals(tmp_path: Path, model: Path) -> None:
+    """The margin is smaller than the worst rounding in binary32; see tests/cli/test_verify.py."""
+    condition = "(assert (>= B[0,0] 1.00000005))"
+    spec = samples.spec_2(condition, tmp_path / "s.vnnlib", "float32")
+    assert solve(tmp_path, model, spec) == "unsat\n"
+
+
 def test_timeout_has_the_word_of_the_competition(tmp_path: Path) -> None:
     hard = samples.hard_model(tmp_path / "hard.onnx")
     spec = samples.hard_spec(tmp_path / "hard.vnnlib")

@@ -3,6 +3,7 @@
 #
 # RESULTS_FILE gets sat (and the witness), unsat, unknown, timeout or error. The exit code is 0
 # unless the call itself is wrong. CATEGORY is not looked at: there is no table of categories.
+# Queries are answered over the reals, whatever their type: README.md says why.
 set -uo pipefail
 
 if [[ $# -ne 6 || $1 != v1 ]]; then
@@ -35,7 +36,7 @@ output=$results.$$.part
 trap 'kill -KILL "${child:-}" 2>/dev/null; rm -f -- "$output"' EXIT
 trap 'exit 143' TERM INT
 
-"$python" -m onnxcert "${arguments[@]}" --quiet --timeout="$limit" >"$output" &
+"$python" -m onnxcert "${arguments[@]}" --semantics real --quiet --timeout="$limit" >"$output" &
 child=$!
 wait "$child"
 code=$?

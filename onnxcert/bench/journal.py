@@ -34,6 +34,8 @@ class Outcome:
         message: why there is no answer.
         phases: phase -> seconds, as the run itself reported.
         statistics: likewise.
+        certified: whether the checker accepted a proof of the answer.
+        proof: the proof as the run reported it: leaves, bytes, seconds of the check, and so on.
     """
 
     number: int
@@ -50,6 +52,8 @@ class Outcome:
     message: str = ""
     phases: Mapping[str, float] = field(default_factory=dict)
     statistics: Mapping[str, Any] = field(default_factory=dict)
+    certified: bool = False
+    proof: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_solved(self) -> bool:

@@ -35,6 +35,7 @@ class Options:
         grace: seconds beyond the limit after which a process is killed.
         memory_gigabytes: private memory per process; ``None`` for no limit.
         arguments: further options of the command line, for every instance.
+        certificates: keep the certificate of every answer.
     """
 
     timeout: float | None = None
@@ -42,6 +43,7 @@ class Options:
     grace: float = 10.0
     memory_gigabytes: float | None = None
     arguments: tuple[str, ...] = ()
+    certificates: bool = False
 
     def limits(self, instance: Instance) -> Limits:
         """What the process of an instance may use."""
@@ -182,8 +184,14 @@ class _Run:
         while self.waiting:
             instance = self.waiting.pop()
             limits = self.options.limits(instance)
-            arguments = self.options.arguments
-            outcome = await solve(instance, limits, self.folder, arguments, self.environment)
+            outcome = await solve(
+                instance,
+                limits,
+                self.folder,
+                self.options.arguments,
+                self.environment,
+                certificates=self.options.certificates,
+            )
             self.journal.append(outcome)
             self._report(outcome)
 

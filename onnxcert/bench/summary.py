@@ -22,6 +22,7 @@ class Counts:
         instances: in the list.
         counts: result -> how many; an instance that has not been run yet is in none.
         solved: how many are sat or unsat.
+        certified: how many of those come with a proof that the checker accepted.
         median_seconds: of the solved ones; ``None`` if there are none.
         wrong: how many answers contradict the list.
     """
@@ -29,6 +30,7 @@ class Counts:
     instances: int
     counts: Mapping[str, int]
     solved: int
+    certified: int
     median_seconds: float | None
     wrong: int
 
@@ -40,6 +42,7 @@ class Counts:
             instances,
             {name: sum(outcome.result == name for outcome in outcomes) for name in RESULTS},
             len(times),
+            sum(outcome.is_solved and outcome.certified for outcome in outcomes),
             median(times) if times else None,
             sum(outcome.is_wrong for outcome in outcomes),
         )

@@ -54,8 +54,10 @@ async def solve(
     folder: Path,
     options: Sequence[str],
     environment: Mapping[str, str],
+    *,
+    certificates: bool = False,
 ) -> Outcome:
-    """Run one instance and keep its witness and its record.
+    """Run one instance and keep its witness, its record and, if wanted, its certificate.
 
     Args:
         instance: what to solve.
@@ -63,6 +65,7 @@ async def solve(
         folder: gets ``<category>/<stem>.counterexample.gz`` and ``<category>/<stem>.json``.
         options: further options of the command line.
         environment: of the process.
+        certificates: write ``<category>/<stem>.onnxcert`` too.
     """
     place = folder / instance.category
     place.mkdir(parents=True, exist_ok=True)
@@ -74,6 +77,8 @@ async def solve(
         f"--json={record_path}",
         *options,
     ]
+    if certificates:
+        command.append(f"--certificate={place / instance.stem}.onnxcert")
     ended = await run_limited(command, limits, environment)
     outcome = _outcome(instance, ended, limits, _read_record(record_path))
     witness = ended.stdout.partition("\n")[2]
@@ -133,6 +138,8 @@ def _outcome(
         message,
         record.get("seconds") or {},
         record.get("statistics") or {},
+        record.get("certified") is True,
+        record.get("proof") or {},
     )
 
 

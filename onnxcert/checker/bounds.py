@@ -37,8 +37,14 @@ _NUMBERS = 1 << 19
 _WIDE = 200
 """Rows shorter than this are not searched for zeros."""
 
-_SINGLE, _UNDERFLOW = 2.0**-24, 2.0**-125
-_LARGEST_SINGLE = 2.0**127
+_SINGLE = 2.0**-24
+_RANGE = 2.0**60
+"""Sums of magnitudes beyond this, and errors below its inverse, are left to binary32 to spoil.
+
+Executors may multiply by alpha, 1 / n or a normalisation's factor last, where the network here has
+it in the weights; the reader refuses such factors beyond 2^60 and below 2^-60, so that nothing
+overflows within this range and what underflows is less than its inverse.
+"""
 
 
 def gamma(n: float, unit: float = U) -> float:
@@ -73,7 +79,8 @@ class Part:
         self.error = None if term.error is None else np.broadcast_to(term.error, self.factors.shape)
         flat = self.ids.ravel()
         span = slice(int(flat[0]), int(flat[-1]) + 1)
-        self.span = span if np.array_equal(flat, np.arange(span.start, span.stop)) else None
+        whole = flat[0] >= 0 and np.array_equal(flat, np.arange(span.start, span.stop))
+        self.span = span if whole else None
         # Equal numbers are added up; then each block that is read gets its share of the columns.
         self.targets, counts = np.unique(flat, return_counts=True)
         self.order = np.argsort(flat, kind="stable")
@@ -81,8 +88,8 @@ class Part:
         self.fan *= int(counts.max())
         self.depth = self.factors.shape[2] if isinstance(term, Product) else len(flat)
         self.ends = ends
-        self.block = np.searchsorted(ends, self.targets, side="right")
-        self.reads = [int(k) for k in np.unique(self.block[self.targets >= 0])]
+        self.block = self._block_of(self.targets)
+        self.reads = [int(k) for k in np.unique(self.block[self.block >= 0])]
 
     def apply(self, x: Array, factors: Array, size: int) -> Array:
         """factors . x at the term's outputs: x (B, scalars) -> (B, size)."""
@@ -134,6 +141,10 @@ class Part:
             made = a if self.plain else a * self.factors
         self._share(pending, made, None if ids is self.ids else ids.ravel())
 
+    def _block_of(self, ids: Array) -> Array:
+        """Blocks of increasing scalars; -1 for the constant zero, which belongs to none."""
+        return np.where(ids < 0, -1, np.searchsorted(self.ends, ids, side="right"))
+
     def push_units(self, pending: dict[int, Array], index: Array, sign: float, size: int) -> None:
         """As `push` for rows that are ``sign`` at one of ``size`` outputs each: index (R,)."""
         if self.dense:
@@ -159,7 +170,7 @@ class Part:
             values = np.add.reduceat(values[:, order], firsts, axis=1)
         elif not self.span or ids is not None:
             values = values[:, order]
-        block = self.block if ids is None else np.searchsorted(self.ends, targets, side="right")
+        block = self.block if ids is None else self._block_of(targets)
         for k in self.reads:
             first, last = np.searchsorted(block, [k, k + 1])
             part = values if last - first == values.shape[1] else values[:, first:last]
@@ -388,7 +399,9 @@ class Bounder:
             elif isinstance(block, Curve):
                 x = r.lower[:, block.ids], r.upper[:, block.ids]
                 sides = curves.interval(block.kind, *x, block.slope, self.executed)
-                r.lower[:, span], r.upper[:, span] = sides
+                limit = _RANGE if self.executed else np.inf
+                r.lower[:, span] = np.where(sides[0] >= -limit, sides[0], -np.inf)
+                r.upper[:, span] = np.where(sides[1] <= limit, sides[1], np.inf)
                 r.curves[k] = self._lines(r, k, block, *x, None)
             wrong = r.lower[:, span] > r.upper[:, span]
             if wrong.any():  # nothing is in there: any order of the bounds keeps lines defined
@@ -411,7 +424,7 @@ class Bounder:
         noise = self.gamma * weight + inexact
         if self.executed and block.roundings:
             units = gamma(block.roundings, _SINGLE)
-            noise = noise + units * (weight + inexact) + block.roundings * _UNDERFLOW
+            noise = noise + units * (weight + inexact) + block.roundings / _RANGE
         noise = np.broadcast_to(noise * _SLACK + TINY, (len(r.lower), block.size))
         r.noise[:, block.start : block.start + block.size] = noise
         low, high = value - spread - noise, value + spread + noise
@@ -419,9 +432,9 @@ class Bounder:
             a, b = block.maximum
             low = np.maximum(r.lower[:, a], r.lower[:, b])
             high = np.maximum(r.upper[:, a], r.upper[:, b])
-        limit = _LARGEST_SINGLE if self.executed else np.inf
-        # Written so that NaN opens the interval, and so does what binary32 cannot hold.
-        return np.where(low >= -limit, low, -np.inf), np.where(high <= limit, high, np.inf)
+        # Written so that NaN opens the interval, and so does what binary32 may not hold.
+        right = weight + noise <= (_RANGE if self.executed else np.inf)
+        return np.where(right, low, -np.inf), np.where(right, high, np.inf)
 
     def _lines(
         self, r: Relaxation, k: int, block: Curve, low: Array, high: Array, free: Array | None

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,11 @@ from onnxcert.checker.spec import Case, read_spec
 REAL, EXECUTED = "real", "ieee32-any-order"
 _NUMBERS = 1 << 19
 """Float64 numbers of bounds in one batch of nodes."""
+
+
+_MOST_NODES = 1 << 24
+_DEEPEST = 4096
+"""Splits on a path."""
 
 
 class Arrays:
@@ -59,6 +64,8 @@ def coarse(bits: Array) -> Array:
 
 def children(op: Array, roots: int) -> Array:
     """Both children of every node of trees in preorder, -1 for leaves: (nodes, 2)."""
+    if len(op) > _MOST_NODES:
+        raise Rejected("container", "op", f"more than {_MOST_NODES} nodes")
     result = np.full((len(op), 2), -1)
     waiting: list[tuple[int, int]] = []
     for node, code in enumerate(op.tolist()):
@@ -83,16 +90,18 @@ class Refusal:
     """A leaf that is not refuted.
 
     Attributes:
-        place, node: group, and number of the node in it.
+        place, node: number of the group, and of the node in it.
         cases: those still open there, as positions in the group.
         low, high: the box of inputs.
+        lower: the bound that should be positive.
     """
 
-    place: str
+    place: int
     node: int
     cases: Array
     low: Array
     high: Array
+    lower: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,11 +154,14 @@ class Group:
         self.refused = refused
         curves = [(k, b) for k, b in enumerate(bounder.blocks) if isinstance(b, Curve)]
         named = {block.label: (k, block) for k, block in curves}
-        self._layers = [named.get(x) if isinstance(x, str) else None for x in layers]
+        for label in layers:
+            if not isinstance(label, str) or label not in named:
+                raise Rejected("R10", "layers", f"the model has no layer {label!r}")
+        self._layers = [named[label] for label in layers]
         self._sizes = {k: block.size for k, block in curves}
         self.leaves = 0
 
-    def refute(self, cases: Sequence[Case], numbers: Array, header: Array, place: str) -> None:
+    def refute(self, cases: Sequence[Case], numbers: Array, header: Array, place: int) -> None:
         """Check a group.
 
         Raises:
@@ -159,20 +171,26 @@ class Group:
         network = self.bounder.network
         prover = Prover(self.bounder, Rows.of(cases, network.n_inputs, len(network.output)))
         op = self.arrays.take("op", nodes)
+        if (kind == 0 and (columns or hints)) or (kind == 1 and combined):
+            raise Rejected("container", f"group {place}", "counts that do not fit its kind")
         if kind == 0:
             roots = prover.roots(cases)
             tree = children(op, len(roots.low))
-            self._over_inputs(prover, roots, tree, self._combined(cases, numbers, combined), place)
+            self._over_inputs(
+                prover, roots, tree, self._combined(cases, numbers, combined, nodes), place
+            )
         elif kind == 1:
             tree = children(op, len(cases))
             self._over_neurons(prover, cases, tree, columns, hints, place)
         else:
-            raise Rejected("container", place, f"unknown kind {kind}")
+            raise Rejected("container", f"group {place}", f"unknown kind {kind}")
         self.leaves += int((tree[:, 0] < 0).sum())
 
     def _weights(self, cases: Sequence[Case], width: int) -> Array:
         """One weight for each row of each case: (len(cases), width)."""
         counts = np.array([max(1, len(case.rows)) for case in cases], np.int64)
+        if len(cases) * width > _MOST_NODES:
+            raise Rejected("container", "weight", f"more than {_MOST_NODES} weights")
         result = np.zeros((len(cases), width))
         filled = np.arange(width) < counts[:, None]
         result[filled] = coarse(self.arrays.take("weight", int(counts.sum())))
@@ -180,8 +198,11 @@ class Group:
 
     # Trees over inputs
 
-    def _combined(self, cases: Sequence[Case], numbers: Array, count: int) -> Combined:
+    def _combined(self, cases: Sequence[Case], numbers: Array, count: int, nodes: int) -> Combined:
         table = self.arrays.take("combine", count).astype(np.int64)
+        order = table[:, 0] * (int(numbers[-1]) + 1) + table[:, 1]
+        if (np.diff(order) <= 0).any() or (table[:, 0] >= nodes).any():
+            raise Rejected("R8", "combine", "not in order, or at a node that does not exist")
         position = np.searchsorted(numbers, table[:, 1])
         position = np.minimum(position, len(cases) - 1)
         if (numbers[position] != table[:, 1]).any():
@@ -191,13 +212,13 @@ class Group:
         return Combined(table[:, 0], position, weights)
 
     def _over_inputs(
-        self, prover: Prover, roots: Boxes, tree: Array, combined: Combined, place: str
+        self, prover: Prover, roots: Boxes, tree: Array, combined: Combined, place: int
     ) -> None:
         split = tree[:, 0] >= 0
         inputs = np.zeros(len(tree), np.int64)
         inputs[split] = self.arrays.take("arg", int(split.sum()))
         if (inputs >= self.bounder.network.n_inputs).any():
-            raise Rejected("R10", place, "a split of an input that does not exist")
+            raise Rejected("R10", f"group {place}", "a split of an input that does not exist")
         size = self.bounder.network.size + 1
         most = max(1, _NUMBERS // (size * max(2, roots.cases.shape[1])))
         firsts = np.flatnonzero(~np.isin(np.arange(len(tree)), tree))
@@ -220,19 +241,20 @@ class Group:
         tree: Array,
         inputs: Array,
         combined: Combined,
-        place: str,
+        place: int,
         stack: list[tuple[Array, Boxes]],
     ) -> None:
         found = combined.at(ids, nodes.cases)
         leaf = tree[ids, 0] < 0
         if leaf.all() and len(ids) == 1:  # what intervals refute needs no rows for every neuron
-            done, _ = prover.boxes(nodes, found, self.auditor, backward=False)
+            done, _, _ = prover.boxes(nodes, found, self.auditor, backward=False)
             if done[0]:
                 return
-        refuted, rest = prover.boxes(nodes, found, self.auditor)
+        refuted, rest, lower = prover.boxes(nodes, found, self.auditor)
         for b in np.flatnonzero(leaf & ~refuted):
             cases = rest.cases[b][rest.cases[b] >= 0]
-            self._refuse(Refusal(place, int(ids[b]), cases, nodes.low[b], nodes.high[b]))
+            box = nodes.low[b], nodes.high[b]
+            self._refuse(Refusal(place, int(ids[b]), cases, *box, float(lower[b])))
         if leaf.all():
             return
         inner = np.flatnonzero(~leaf & ~refuted)
@@ -243,10 +265,10 @@ class Group:
 
     def _layer(self, number: int, position: Array) -> tuple[int, Array]:
         """Block and scalars read at positions of a layer."""
-        known = self._layers[number] if number < len(self._layers) else None
-        if known is None or (position >= known[1].size).any():
+        if number >= len(self._layers) or (position >= self._layers[number][1].size).any():
             raise Rejected("R10", f"layer {number}", "there is no such neuron")
-        return known[0], known[1].ids[position]
+        k, block = self._layers[number]
+        return k, block.ids[position]
 
     def _columns(self, count: int) -> Columns:
         table = self.arrays.take("column", count).astype(np.int64)
@@ -283,33 +305,43 @@ class Group:
         tree: Array,
         columns: int,
         hints: int,
-        place: str,
+        place: int,
     ) -> None:
         chosen = self._columns(columns)
         given = self._hints(hints, chosen)
         roots = prover.roots(cases)
         if len(roots.low) != 1:
-            raise Rejected("R1", place, "cases over different boxes")
+            raise Rejected("R1", f"group {place}", "cases over different boxes")
         root = self.bounder.bound(roots.low, roots.high)
         known = root.lower[:, self.bounder.known_ids], root.upper[:, self.bounder.known_ids]
         if given:
             root = self.bounder.bound(
                 roots.low, roots.high, known, backward=False, hints=given, columns=chosen
             )
-        most = max(1, _NUMBERS // self.bounder.network.size)
-        leaves = self._leaves(cases, tree, columns)
         leaf_nodes, done = np.flatnonzero(tree[:, 0] < 0), 0
-        while batch := list(islice(leaves, most)):
-            refuted = prover.paths(root, _joined(batch), chosen, self.auditor)
-            for b in np.flatnonzero(~refuted):
-                node = int(leaf_nodes[done + b])
-                self._refuse(Refusal(place, node, batch[b].case, roots.low[0], roots.high[0]))
+        for batch in self._batches(self._leaves(cases, tree, columns)):
+            lower = prover.paths(root, _joined(batch), chosen, self.auditor)
+            for b in np.flatnonzero(~(lower > 0)):
+                node, box = int(leaf_nodes[done + b]), (roots.low[0], roots.high[0])
+                self._refuse(Refusal(place, node, batch[b].case, *box, float(lower[b])))
             done += len(batch)
+
+    def _batches(self, leaves: Iterator[Paths]) -> Iterator[list[Paths]]:
+        """Leaves in batches of bounded size."""
+        batch, depth = list[Paths](), 0
+        for leaf in leaves:
+            depth = max(depth, leaf.scalar.shape[1], self.bounder.network.size)
+            if batch and (len(batch) + 1) * depth > _NUMBERS:
+                yield batch
+                batch = []
+            batch.append(leaf)
+        if batch:
+            yield batch
 
     def _refuse(self, refusal: Refusal) -> None:
         """A leaf is not refuted."""
         if self.refused is None:
-            place = f"{refusal.place}, node {refusal.node}"
+            place = f"group {refusal.place}, node {refusal.node}"
             raise Rejected("R8", place, "a leaf is not refuted")
         self.refused.append(refusal)
 
@@ -338,6 +370,8 @@ class Group:
                 path = [*path[:depth], (parent, side)]
             else:
                 case, path = case + 1, []
+            if len(path) > _DEEPEST:
+                raise Rejected("R10", f"node {node}", f"more than {_DEEPEST} splits on a path")
             if split[node]:
                 todo += [(len(path), number[node], 1.0), (len(path), number[node], -1.0)]
                 continue
@@ -421,6 +455,25 @@ class Session:
                 "the specification has other numbers of inputs or outputs than the model"
             )
 
+    def _compare(self) -> None:
+        """Do the tensors of the specification and of the model belong together?"""
+        query, network = self.query, self.network
+        if (query.n_inputs, query.n_outputs) != (network.n_inputs, len(network.output)):
+            raise Unusable(
+                "the specification has other numbers of inputs or outputs than the model"
+            )
+        if query.version == "1.0":
+            return
+        for kind, found in (("input", network.inputs), ("output", network.outputs)):
+            declared = [tensor for tensor in query.tensors if tensor.kind == kind]
+            if len(declared) != len(found):
+                raise Unusable(f"the specification declares {len(declared)} {kind} tensors")
+            for tensor, (name, shape, element_type) in zip(declared, found, strict=True):
+                if math.prod(tensor.shape) != math.prod(shape):
+                    raise Unusable(f"{tensor.name} has another shape than the model's {name}")
+                if tensor.element_type not in ("real", element_type):
+                    raise Unusable(f"{tensor.name} has another type than the model's {name}")
+
     def check(
         self,
         certificate: bytes,
@@ -486,7 +539,7 @@ class Session:
         if sum(map(len, cases)) < len(owner):
             raise Rejected("R0", "case", "there are more cases than the specification has")
         for g, members in enumerate(cases):
-            group.refute(members, numbers[g], headers[g], f"group {g}")
+            group.refute(members, numbers[g], headers[g], g)
         stream.finish()
         claims = (header["semantics"],)
         return Verified("unsat", claims, len(owner), group.leaves, group.auditor.done)

@@ -53,7 +53,7 @@ from onnxcert.checker.curves import Array
 from onnxcert.checker.errors import Rejected
 
 FORMAT = "onnxcert-1"
-LARGEST = 1 << 28
+LARGEST = 1 << 27
 """Bytes of all members together, unpacked."""
 
 ARRAYS = {
@@ -101,6 +101,8 @@ def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, Array]]:
         members = _members(data)
         header = json.loads(members.pop("header.json"), object_pairs_hook=_unique)
         arrays = {name.removesuffix(".npy"): _array(part) for name, part in members.items()}
+        if any(f"{name}.npy" not in members for name in arrays):
+            raise ValueError("a member that is no array")
     except _DAMAGE as error:
         raise Rejected("container", "file", f"it cannot be read: {error!r}") from error
     keys = {"unsat": _KEYS | {"layers"}, "sat": _KEYS | {"decimals"}}

@@ -136,7 +136,7 @@ class _SShaped:
         over = value(self.kind, touch) - slope * touch
         over = over + np.maximum(gap * (left - touch), gap * (right - touch))
         # On the convex part the difference is largest at an end.
-        over = np.where(high > 0, over, -np.inf)
+        over = np.where(high >= 0, over, -np.inf)
         over = np.where(low < 0, np.maximum(over, at_low - slope * low), over)
         near = np.minimum(high, 0.0)
         over = np.where(low < 0, np.maximum(over, value(self.kind, near) - slope * near), over)

@@ -178,7 +178,7 @@ class Prover:
         auditor: Auditor,
         *,
         backward: bool = True,
-    ) -> tuple[Array, Boxes]:
+    ) -> tuple[Array, Boxes, Array]:
         """Bound a batch of boxes.
 
         Args:
@@ -188,8 +188,8 @@ class Prover:
             backward: False for interval bounds of the scalars.
 
         Returns:
-            Which nodes are refuted completely (B,), and what is left of each: the clipped box, the
-            open cases, and the bounds known there.
+            Which nodes are refuted completely (B,), what is left of each (the clipped box, the open
+            cases, and the bounds known there), and the bound of the worst case of each (B,).
         """
         r = self.bounder.bound(nodes.low, nodes.high, nodes.known, backward=backward)
         form, lower, refuted = self.refute(r, nodes.cases, nodes.low, nodes.high)
@@ -218,7 +218,12 @@ class Prover:
         low = np.where(still, clipped_low, np.inf).min(axis=1)
         high = np.where(still, clipped_high, -np.inf).max(axis=1)
         known = r.lower[:, self.bounder.known_ids], r.upper[:, self.bounder.known_ids]
-        return refuted.all(axis=1), Boxes(low, high, np.where(refuted, -1, nodes.cases), known)
+        worst = np.where(refuted, np.inf, lower.max(axis=2)).min(axis=1)
+        return (
+            refuted.all(axis=1),
+            Boxes(low, high, np.where(refuted, -1, nodes.cases), known),
+            worst,
+        )
 
     def _audit(
         self,
@@ -273,7 +278,7 @@ class Prover:
     # Trees over neurons
 
     def paths(self, root: Relaxation, paths: Paths, columns: Columns, auditor: Auditor) -> Array:
-        """Which leaves (B,) are refuted, given bounds over the input box (a batch of one)."""
+        """Bounds of leaves (B,), positive where refuted, over an input box (a batch of one)."""
         bounder, count = self.bounder, len(paths.case)
         free = {k: columns.positions(k, paths.slopes) for k in columns.of}
         leaf, split = np.nonzero(paths.scalar >= 0)
@@ -287,7 +292,9 @@ class Prover:
         size = root.reach[0, scalar] + abs(point)
         moved, lost = np.zeros(count), np.zeros(count)
         np.add.at(moved, leaf, signed * point)
-        np.add.at(lost, leaf, beta * (2 * bounder.gamma * size + root.noise[0, scalar]))
+        # Sums over a path have as many terms as the path, beside those that the bounder counts.
+        unit = 2 * bounder.gamma + 4 * gamma(paths.scalar.shape[1] + 32)
+        np.add.at(lost, leaf, beta * (unit * size + root.noise[0, scalar]))
         multipliers = {}
         for k in np.unique(bounder.block_of(scalar)):
             block = bounder.blocks[k]
@@ -312,4 +319,4 @@ class Prover:
             self._audit(
                 auditor, r, number, paths.case[number], paths.weights[number], box, [*splits]
             )
-        return r.empty | positive
+        return np.where(r.empty, np.inf, np.where(positive, lower, np.minimum(lower, 0.0)))

@@ -4,8 +4,9 @@ stdout carries the answer, verdict first, and nothing else; everything for peopl
 The interface of the VNN-LIB standard, chapter 5, is ``verify``, ``supports``, ``--name`` and
 ``--version``.
 
-Exit codes: 0 a verdict was printed, 1 ``bench`` saw a wrong verdict, 2 usage, 3 input that cannot
-be read or is not supported, 4 a fault of onnxcert, 130 interrupted.
+Exit codes: 0 a verdict was printed, 1 ``bench`` saw a wrong verdict or ``check`` a certificate that
+proves nothing, 2 usage (``check``: or unusable input), 3 input that cannot be read or is not
+supported, 4 a fault of onnxcert, 130 interrupted.
 
 Modules are imported where they are needed: ``onnxcert --version`` costs little more than Python's
 own start, and a verification does not wait for the parts it does not use.
@@ -24,7 +25,7 @@ from onnxcert.errors import OnnxcertError, UsageError
 
 Command = Callable[[Sequence[str], Console, Clock], int]
 
-COMMANDS = ("verify", "supports", "inspect", "bounds", "bench")
+COMMANDS = ("verify", "check", "supports", "inspect", "bounds", "bench")
 
 EXIT_FAULT = 4
 EXIT_INTERRUPTED = 130
@@ -32,6 +33,7 @@ EXIT_INTERRUPTED = 130
 HELP = """\
 usage: onnxcert MODEL SPEC [options]
        onnxcert verify SPEC --network NAME=MODEL [options]
+       onnxcert check PROOF --model MODEL --spec SPEC [options]
        onnxcert inspect MODEL [SPEC]
        onnxcert bounds MODEL SPEC [--method interval|backward] [--layers]
        onnxcert bench INSTANCES.csv --out DIR [--timeout S] [--jobs N] [--resume]
@@ -39,7 +41,8 @@ usage: onnxcert MODEL SPEC [options]
        onnxcert --name | --version | --help
 
 Decide whether a neural network (ONNX) has an input that satisfies a query (VNN-LIB). The first line
-of stdout is sat (followed by the input found), unsat, unknown or timed-out.
+of stdout is sat (followed by the input found), unsat, unknown or timed-out. --certificate FILE
+writes a proof of it, which `onnxcert check` checks.
 
 `onnxcert verify --help` explains the options of the first two forms; likewise the other commands.
 """

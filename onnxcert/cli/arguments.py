@@ -15,6 +15,9 @@ from typing import NoReturn
 
 from onnxcert.errors import UsageError
 
+EXECUTED = "ieee32-any-order"
+"""Executions in binary32 with any order of summation."""
+
 
 def asks_for_settings(words: Sequence[str]) -> bool:
     """Whether ``--set help`` is among the words; it needs no files beside it."""
@@ -65,7 +68,7 @@ class Parser(argparse.ArgumentParser):
         self.set_defaults(verbosity=0)
 
     def add_run_options(self) -> None:
-        """Options of the search, shared by ``verify`` and ``bench``."""
+        """Options of the search and its proof, shared by ``verify`` and ``bench``."""
         self.add_argument(
             "--device",
             type=device,
@@ -83,6 +86,19 @@ class Parser(argparse.ArgumentParser):
             metavar="KEY=VALUE",
             dest="assignments",
             help="change a setting; `--set help` lists them",
+        )
+        self.add_argument(
+            "--semantics",
+            choices=("auto", "real", EXECUTED),
+            default="auto",
+            help=f"the arithmetic that unsat speaks of: real, {EXECUTED} (binary32 executions with "
+            "any order of summation), or by default what the query's types ask for; naming real "
+            "consents to it for a query typed float32",
+        )
+        self.add_argument(
+            "--uncertified",
+            action="store_true",
+            help="print verdicts without waiting for the checker",
         )
 
 

@@ -80,6 +80,11 @@ def _parser() -> arguments.Parser:
         metavar="GB",
         help="private memory of one process (default: no limit)",
     )
+    parser.add_argument(
+        "--certificates",
+        action="store_true",
+        help="keep the certificate of every sat and unsat, as STEM.onnxcert",
+    )
     parser.add_run_options()
     parser.add_verbosity()
     return parser
@@ -90,7 +95,11 @@ def _options(options: argparse.Namespace) -> Options:
 
     passed = [f"--device={options.device}", f"--seed={options.seed}"]
     passed += [f"--set={assignment}" for assignment in options.assignments]
-    return Options(options.timeout, options.jobs, options.grace, options.memory, tuple(passed))
+    passed.append(f"--semantics={options.semantics}")
+    if options.uncertified:
+        passed.append("--uncertified")
+    limits = (options.timeout, options.jobs, options.grace, options.memory)
+    return Options(*limits, tuple(passed), options.certificates)
 
 
 def outcome_line(outcome: Outcome, done: int = 0, total: int = 0) -> str:
@@ -120,7 +129,7 @@ def progress_bar(state: State) -> str:
 def summary_page(summary: Summary) -> str:
     """Counts per benchmark and in all."""
     names = list(summary.total.counts)
-    header = ("benchmark", "instances", *names, "solved", "median s", "wrong")
+    header = ("benchmark", "instances", *names, "solved", "certified", "median s", "wrong")
     rows = [_row(category, counts) for category, counts in summary.benchmarks.items()]
     rows.append(_row("all", summary.total))
     return table(header, rows, right=header[1:]).rstrip()
@@ -128,7 +137,7 @@ def summary_page(summary: Summary) -> str:
 
 def _row(name: str, counts: Counts) -> tuple[str, ...]:
     seconds = "" if counts.median_seconds is None else f"{counts.median_seconds:.2f}"
-    numbers = (counts.instances, *counts.counts.values(), counts.solved)
+    numbers = (counts.instances, *counts.counts.values(), counts.solved, counts.certified)
     return (name, *map(str, numbers), seconds, str(counts.wrong))
 
 

@@ -1,10 +1,11 @@
 """``onnxcert supports``: the capabilities of the VNN-LIB standard, chapter 5, answered truthfully.
 
-Claims are deliberately narrow. Element types: only ``real``, because ``unsat`` is proved for real
-arithmetic and the standard reserves the name of a float type for analyses that are sound for its
-rounding. Networks: one. Arithmetic: linear. Disjunctions share their bounds, but are enumerated
-case by case, so they are not claimed to be optimised. The lists of operators and operator sets come
-from the registry of rules, never from a second table.
+Claims are deliberately narrow. Element types: ``real``, and ``float32``, for which ``unsat`` is
+said only where it holds for every order of summation in binary32. Proofs of unsat: certificates,
+for the operators that the checker reads; without one a query ends ``unknown``, unless
+``--uncertified`` asks for less. Networks: one. Arithmetic: linear. Disjunctions share their bounds,
+but are enumerated case by case, so they are not claimed to be optimised. The lists of operators and
+operator sets come from the registry of rules and the checker's table, never from another.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import get_args, get_type_hints
 from onnxcert.cli import arguments
 from onnxcert.cli.clock import Clock
 from onnxcert.cli.console import Console
+from onnxcert.cli.table import table
 from onnxcert.settings import Settings
 
 _DESCRIPTION = """\
@@ -57,6 +59,30 @@ def _operators() -> str:
     return "".join(f"{name}\n" for name in supported_operators())
 
 
+def certified_operators() -> list[str]:
+    """The supported ONNX operators that the checker of certificates reads, sorted."""
+    from onnxcert.checker.operators import OPERATORS
+    from onnxcert.frontend.onnx import supported_operators
+
+    return sorted(set(supported_operators()) & set(OPERATORS))
+
+
+def certificates_page() -> str:
+    """Every supported operator, and whether the checker reads it."""
+    from onnxcert.frontend.onnx import supported_operators
+
+    certified = set(certified_operators())
+    rows = [
+        (name, "certified" if name in certified else "not certified")
+        for name in supported_operators()
+    ]
+    return table(("operator", "certificates"), rows)
+
+
+def _certified_operators() -> str:
+    return "".join(f"{name}\n" for name in certified_operators())
+
+
 def _opset_versions() -> str:
     from onnxcert.frontend.onnx import opset_versions
 
@@ -76,9 +102,9 @@ def _constant(*lines: str) -> Callable[[], str]:
 
 CAPABILITIES: Mapping[str, Callable[[], str]] = {
     "onnx-opset-versions": _opset_versions,
-    "onnx-element-types": _constant("real"),
+    "onnx-element-types": _constant("real", "float32"),
     "onnx-operators": _operators,
-    "onnx-operators-unsat-proofs": _constant(),
+    "onnx-operators-unsat-proofs": _certified_operators,
     "vnnlib-versions": _vnnlib_versions,
     "hidden-node-theories": _constant("NH", "H"),
     "multiple-input-output-theories": _constant("SIO", "MIO"),
@@ -87,7 +113,11 @@ CAPABILITIES: Mapping[str, Callable[[], str]] = {
     "arithmetic-complexity-theories": _constant("BND", "OUTC", "LIN"),
     "optimised-disjunctive-reasoning": _constant("false"),
     "serialise-assignments": _constant("true"),
-    "unsat-proofs": _constant("false"),
+    "unsat-proofs": _constant("true"),
+    "certificates": certificates_page,
     "settings": settings_page,
 }
-"""Name -> what is printed. An operator without types after it takes every type that is claimed."""
+"""Name -> what is printed. An operator without types after it takes every type that is claimed.
+
+``certificates`` and ``settings`` are our own, all others the standard's.
+"""

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import combinations
 from typing import TYPE_CHECKING, cast
 
 from onnxcert.cli import arguments
@@ -18,12 +19,12 @@ from onnxcert.settings import Settings
 
 if TYPE_CHECKING:
     from onnxcert.spec import Query
-    from onnxcert.verdict import Counterexample, Progress, Result
+    from onnxcert.verdict import Counterexample, Progress, Proof, Result
 
 _DESCRIPTION = """\
 Decide whether the network has an input that satisfies the query. The first line of stdout is
   sat        there is one; it follows, and was confirmed by onnxruntime with zero tolerance
-  unsat      there is none, in real arithmetic
+  unsat      there is none; the checker of certificates has accepted the proof
   unknown    no answer could be reached; stderr says why
   timed-out  the time limit was reached
 """
@@ -96,6 +97,11 @@ def _add_options(parser: arguments.Parser) -> None:
         "--witness", metavar="FILE", help="after sat, write the input found to this file too"
     )
     parser.add_argument(
+        "--certificate",
+        metavar="FILE",
+        help="after sat and unsat, write the proof to this file, for `onnxcert check`",
+    )
+    parser.add_argument(
         "--serialise-assignments",
         metavar="DIR",
         dest="assignments_folder",
@@ -122,14 +128,20 @@ def _check_order(options: argparse.Namespace) -> None:
 
 def _check_outputs(options: argparse.Namespace) -> None:
     """Find out now, not after an hour of search, that a result has no place to go."""
-    files = [path for path in (options.json, options.witness) if path is not None]
-    if len(files) == 2 and os.path.realpath(files[0]) == os.path.realpath(files[1]):
-        raise UsageError("--json and --witness name the same file", place=files[0])
+    given = {option: getattr(options, option) for option in ("json", "witness", "certificate")}
+    files = {option: path for option, path in given.items() if path is not None}
+    for (one, path), (other, second) in combinations(files.items(), 2):
+        if os.path.realpath(path) == os.path.realpath(second):
+            raise UsageError(f"--{one} and --{other} name the same file", place=path)
+    inputs = [options.spec, *(path for _, path in options.networks or [("", options.model)])]
+    for option, path in files.items():
+        if os.path.realpath(path) in map(os.path.realpath, inputs):
+            raise UsageError(f"--{option} would overwrite an input", place=path)
     if not files and options.assignments_folder is None:
         return
     from onnxcert.report import check_writable
 
-    for path in files:
+    for path in files.values():
         check_writable(path)
     if options.assignments_folder is not None:
         try:
@@ -174,7 +186,6 @@ def _verify(
 
         query = read_query(options.spec)
         model = match_networks(query, options.networks) if options.networks else options.model
-        _warn_about_rounding(query, console)
         return _search(model, query, options, settings, console, clock)
     except (KeyboardInterrupt, MemoryError) as error:
         from onnxcert.verdict import Reason, Result, Unknown
@@ -207,10 +218,18 @@ def _search(
         seed=options.seed,
         settings=settings,
         progress=show,
+        semantics=options.semantics,
+        certificate=options.certificate,
+        certified=not options.uncertified,
     )
+    chosen = {
+        "timeout": options.timeout,
+        "semantics": options.semantics,
+        "certified": not options.uncertified,
+    }
     return replace(
         result,
-        settings={**result.settings, "timeout": options.timeout},
+        settings={**result.settings, **chosen},
         seconds={**result.seconds, "start": before, "process": clock.seconds},
     )
 
@@ -250,27 +269,54 @@ def match_networks(query: Query, given: Sequence[tuple[str, str]]) -> str:
     return models[needed[0]]
 
 
+def _remark(result: Result, options: argparse.Namespace, console: Console) -> None:
+    """Say on stderr what the one word of the verdict leaves out."""
+    from onnxcert.report import is_certified
+    from onnxcert.verdict import Unsat
+
+    certified = is_certified(result)
+    if certified is False:
+        why = " (--uncertified)" if options.uncertified else ""
+        console.warn(f"{result.word} is uncertified: no checker has accepted a proof of it{why}")
+    if isinstance(result.verdict, Unsat) and result.semantics == "real":
+        _warn_about_rounding(cast("Query", result.query), console)
+    if certified is not None and options.certificate and not (result.proof and result.proof.path):
+        console.warn(f"no certificate was written to {options.certificate}")
+    if result.proof is not None and console.verbosity > 0:
+        console.say(_proof_line(result.proof))
+
+
 def _warn_about_rounding(query: Query, console: Console) -> None:
-    """Chapter 5 lets a query consent to real arithmetic by its type; other types get a warning."""
+    """Chapter 5 lets a query consent to real arithmetic by its type; others rest on an option."""
     types = {tensor.element_type for tensor in query.tensors} - {"real"}
     if types and query.version != "1.0" and console.verbosity >= 0:
         console.warn(
             f"the query declares {', '.join(sorted(types))}, but unsat is proved for real "
-            "arithmetic: rounding inside the network is not covered"
+            "arithmetic, as --semantics real allows: rounding inside the network is not covered"
         )
+
+
+def _proof_line(proof: Proof) -> str:
+    """``proof: accepted (real); leaves 12, bytes 3,456, check 0.03 s``."""
+    state = f"accepted ({', '.join(proof.claims)})" if proof.accepted else "not accepted"
+    size = f"leaves {proof.leaves:,}, bytes {proof.bytes:,}"
+    return f"proof: {state}; {size}, check {proof.seconds:.2f} s"
 
 
 def _deliver(result: Result, options: argparse.Namespace, console: Console) -> None:
     """Verdict and witness to stdout first, because they are what counts; then the files."""
-    from onnxcert.verdict import Sat, Unknown
+    from onnxcert.verdict import Reason, Sat, Unknown
 
     verdict = result.verdict
     if isinstance(verdict, Unknown):
         console.note(f"{result.word}: {verdict.reason.value}")
+        if verdict.reason is Reason.ROUNDING:
+            console.note("  help: --semantics real consents to an answer over the reals")
     if isinstance(verdict, Sat):
         _deliver_witness(cast("Query", result.query), verdict.counterexample, options, console)
     else:
         console.answer(f"{result.word}\n")
+    _remark(result, options, console)
     if options.json is not None:
         from onnxcert.report import result_record, to_json, write_file
 

@@ -15,28 +15,58 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxcert.arrays import Array
+from onnxcert.arrays import Array, IntArray
 from onnxcert.checker import Rejected, Unusable, Verified
 from onnxcert.checker.certificate import EXECUTED, REAL, Refusal, Session
 from onnxcert.checker.container import FORMAT, pack
-from onnxcert.proof.trace import Trace
+from onnxcert.proof.trace import InputTrees, NeuronTrees, Trace
 from onnxcert.proof.writer import CaseNumbers, Writer
 from onnxcert.spec import Problem
 
-__all__ = ["EXECUTED", "REAL", "Certificate", "Certifier", "Rejected", "Unusable"]
+__all__ = [
+    "EXECUTED",
+    "REAL",
+    "Certificate",
+    "Certifier",
+    "Doubt",
+    "Refusal",
+    "Rejected",
+    "Unusable",
+]
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """The bytes of a certificate, and how large the proof is.
+    """The bytes of a certificate, and what they were made of.
 
     Attributes:
         data: what a file holds.
         leaves: of all trees; 0 for a witness.
+        groups: as `Writer.groups`.
+        cases: per group the numbers of its cases, as the checker counts.
     """
 
     data: bytes
     leaves: int = 0
+    groups: Sequence[tuple[InputTrees | NeuronTrees | None, IntArray]] = ()
+    cases: Sequence[IntArray] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Doubt:
+    """A leaf that the checker did not accept, in the words of the search.
+
+    Attributes:
+        group: what it belongs to; None for plain bounds.
+        node: of trees over inputs.
+        disjuncts: the cases that are open.
+        refusal: what the checker said.
+    """
+
+    group: InputTrees | NeuronTrees | None
+    node: int
+    disjuncts: set[int]
+    refusal: Refusal
 
 
 @dataclass(eq=False)
@@ -82,7 +112,19 @@ class Certifier:
         writer = Writer(self._cases)
         arrays = writer.arrays(trace)
         header = self._header("unsat", self.semantics) | {"layers": list(writer.layers)}
-        return Certificate(pack(header, arrays), writer.leaves)
+        ends = np.cumsum(arrays["group"][:, 1])
+        cases = np.split(arrays["case"].astype(np.int64), ends[:-1]) if len(ends) else []
+        return Certificate(pack(header, arrays), writer.leaves, writer.groups, cases)
+
+    def doubts(self, certificate: Certificate, refused: Sequence[Refusal]) -> list[Doubt]:
+        """Where the search has to go on after leaves were refused."""
+        doubts = []
+        for refusal in refused:
+            group, order = certificate.groups[refusal.place]
+            node = int(order[refusal.node]) if isinstance(group, InputTrees) else -1
+            numbers = certificate.cases[refusal.place][refusal.cases]
+            doubts.append(Doubt(group, node, self._cases.disjuncts(numbers), refusal))
+        return doubts
 
     def witness(self, inputs: Sequence[Array], decimals: Mapping[int, Fraction]) -> Certificate:
         """The certificate of ``sat``.

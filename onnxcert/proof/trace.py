@@ -22,6 +22,7 @@ from onnxcert.bounds.optimised import FreeRelaxation, Start
 from onnxcert.graph import Graph
 from onnxcert.ops.base import Elementwise
 from onnxcert.sets import Box
+from onnxcert.spec import Problem
 
 
 @dataclass(eq=False)
@@ -70,11 +71,13 @@ class InputTrees:
     """Trees of boxes, cut at inputs.
 
     Attributes:
+        problem: where the cases come from.
         roots: (R,) nodes, and for each the cases open there, (R, C) with -1 for none.
         inputs: (nodes, input) of every cut.
         combined: (nodes, cases, weights): cases that a weighted sum of their rows refutes.
     """
 
+    problem: Problem
     nodes: _Nodes = field(default_factory=_Nodes)
     roots: list[tuple[IntArray, IntArray]] = field(default_factory=list)
     inputs: list[tuple[IntArray, IntArray]] = field(default_factory=list)
@@ -124,6 +127,7 @@ class NeuronTrees:
     """Trees of neuron splits below one input box.
 
     Attributes:
+        problem: where the cases come from.
         graph: the network whose nodes the names below belong to.
         columns: elementwise node -> numbers of its neurons whose slopes are stored, in the order of
             the graph.
@@ -134,6 +138,7 @@ class NeuronTrees:
         leaves: closed nodes.
     """
 
+    problem: Problem
     graph: Graph
     columns: Mapping[str, IntArray]
     refined: tuple[Graph, Sequence[Refinement]]
@@ -194,15 +199,35 @@ class Trace:
     """Everything that refuted a case.
 
     Attributes:
-        plain: cases that the bounds of `onnxcert.bounds.crown` refute on the whole of their box.
+        plain: cases that the bounds of `onnxcert.bounds.crown` refute on the whole of their box:
+            their problem, their numbers in it, and weights of their rows.
         groups: trees of which every leaf is closed.
     """
 
-    plain: list[tuple[IntArray, FloatArray]] = field(default_factory=list)
+    plain: list[tuple[Problem, IntArray, FloatArray]] = field(default_factory=list)
     groups: list[InputTrees | NeuronTrees] = field(default_factory=list)
 
-    def refuted(self, cases: IntArray, weights: Array | None = None) -> None:
-        """Cases (K,) that need no more than plain bounds, or a sum of rows with weights (K, R)."""
+    def refuted(self, problem: Problem, cases: IntArray, weights: Array | None = None) -> None:
+        """Cases (K,) of a problem that need no more than plain bounds.
+
+        Args:
+            problem, cases: the cases by their numbers in the problem.
+            weights: (K, R) of the rows whose sum refutes them; None for single rows.
+        """
         if len(cases):
             empty = np.zeros((len(cases), 0))
-            self.plain.append((cases, empty if weights is None else to_host(weights)))
+            self.plain.append((problem, cases, empty if weights is None else to_host(weights)))
+
+    def forget(self, disjuncts: set[int]) -> None:
+        """Drop what refuted some cases on the whole of their box, or by splits of neurons."""
+        plain, self.plain = self.plain, []
+        for problem, cases, weights in plain:
+            kept = ~np.isin(problem.case_disjunct[cases], list(disjuncts))
+            self.refuted(problem, cases[kept], weights[kept])
+        for group in self.groups:
+            if isinstance(group, NeuronTrees):
+                group.roots = [
+                    (nodes[kept], cases[kept])
+                    for nodes, cases in group.roots
+                    for kept in [~np.isin(cases, list(disjuncts))]
+                ]

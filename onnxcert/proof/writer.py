@@ -15,7 +15,7 @@ import numpy as np
 
 from onnxcert.arrays import Array, FloatArray, IntArray
 from onnxcert.bounds.hints import encode_multipliers
-from onnxcert.bounds.intermediate import Refinement, RefinedRows
+from onnxcert.bounds.intermediate import RefinedRows, Refinement
 from onnxcert.checker.container import ARRAYS
 from onnxcert.checker.errors import Unusable
 from onnxcert.checker.spec import Row, Spec
@@ -83,6 +83,11 @@ class CaseNumbers:
     def __getitem__(self, disjunct: int) -> NumberedCase:
         return self._known[int(disjunct)]
 
+    def disjuncts(self, numbers: Array) -> set[int]:
+        """The search's numbers of cases that the checker numbers so."""
+        wanted = set(numbers.tolist())
+        return {disjunct for disjunct, case in self._known.items() if case.number in wanted}
+
 
 def _box_key(lower: Array, upper: Array) -> _BoxKey:
     return (lower + 0.0).tobytes(), (upper + 0.0).tobytes()  # one sign of zero
@@ -107,10 +112,17 @@ class Writer:
 
     Args:
         cases: how cases are numbered.
+
+    Attributes:
+        layers: labels by number.
+        leaves: of all trees.
+        groups: what each group was made of, None for plain bounds, and for trees over inputs the
+            nodes in the order in which they are stored.
     """
 
     def __init__(self, cases: CaseNumbers) -> None:
         self.cases = cases
+        self.groups: list[tuple[InputTrees | NeuronTrees | None, IntArray]] = []
         self.layers: dict[str, int] = {}
         self._parts: dict[str, list[Array]] = {name: [] for name in ARRAYS}
         self.leaves = 0
@@ -144,12 +156,12 @@ class Writer:
 
     # Groups
 
-    def _plain(self, found: Sequence[tuple[IntArray, FloatArray]]) -> None:
+    def _plain(self, found: Sequence[tuple[Problem, IntArray, FloatArray]]) -> None:
         """One group for all cases that plain bounds refute: every root is a leaf."""
         cases = [
             (self.cases[disjunct], row)
-            for disjuncts, weights in found
-            for disjunct, row in zip(disjuncts, weights, strict=True)
+            for problem, numbers, weights in found
+            for disjunct, row in zip(problem.case_disjunct[numbers], weights, strict=True)
         ]
         cases.sort(key=lambda pair: pair[0].number)
         boxes: dict[int, int] = {}
@@ -163,6 +175,7 @@ class Writer:
             self._put("combine", [boxes[case.box], case.number])
             self._weights(case, row)
         self.leaves += len(boxes)
+        self.groups.append((None, np.zeros(0, np.int64)))
 
     def _input_trees(self, trees: InputTrees) -> None:
         roots: list[tuple[list[int], int]] = []
@@ -189,6 +202,7 @@ class Writer:
         )
         cases = sorted(number for known, _ in roots for number in known)
         self._group(0, cases, len(order), len(combined), 0, 0)
+        self.groups.append((trees, order))
         self._put("op", split)
         self._put("arg", inputs[order[split]])
         for node, case, row in combined:
@@ -216,6 +230,7 @@ class Writer:
             nodes += len(order)
             self._tree(trees, splits, order, children, self.cases[disjunct])
         self._group(1, [number for number, _, _ in roots], nodes, 0, len(columns.table), hints)
+        self.groups.append((trees, np.zeros(0, np.int64)))
 
     def _tree(
         self,

@@ -58,15 +58,25 @@ class BranchAndBound:
     statistics: Statistics = field(default_factory=Statistics)
 
     def run(
-        self, brancher: Brancher, candidates: Candidates, deadline: Deadline
+        self,
+        brancher: Brancher,
+        candidates: Candidates,
+        deadline: Deadline,
+        roots: Batch | None = None,
     ) -> Counterexample | Reason | None:
         """Refute everything, find a witness, or say why neither was possible.
+
+        Args:
+            brancher: what to bound and how to split it.
+            candidates: tests points.
+            deadline: when to stop.
+            roots: where to begin; None for the brancher's own roots.
 
         Returns:
             None when all subproblems are refuted, a confirmed witness, or a reason.
         """
         frontier = Frontier()
-        roots = brancher.roots()
+        roots = brancher.roots() if roots is None else roots
         frontier.push(roots, _unscored(roots))
         most = int(self.memory_bytes / max(1, brancher.bytes_per_subproblem))
         size = max(1, min(_FIRST_BATCH, self.batch_limit, most))

@@ -28,8 +28,15 @@ class Cases:
     rows: Array
 
     @classmethod
-    def build(cls, problem: Problem, device: Device) -> Cases:
-        """Move the rows to the device."""
+    def build(cls, problem: Problem, device: Device, margin: float = 0.0) -> Cases:
+        """Move the rows to the device.
+
+        Args:
+            problem: the cases.
+            device: where to.
+            margin: subtracted from every row, so that only bounds above it refute; for proofs that
+                failed by less.
+        """
         # A case without rows is true everywhere; as a row that is says the same, all cases have
         # at least one, and nothing that follows has to think of none.
         rowless = ~(problem.case_rows >= 0).any(axis=1)
@@ -47,7 +54,7 @@ class Cases:
             problem,
             to_device(rows, device),
             input_rows,
-            to_device(np.pad(problem.offset, (0, extra), constant_values=-1.0), device),
+            to_device(np.pad(problem.offset, (0, extra), constant_values=-1.0) - margin, device),
             to_device(np.pad(problem.strict, (0, extra)), device),
             to_device(case_rows, device),
         )

@@ -13,7 +13,7 @@ unsafe set (five rows in three dimensions) the sum needed 12 thousand boxes wher
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import cast
 
@@ -74,7 +74,7 @@ class InputSplit(Brancher):
     graph: Graph
     cases: Cases
     open_cases: Array
-    trees: InputTrees = field(default_factory=InputTrees)
+    trees: InputTrees
     execution_unit: float = 0.0
 
     @cached_property
@@ -117,11 +117,38 @@ class InputSplit(Brancher):
             "upper": xp.asarray(problem.upper[used]),
             "cases": xp.asarray(cases),
         }
+        return batch | self._nothing_known(len(used))
+
+    def reopen(self, nodes: Array, lower: Array, upper: Array, cases: Array) -> Batch:
+        """Both halves of leaves that turned out not to be refuted, cut at the widest input.
+
+        Args:
+            nodes: (B,) leaves of the trees.
+            lower, upper: (B, n_in) their boxes.
+            cases: (B, C) the cases open there, -1 for none.
+        """
+        xp = array_module(self.cases.offset)
+        chosen = xp.asarray(((upper - lower) / to_host(self._scale)).argmax(axis=1))
+        each = np.arange(len(nodes))
+        count = 2 * len(nodes)
+        middle = 0.5 * lower[each, chosen] + 0.5 * upper[each, chosen]
+        batch = {
+            "node": xp.asarray(np.concatenate(self.trees.cut(nodes, chosen))),
+            "lower": xp.asarray(np.concatenate([lower, lower])),
+            "upper": xp.asarray(np.concatenate([upper, upper])),
+            "cases": xp.asarray(np.concatenate([cases, cases])),
+        }
+        batch["upper"][: len(nodes)][each, chosen] = xp.asarray(middle)
+        batch["lower"][len(nodes) :][each, chosen] = xp.asarray(middle)
+        return batch | self._nothing_known(count)
+
+    def _nothing_known(self, count: int) -> Batch:
+        xp = array_module(self.cases.offset)
         width = sum(s.stop - s.start for s in self._layers.values())
-        if width:
-            batch["known_lower"] = xp.full((len(used), width), -xp.inf)
-            batch["known_upper"] = xp.full((len(used), width), xp.inf)
-        return batch
+        if not width:
+            return {}
+        sides = (("known_lower", -xp.inf), ("known_upper", xp.inf))
+        return {name: xp.full((count, width), value) for name, value in sides}
 
     def _numbers(self, cases: Array) -> IntArray:
         """Cases as the whole query counts them, -1 for none."""

@@ -8,7 +8,7 @@ bound.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,7 +19,7 @@ from onnxcert.bounds.intermediate import Refinement, tighten
 from onnxcert.bounds.optimised import Forms, FreeRelaxation, Optimised, Start, optimise
 from onnxcert.graph import Graph
 from onnxcert.passes import drop_dead_neurons
-from onnxcert.proof.trace import NeuronTrees, Trace, free_neurons
+from onnxcert.proof.trace import InputTrees, NeuronTrees, Trace, free_neurons
 from onnxcert.search.attack import GradientAttack
 from onnxcert.search.auto import Plan, choose_plan
 from onnxcert.search.bab import BranchAndBound, Statistics
@@ -27,7 +27,7 @@ from onnxcert.search.branching import Bounded, Brancher
 from onnxcert.search.candidates import Candidates, Confirm
 from onnxcert.search.cases import Cases
 from onnxcert.search.deadline import Deadline
-from onnxcert.search.frontier import batch_length, take
+from onnxcert.search.frontier import Batch, batch_length, take
 from onnxcert.search.input_split import InputSplit
 from onnxcert.search.neuron_split import NeuronSplit
 from onnxcert.sets import Box
@@ -43,6 +43,30 @@ _INTERMEDIATE_SHARE = 0.25
 """Share of the time left that optimised bounds of intermediate layers may take."""
 
 _ROOT_BATCH = 256
+
+_MARGIN = 1e-9
+"""A proof that failed by a hair is repaired with bounds above this."""
+
+
+@dataclass(frozen=True, eq=False)
+class Failure:
+    """Something that the search counted as refuted and the checker did not.
+
+    Attributes:
+        problem: where the cases come from.
+        cases: their numbers in the problem.
+        lower: the checker's bound.
+        trees, node: a leaf of trees over inputs; None for cases that were refuted otherwise.
+        low, high: the box of that leaf.
+    """
+
+    problem: Problem
+    cases: Array
+    lower: float
+    trees: InputTrees | None
+    node: int
+    low: Array
+    high: Array
 
 
 @dataclass
@@ -107,6 +131,65 @@ class Solver:
         self._enter("attack", len(open_cases))
         if found := self._attack(plan, candidates, open_cases, _QUICK_ATTACK_SECONDS, 0.05, 1):
             return found
+        return self._refute(problem, cases, candidates, plan, open_cases)
+
+    def repair(self, failures: Sequence[Failure]) -> Counterexample | Reason | None:
+        """Prove again, with a margin, what the checker did not accept.
+
+        Leaves of trees over inputs are split further; other cases are proved anew.
+
+        Returns:
+            None when the trace is complete again, else as `solve`.
+        """
+        self._enter("repair", len(failures))
+        answer: Counterexample | Reason | None = None
+        groups: dict[int, list[Failure]] = {}
+        for failure in failures:
+            groups.setdefault(id(failure.trees or failure.problem), []).append(failure)
+        for members in groups.values():
+            problem, trees = members[0].problem, members[0].trees
+            # Halves of a box have better bounds by themselves; a proof of the same kind must be
+            # better by what it lacked.
+            lacking = 0.0 if trees else max(-failure.lower for failure in members)
+            cases = Cases.build(problem, self.device, _MARGIN + 2.0 * max(0.0, lacking))
+            candidates = Candidates(self.graph, cases, self.confirm, self.dtype)
+            numbers = np.unique(np.concatenate([failure.cases for failure in members]))
+            if trees is not None:
+                answer = self._split_further(trees, cases, candidates, members, numbers)
+            else:
+                self.trace.forget(set(problem.case_disjunct[numbers].tolist()))
+                plan = choose_plan(self.graph, problem, self.settings)
+                answer = self._refute(problem, cases, candidates, plan, numbers)
+            if answer is not None:
+                return answer
+        return None
+
+    def _split_further(
+        self,
+        trees: InputTrees,
+        cases: Cases,
+        candidates: Candidates,
+        failures: Sequence[Failure],
+        numbers: Array,
+    ) -> Counterexample | Reason | None:
+        brancher = InputSplit(self.graph, cases, numbers, trees, self.execution_unit)
+        table = np.full((len(failures), max(len(f.cases) for f in failures)), -1)
+        for row, failure in enumerate(failures):
+            table[row, : len(failure.cases)] = failure.cases
+        lower, upper = (np.stack([getattr(f, side) for f in failures]) for side in ("low", "high"))
+        nodes = np.array([failure.node for failure in failures])
+        roots = brancher.reopen(nodes, lower, upper, table)
+        return self._branch(brancher, candidates, numbers, roots)
+
+    def _refute(
+        self,
+        problem: Problem,
+        cases: Cases,
+        candidates: Candidates,
+        plan: Plan,
+        open_cases: Array,
+    ) -> Counterexample | Reason | None:
+        """Everything but the attack."""
         if plan.splitting == "input":
             return self._split_inputs(self.graph, cases, candidates, open_cases)
         self._enter("bounds", len(open_cases))
@@ -140,7 +223,7 @@ class Solver:
             expired = self.deadline.expired
             bounds = self._root_bounds(box, backward, expired)
             if bounds.empty[0]:
-                self.trace.refuted(problem.case_disjunct[open_cases])
+                self.trace.refuted(problem, open_cases)
                 return None
             open_cases, lower = self._bound_cases(cases, bounds, open_cases)
             if len(open_cases) == 0:
@@ -149,7 +232,7 @@ class Solver:
         column = to_device(open_cases, self.device)[:, None]
         free = FreeRelaxation.build(graph, boxes, self.execution_unit)
         root = self._optimise_root(cases.forms(column), free, boxes, lower)
-        trees = NeuronTrees(graph, free_neurons(free, boxes), refined)
+        trees = NeuronTrees(problem, graph, free_neurons(free, boxes), refined)
         refuted = to_host(root.lower > 0)
         nodes = trees.plant(problem.case_disjunct[open_cases[refuted]])
         trees.close(nodes, root.best, np.flatnonzero(refuted), np.zeros((len(nodes), 0)))
@@ -185,10 +268,11 @@ class Solver:
     def _split_inputs(
         self, graph: Graph, cases: Cases, candidates: Candidates, open_cases: Array
     ) -> Counterexample | Reason | None:
-        brancher = InputSplit(graph, cases, open_cases, execution_unit=self.execution_unit)
+        trees = InputTrees(cases.problem)
+        brancher = InputSplit(graph, cases, open_cases, trees, self.execution_unit)
         answer = self._branch(brancher, candidates, open_cases)
         if answer is None:
-            self.trace.groups.append(brancher.trees)
+            self.trace.groups.append(trees)
         return answer
 
     def _root_bounds(self, box: Box, backward: bool, expired: Callable[[], bool]) -> Bounds:
@@ -211,7 +295,7 @@ class Solver:
         self._record(cases.problem, open_cases, lower.max(axis=1))
         still = ~cases.refuted(column, lower)[:, 0]
         closed = open_cases[to_host(~still)]
-        self.trace.refuted(cases.problem.case_disjunct[closed])
+        self.trace.refuted(cases.problem, closed)
         return open_cases[to_host(still)], lower[still]
 
     def _specialise(
@@ -270,15 +354,17 @@ class Solver:
             self._record(cases.problem, numbers[numbers >= 0], lower[numbers >= 0])
             left.append(to_host(bounded.point_cases).ravel())
             refuted = (numbers >= 0) & ~np.isin(numbers, left[-1])
-            self.trace.refuted(
-                cases.problem.case_disjunct[numbers[refuted]],
-                to_host(brancher.weights(bounded))[refuted],
-            )
+            weights = to_host(brancher.weights(bounded))[refuted]
+            self.trace.refuted(cases.problem, numbers[refuted], weights)
         remaining = np.concatenate(left)
         return np.sort(remaining[remaining >= 0])
 
     def _branch(
-        self, brancher: Brancher, candidates: Candidates, open_cases: Array
+        self,
+        brancher: Brancher,
+        candidates: Candidates,
+        open_cases: Array,
+        roots: Batch | None = None,
     ) -> Counterexample | Reason | None:
         """Branch and bound; when it refutes everything, the bound of a case is its worst leaf."""
         self._enter("search", self._open_disjuncts)
@@ -302,8 +388,8 @@ class Solver:
             record,
             self.statistics,
         )
-        answer = loop.run(brancher, candidates, self.deadline)
-        if answer is None:
+        answer = loop.run(brancher, candidates, self.deadline, roots)
+        if answer is None and roots is None:
             self._record(problem, open_cases, leaves[open_cases])
         self._enter("search", self._open_disjuncts)
         return answer

@@ -27,6 +27,7 @@ SEE = "\n  help: see `onnxcert verify --help`\n"
         (("--timeout",), "argument --timeout: expected one argument"),
         (("--time", "1"), "unrecognized arguments: --time 1"),
         (("--device", "tpu"), "argument --device: 'tpu' is not one of auto, cpu, cuda, cuda:N"),
+        (("--certificate",), "argument --certificate: expected one argument"),
         (("--seed", "-1"), "argument --seed: '-1' is not a whole number"),
         (("--seed", "1.5"), "argument --seed: '1.5' is not a whole number"),
         (("-q", "-v"), "argument -v/--verbose: not allowed with argument -q/--quiet"),
@@ -58,6 +59,10 @@ def test_wrong_options(call: Call, files: Files, options: tuple[str, ...], messa
             "the model comes first, then the specification",
         ),
         (
+            ("m.onnx", "s.vnnlib", "--semantics", "float"),
+            "argument --semantics: invalid choice: 'float' (choose from",
+        ),
+        (
             ("inspect",),
             "the following arguments are required: MODEL\n  help: see `onnxcert inspect --help`",
         ),
@@ -76,6 +81,23 @@ def test_wrong_options(call: Call, files: Files, options: tuple[str, ...], messa
         (
             ("bench", "list.csv", "--out", "x", "--memory", "0"),
             "argument --memory: '0' is not a positive number of gigabytes",
+        ),
+        (
+            ("check", "p.onnxcert"),
+            "the following arguments are required: --model, --spec\n"
+            "  help: see `onnxcert check --help`",
+        ),
+        (
+            ("check", "p", "--model=m", "--spec=s", "--jobs=0"),
+            "argument --jobs: it must be at least 1\n  help: see `onnxcert check --help`",
+        ),
+        (
+            ("check", "p", "--model=m", "--spec=s", "--audit=-1"),
+            "argument --audit: '-1' is not a whole number",
+        ),
+        (
+            ("check", "p", "--model=m", "--spec=s", "--semantics=auto"),
+            "argument --semantics: invalid choice: 'auto' (choose from",
         ),
         (("supports",), "one of the arguments --onnx-opset-versions"),
         (("supports", "--magic"), "one of the arguments --onnx-opset-versions"),
@@ -250,7 +272,7 @@ def test_sizes_that_do_not_fit(call: Call, files: Files, tmp_path: Path) -> None
     assert ended.err.startswith("error: ")
 
 
-@pytest.mark.parametrize("option", ["--json", "--witness"])
+@pytest.mark.parametrize("option", ["--json", "--witness", "--certificate"])
 def test_outputs_are_checked_before_the_search(
     call: Call, files: Files, tmp_path: Path, option: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,11 +298,28 @@ def test_assignment_folder_is_checked_before_the_search(
     assert ended.err == f"error: the folder cannot be made: File exists\n  --> {files.sat}\n"
 
 
-def test_two_outputs_in_one_file(call: Call, files: Files, tmp_path: Path) -> None:
-    path = tmp_path / "both"
-    ended = call(files.model, files.sat, "--json", path, "--witness", path)
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("json", "witness"), ("json", "certificate"), ("witness", "certificate")],
+)
+def test_two_outputs_in_one_file(
+    call: Call, files: Files, tmp_path: Path, one: str, other: str
+) -> None:
+    path, link = tmp_path / "both", tmp_path / "link"
+    link.symlink_to(path)
+    ended = call(files.model, files.sat, f"--{one}", path, f"--{other}", link)
     assert (ended.code, ended.out) == (2, "")
-    assert ended.err == f"error: --json and --witness name the same file\n  --> {path}\n"
+    assert ended.err == f"error: --{one} and --{other} name the same file\n  --> {path}\n"
+
+
+@pytest.mark.parametrize("option", ["--json", "--witness", "--certificate"])
+def test_no_output_in_place_of_an_input(call: Call, files: Files, option: str) -> None:
+    for path in (files.model, files.sat):
+        before = path.read_bytes()
+        ended = call(files.model, files.sat, option, path)
+        assert (ended.code, ended.out) == (2, "")
+        assert ended.err == f"error: {option} would overwrite an input\n  --> {path}\n"
+        assert path.read_bytes() == before
 
 
 def _must_not_run(*arguments: object) -> None:

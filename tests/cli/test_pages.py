@@ -51,7 +51,7 @@ def test_bounds(call: Call, files: Files, tmp_path: Path, method: str) -> None:
     assert ended.out.startswith("output ")
     assert "impossible" in ended.out
     record = json.loads(path.read_text())
-    assert (record["schema"], record["method"]) == (1, method)
+    assert (record["schema"], record["method"]) == (2, method)
     assert record["layers"] == []
     for lower, upper in record["outputs"]:
         assert lower == pytest.approx(0.0, abs=1e-6)

@@ -186,7 +186,7 @@ def test_version_and_help_import_nothing_heavy() -> None:
     code = """
 import sys
 from onnxcert.cli import main
-main(["--version"]), main(["--help"]), main(["verify", "--help"])
+main(["--version"]), main(["--help"]), main(["verify", "--help"]), main(["check", "--help"])
 heavy = {"numpy", "onnx", "onnxruntime", "vnnlib", "asyncio", "importlib.metadata"}
 print(sorted(heavy & set(sys.modules)))
 """

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
-from onnxcert.cli.supports import CAPABILITIES
+from onnxcert.checker.operators import OPERATORS
+from onnxcert.cli.supports import CAPABILITIES, certified_operators
 from onnxcert.frontend.onnx import supported_operators
+from tests.cli import samples
 from tests.cli.conftest import Call, Files
 
 THEORIES = {
@@ -32,7 +35,7 @@ STANDARD = {
 
 
 def test_every_capability_of_the_standard_is_answered() -> None:
-    assert set(CAPABILITIES) - {"settings"} == STANDARD
+    assert set(CAPABILITIES) - {"settings", "certificates"} == STANDARD
 
 
 @pytest.mark.parametrize("name", sorted(STANDARD))
@@ -57,15 +60,44 @@ def test_theories_have_names_of_the_standard(call: Call, name: str) -> None:
 def test_truth_values(call: Call) -> None:
     assert call("supports", "--serialise-assignments").out == "true\n"
     assert call("supports", "--optimised-disjunctive-reasoning").out == "false\n"
-    assert call("supports", "--unsat-proofs").out == "false\n"
+    assert call("supports", "--unsat-proofs").out == "true\n"
 
 
-def test_only_real_arithmetic_is_claimed(call: Call) -> None:
-    assert call("supports", "--onnx-element-types").out == "real\n"
+def test_claimed_types_are_proved_in_their_own_arithmetic(
+    call: Call, files: Files, tmp_path: Path
+) -> None:
+    claimed = call("supports", "--onnx-element-types").out.split()
+    semantics = {"real": "real", "float32": "ieee32-any-order"}
+    assert claimed == list(semantics)
+    for kind in claimed:
+        spec = samples.spec_2("(assert (>= B[0,0] 5.0))", tmp_path / "s.vnnlib", kind)
+        record = tmp_path / "record.json"
+        assert call(files.model, spec, "--json", record).out == "unsat\n"
+        assert json.loads(record.read_text())["proof"]["claims"] == [semantics[kind]]
 
 
 def test_operators_are_those_of_the_registry(call: Call) -> None:
     assert call("supports", "--onnx-operators").out.split() == list(supported_operators())
+
+
+def test_every_operator_is_certified_or_declared_not_to_be(call: Call) -> None:
+    header, *rows = call("supports", "--certificates").out.splitlines()
+    assert header.split() == ["operator", "certificates"]
+    states = dict(row.split(maxsplit=1) for row in rows)
+    assert list(states) == list(supported_operators())
+    assert set(states.values()) <= {"certified", "not certified"}
+    certified = [name for name, state in states.items() if state == "certified"]
+    assert certified == certified_operators()
+    assert call("supports", "--onnx-operators-unsat-proofs").out.split() == certified
+    assert {"Gemm", "Relu", "Conv", "MaxPool", "Sigmoid"} <= set(certified)
+
+
+def test_an_operator_that_the_checker_does_not_read_is_not_certified(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(OPERATORS, "Tanh")
+    assert "Tanh" not in certified_operators()
+    assert re.search(r"^Tanh +not certified$", call("supports", "--certificates").out, re.MULTILINE)
 
 
 def test_claimed_theories_are_answered(call: Call, files: Files, tmp_path: Path) -> None:

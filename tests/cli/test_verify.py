@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from hashlib import sha256
 from pathlib import Path
 
@@ -13,10 +14,15 @@ import pytest
 from onnx import numpy_helper
 
 import onnxcert
+from onnxcert.checker import Rejected
+from onnxcert.checker.certificate import Session
+from onnxcert.cli import COMMANDS
+from onnxcert.cli.arguments import EXECUTED
 from onnxcert.frontend.vnnlib import read_query
 from onnxcert.frontend.witness import parse_witness
 from onnxcert.settings import Settings
 from onnxcert.verdict import Reason
+from tests.cli import samples
 from tests.cli.conftest import Call, Files
 
 
@@ -77,6 +83,14 @@ def test_verbose_shows_the_plan(call: Call, files: Files) -> None:
     assert "splits" in verbose.err
 
 
+def test_verbose_shows_the_size_of_the_proof(call: Call, files: Files) -> None:
+    line = call(files.model, files.unsat, "-v").err.splitlines()[-1]
+    pattern = r"proof: accepted \(real\); leaves [1-9]\d*, bytes [1-9][\d,]*, check \d+\.\d\d s"
+    assert re.fullmatch(pattern, line)
+    line = call(files.model, files.unsat, "-v", "--uncertified").err.splitlines()[-1]
+    assert line.startswith("proof: not accepted; leaves ")
+
+
 def test_standard_form_prints_the_standard_witness(call: Call, files: Files) -> None:
     ended = call("verify", files.sat_2, "--network", f"net={files.model}")
     assert (ended.code, ended.err) == (0, "")
@@ -91,14 +105,129 @@ def test_any_network_name_fits_a_query_that_declares_none(call: Call, files: Fil
     assert (ended.code, ended.out) == (0, "unsat\n")
 
 
-def test_float_types_are_answered_with_a_warning(call: Call, files: Files) -> None:
+def test_float_types_are_answered_like_any_other(call: Call, files: Files) -> None:
     ended = call(files.model, files.sat_2_float)
     assert ended.out.startswith("sat\nA float32 [1,2]\n")
+    assert ended.err == ""
+
+
+@pytest.fixture
+def narrow(tmp_path: Path) -> Path:
+    """Typed float32; the margin of 5e-8 is less than the worst rounding of two Gemm layers."""
+    return samples.spec_2("(assert (>= B[0,0] 1.00000005))", tmp_path / "narrow.vnnlib", "float32")
+
+
+def test_what_only_the_reals_settle_is_unknown_for_floats(
+    call: Call, files: Files, tmp_path: Path, narrow: Path
+) -> None:
+    record = tmp_path / "record.json"
+    ended = call(files.model, narrow, "--json", record, "--timeout=60")
+    assert (ended.code, ended.out) == (0, "unknown\n")
     assert ended.err == (
-        "warning: the query declares float32, but unsat is proved for real arithmetic: "
-        "rounding inside the network is not covered\n"
+        f"unknown: {Reason.ROUNDING.value}\n"
+        "  help: --semantics real consents to an answer over the reals\n"
     )
-    assert call(files.model, files.sat_2_float, "-q").err == ""
+    written = json.loads(record.read_text())
+    assert (written["reason"]["code"], written["certified"]) == ("rounding", None)
+
+
+def test_naming_the_reals_is_consent(
+    call: Call, files: Files, tmp_path: Path, narrow: Path
+) -> None:
+    record, proof = tmp_path / "record.json", tmp_path / "proof.onnxcert"
+    options = ("--semantics=real", "--json", record, "--certificate", proof)
+    ended = call(files.model, narrow, *options)
+    assert (ended.code, ended.out) == (0, "unsat\n")
+    assert ended.err == (
+        "warning: the query declares float32, but unsat is proved for real arithmetic, as "
+        "--semantics real allows: rounding inside the network is not covered\n"
+    )
+    assert call(files.model, narrow, "--semantics=real", "-q").err == ""
+    written = json.loads(record.read_text())
+    assert (written["semantics"], written["certified"]) == ("real", True)
+    assert (written["settings"]["semantics"], written["proof"]["claims"]) == ("real", ["real"])
+    line = call("check", proof, "--model", files.model, "--spec", narrow).out
+    assert line == "VERIFIED UNSAT (real)\n"
+
+
+def test_executions_may_be_asked_for_whatever_the_type(
+    call: Call, files: Files, tmp_path: Path
+) -> None:
+    record = tmp_path / "record.json"
+    ended = call(files.model, files.unsat, "--semantics=ieee32-any-order", "--json", record)
+    assert (ended.code, ended.out, ended.err) == (0, "unsat\n", "")
+    written = json.loads(record.read_text())
+    assert (written["semantics"], written["proof"]["claims"]) == (EXECUTED, [EXECUTED])
+
+
+@pytest.mark.parametrize(
+    ("spec", "line"),
+    [
+        ("unsat", "VERIFIED UNSAT (real)\n"),
+        ("sat", "VERIFIED SAT (exact-replay, ort-replay)\n"),
+        ("sat_2_float", "VERIFIED SAT (exact-replay, ort-replay)\n"),
+    ],
+)
+def test_certificates_are_written_and_accepted(
+    call: Call, files: Files, tmp_path: Path, spec: str, line: str
+) -> None:
+    proof, record = tmp_path / "proof.onnxcert", tmp_path / "record.json"
+    query = getattr(files, spec)
+    ended = call(files.model, query, "--certificate", proof, "--json", record)
+    assert (ended.code, ended.err) == (0, "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["proof.onnxcert", "record.json"]
+    assert call("check", proof, "--model", files.model, "--spec", query).out == line
+    written = json.loads(record.read_text())["proof"]
+    assert (written["path"], written["bytes"]) == (str(proof), proof.stat().st_size)
+    assert written["accepted"] is True
+    assert line.endswith(f" ({', '.join(written['claims'])})\n")
+
+
+def test_no_certificate_without_a_verdict(call: Call, files: Files, tmp_path: Path) -> None:
+    hard = (files.hard_model, files.hard_spec, "--timeout=0.5")
+    assert call(*hard, "--certificate", tmp_path / "proof").out == "timed-out\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("spec", ["sat", "unsat"])
+@pytest.mark.parametrize("quiet", [(), ("-q",)])
+def test_uncertified_verdicts_say_so(
+    call: Call, files: Files, tmp_path: Path, spec: str, quiet: tuple[str, ...]
+) -> None:
+    record = tmp_path / "record.json"
+    plain = call(files.model, getattr(files, spec))
+    ended = call(files.model, getattr(files, spec), "--uncertified", "--json", record, *quiet)
+    assert (ended.code, ended.out) == (0, plain.out)
+    assert ended.err == (
+        f"warning: {spec} is uncertified: no checker has accepted a proof of it (--uncertified)\n"
+    )
+    written = json.loads(record.read_text())
+    assert (written["verdict"], written["certified"]) == (spec, False)
+    assert written["settings"]["certified"] is False
+
+
+def test_uncertified_certificates_can_be_checked_later(
+    call: Call, files: Files, tmp_path: Path
+) -> None:
+    proof = tmp_path / "proof.onnxcert"
+    ended = call(files.model, files.unsat, "--uncertified", "--certificate", proof)
+    assert ended.out == "unsat\n"
+    checked = call("check", proof, "--model", files.model, "--spec", files.unsat)
+    assert (checked.code, checked.out) == (0, "VERIFIED UNSAT (real)\n")
+
+
+def test_an_unsat_that_the_checker_refuses_is_not_printed(
+    call: Call, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise Rejected("R8", "leaf 0", "a leaf is not refuted")
+
+    monkeypatch.setattr(Session, "check", refuse)
+    record = tmp_path / "record.json"
+    ended = call(files.model, files.unsat, "--json", record, "--timeout=20")
+    assert (ended.code, ended.out) == (0, "unknown\n")
+    assert ended.err == f"unknown: {Reason.UNCERTIFIED.value}\n"
+    assert json.loads(record.read_text())["reason"]["code"] == "uncertified"
 
 
 def test_compressed_files(call: Call, files: Files, tmp_path: Path) -> None:
@@ -137,9 +266,10 @@ def test_record_of_sat(call: Call, files: Files, tmp_path: Path) -> None:
     path = tmp_path / "record.json"
     call(files.model, files.sat, "--json", path, "--seed", "5", "--timeout", "60")
     record = json.loads(path.read_text())
-    assert (record["schema"], record["verdict"], record["error"]) == (1, "sat", None)
+    assert (record["schema"], record["verdict"], record["error"]) == (2, "sat", None)
     assert record["tool"]["version"] == onnxcert.__version__
-    assert record["arithmetic"] == "real"
+    assert record["certified"] is True
+    assert record["proof"]["claims"] == ["exact-replay", "ort-replay"]
     assert (record["settings"]["seed"], record["settings"]["timeout"]) == (5, 60.0)
     for role, file in (("model", files.model), ("spec", files.sat)):
         digest = sha256(file.read_bytes()).hexdigest()
@@ -158,6 +288,9 @@ def test_record_of_unsat_has_the_bounds(call: Call, files: Files, tmp_path: Path
     call(files.model, files.unsat, "--json", path, "--set", "splitting=neuron")
     record = json.loads(path.read_text())
     assert (record["verdict"], record["witness"], record["reason"]) == ("unsat", None, None)
+    assert (record["semantics"], record["certified"]) == ("real", True)
+    assert set(record["proof"]) == {"accepted", "claims", "leaves", "bytes", "seconds", "path"}
+    assert record["proof"]["path"] == ""
     assert record["settings"]["splitting"] == "neuron"
     assert [entry["disjunct"] for entry in record["bounds"]] == [0]
     assert 0 < record["bounds"][0]["lower"] <= 4.0
@@ -170,6 +303,7 @@ def test_record_of_a_timeout_has_the_reason(call: Call, files: Files, tmp_path: 
     record = json.loads(path.read_text())
     assert record["verdict"] == "timed-out"
     assert record["reason"] == {"code": "timeout", "text": "the time limit was reached"}
+    assert record["certified"] is None
 
 
 def test_record_of_an_error(call: Call, files: Files, tmp_path: Path) -> None:
@@ -198,11 +332,11 @@ def test_settings_page_needs_no_files(call: Call) -> None:
 def test_help_names_every_command(call: Call, options: tuple[str, ...]) -> None:
     ended = call(*options)
     assert (ended.code, ended.err) == (0, "")
-    commands = ("verify", "inspect", "bounds", "bench", "supports")
+    commands = ("verify", "check", "inspect", "bounds", "bench", "supports")
     assert all(f"onnxcert {command} " in ended.out for command in commands)
 
 
-@pytest.mark.parametrize("command", ["verify", "inspect", "bounds", "bench", "supports"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(call: Call, command: str) -> None:
     ended = call(command, "--help")
     assert (ended.code, ended.err) == (0, "")
