@@ -47,11 +47,14 @@ from onnxcert.proof.certify import (
     Certificate,
     Certifier,
     Doubt,
+    Expired,
     Refusal,
     Rejected,
     Unusable,
+    Verified,
 )
 from onnxcert.proof.trace import InputTrees
+from onnxcert.proof.watch import Watch
 from onnxcert.search.candidates import Confirm
 from onnxcert.search.cases import Cases
 from onnxcert.search.deadline import Deadline
@@ -158,6 +161,7 @@ class _Run:
     query: Query | None = None
     solver: Solver | None = None
     proof: Proof | None = None
+    watch: Watch | None = None
     files: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -181,9 +185,17 @@ class _Run:
             return Unknown(Reason.INTERRUPTED)
         except MemoryError:
             return Unknown(Reason.MEMORY)
+        finally:
+            self._stop_watching()
+
+    def _stop_watching(self) -> None:
+        if self.watch is not None:
+            self.watch.close()
+            self.watch = None
 
     def _over_the_reals(self, instance: Instance, replayer: Replayer, verdict: Verdict) -> Verdict:
         """Whether only rounding stands in the way; that is not an answer, but worth saying."""
+        self._stop_watching()
         self.semantics = REAL
         found = self._search(instance, replayer)
         self.semantics, self.proof = EXECUTED, None
@@ -195,6 +207,13 @@ class _Run:
         rng = np.random.default_rng(self.seed)
         executed = self.semantics == EXECUTED
         graph = instance.model.lowered if executed else instance.model.graph
+        certifier = Certifier(
+            instance.model_bytes,
+            instance.spec_bytes,
+            instance.directory,
+            self.semantics,
+            {"name": "onnxcert", "version": __version__},
+        )
         self.solver = solver = Solver(
             graph.to(self.device),
             instance.confirmation(replayer),
@@ -206,13 +225,9 @@ class _Run:
             self.report,
             execution_unit=UNIT_ROUNDOFF_FLOAT32 if executed else 0.0,
         )
-        certifier = Certifier(
-            instance.model_bytes,
-            instance.spec_bytes,
-            instance.directory,
-            self.semantics,
-            {"name": "onnxcert", "version": __version__},
-        )
+        if self.certified:
+            self.watch = watch = certifier.watch()
+            solver.follow = watch.follow
         result: Reason | None = None
         for number, problem in enumerate(instance.lowered.cases):
             if number == 0:
@@ -228,6 +243,8 @@ class _Run:
                     )
             if self.deadline.expired():
                 return Unknown(Reason.TIMEOUT)
+            if self.watch is not None:
+                self.watch.problem(problem)
             answer = solver.solve(problem)
             if isinstance(answer, Counterexample):
                 self._attest(instance, certifier, answer)
@@ -285,6 +302,8 @@ class _Run:
                     refused = self._check(certifier, certificate)
         except Unusable as error:
             self.proof = Proof(accepted=False, message=str(error))
+        except Expired:
+            return Unknown(Reason.TIMEOUT)
         assert self.proof is not None
         if self.proof.accepted or not self.certified:
             return Unsat()
@@ -298,7 +317,7 @@ class _Run:
         claims: tuple[str, ...] = ()
         message = path = ""
         try:
-            claims = certifier.check(certificate, refused).claims
+            claims = self._ask(certifier, certificate, refused).claims
         except Rejected as error:
             message = str(error)
         if refused:
@@ -310,6 +329,22 @@ class _Run:
         size, leaves = len(certificate.data), certificate.leaves
         self.proof = Proof(not message, claims, leaves, size, seconds, path, message)
         return refused
+
+    def _ask(
+        self, certifier: Certifier, certificate: Certificate, refused: list[Refusal]
+    ) -> Verified:
+        """The checker's answer, from the process that has watched the search if there is one."""
+        expired = self.deadline.expired
+        if self.watch is not None:
+            reply = self.watch.finish(certificate.data, certificate.groups, expired)
+            self.watch = None
+            if reply is not None:
+                answer, found = reply
+                if not isinstance(answer, Verified):
+                    raise answer
+                refused += found
+                return answer
+        return certifier.check(certificate, refused, expired)
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:

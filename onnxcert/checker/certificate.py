@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from onnxcert.checker import arithmetic, container, witness
 from onnxcert.checker.audit import Auditor
 from onnxcert.checker.bounds import Bounder, Columns, Hint
 from onnxcert.checker.curves import Array
-from onnxcert.checker.errors import Rejected, Unusable
+from onnxcert.checker.errors import Expired, Rejected, Unusable
 from onnxcert.checker.model import read_network
 from onnxcert.checker.network import Curve
 from onnxcert.checker.proof import Boxes, Paths, Prover, Rows
@@ -85,6 +86,28 @@ def children(op: Array, roots: int) -> Array:
     return result
 
 
+_WORK: Callable[[Any], int] = int
+"""What `spread` has its processes do; they are forks and inherit it."""
+
+
+def _work(item: Any) -> int:
+    return _WORK(item)
+
+
+def spread(work: Callable[[Any], int], items: Iterable[Any], jobs: int, start: int) -> int:
+    """Do some work that counts something from ``start`` on, on several processors if it pays.
+
+    Returns:
+        The count after all work.
+    """
+    global _WORK  # noqa: PLW0603 - a fork takes it along; closures cannot be sent
+    if jobs == 1 or "fork" not in multiprocessing.get_all_start_methods():
+        return max((work(item) for item in items), default=start)
+    _WORK = work
+    with multiprocessing.get_context("fork").Pool(jobs) as pool:
+        return max((count for count in pool.imap_unordered(_work, items)), default=start)
+
+
 @dataclass(frozen=True, eq=False)
 class Refusal:
     """A leaf that is not refuted.
@@ -129,6 +152,24 @@ class Combined:
         return row[there], match[there].argmax(axis=1), self.weights[entry[there]]
 
 
+@dataclass(frozen=True, eq=False)
+class InputGroup:
+    """A group that splits inputs.
+
+    Attributes:
+        roots: the boxes where its trees begin.
+        tree, inputs: (nodes, 2) children of every node, and (nodes,) the inputs of splits.
+        combined: sums of rows.
+        numbers: (K,) the cases.
+    """
+
+    roots: Boxes
+    tree: Array
+    inputs: Array
+    combined: Combined
+    numbers: Array
+
+
 class Group:
     """Refutes one group of cases after the other.
 
@@ -139,6 +180,8 @@ class Group:
         auditor: bounds some of the leaves again.
         jobs: processes to share the work.
         refused: takes leaves that are not refuted; None to reject the certificate at the first.
+        expired: asked now and then; once it says True, `Expired` is raised.
+        known: whether the caller has walked just this group with `Prover.boxes` before.
     """
 
     def __init__(
@@ -149,9 +192,11 @@ class Group:
         auditor: Auditor,
         jobs: int,
         refused: list[Refusal] | None,
+        expired: Callable[[], bool],
+        known: Callable[[int, InputGroup], bool],
     ) -> None:
         self.bounder, self.arrays, self.auditor, self.jobs = bounder, arrays, auditor, jobs
-        self.refused = refused
+        self.refused, self.expired, self.known = refused, expired, known
         curves = [(k, b) for k, b in enumerate(bounder.blocks) if isinstance(b, Curve)]
         named = {block.label: (k, block) for k, block in curves}
         for label in layers:
@@ -176,9 +221,8 @@ class Group:
         if kind == 0:
             roots = prover.roots(cases)
             tree = children(op, len(roots.low))
-            self._over_inputs(
-                prover, roots, tree, self._combined(cases, numbers, combined, nodes), place
-            )
+            sums = self._combined(cases, numbers, combined, nodes)
+            self._over_inputs(prover, roots, tree, sums, numbers, place)
         elif kind == 1:
             tree = children(op, len(cases))
             self._over_neurons(prover, cases, tree, columns, hints, place)
@@ -212,26 +256,55 @@ class Group:
         return Combined(table[:, 0], position, weights)
 
     def _over_inputs(
-        self, prover: Prover, roots: Boxes, tree: Array, combined: Combined, place: int
+        self,
+        prover: Prover,
+        roots: Boxes,
+        tree: Array,
+        combined: Combined,
+        numbers: Array,
+        place: int,
     ) -> None:
         split = tree[:, 0] >= 0
         inputs = np.zeros(len(tree), np.int64)
         inputs[split] = self.arrays.take("arg", int(split.sum()))
         if (inputs >= self.bounder.network.n_inputs).any():
             raise Rejected("R10", f"group {place}", "a split of an input that does not exist")
-        size = self.bounder.network.size + 1
-        most = max(1, _NUMBERS // (size * max(2, roots.cases.shape[1])))
+        if self.known(place, InputGroup(roots, tree, inputs, combined, numbers)):
+            return
         firsts = np.flatnonzero(~np.isin(np.arange(len(tree)), tree))
         stack = [(firsts, roots)]
-        while stack:
-            ids, nodes = stack.pop()
-            while stack and len(ids) + len(stack[-1][0]) <= most:
-                more, others = stack.pop()
-                ids, nodes = np.concatenate([ids, more]), nodes.joined(others)
-            if len(ids) > most:
-                stack.append((ids[most:], nodes[most:]))
-                ids, nodes = ids[:most], nodes[:most]
-            self._step(prover, ids, nodes, tree, inputs, combined, place, stack)
+
+        def walk(stack: list[tuple[Array, Boxes]], enough: float = np.inf) -> int:
+            while stack and sum(len(ids) for ids, _ in stack) < enough:
+                ids, nodes = self._next(stack, prover.rows.used.shape[1])
+                self._look_at_the_clock()
+                self._step(prover, ids, nodes, tree, inputs, combined, place, stack)
+            return self.auditor.done
+
+        if self.jobs > 1:  # until there is enough to share
+            walk(stack, enough=32 * self.jobs)
+        pieces = [
+            [(ids[i : i + 8], nodes[i : i + 8])]
+            for ids, nodes in stack
+            for i in range(0, len(ids), 8)
+        ]
+        if self.jobs == 1 or self.refused is not None:
+            walk(stack)
+        else:
+            self.auditor.done = spread(walk, pieces, self.jobs, self.auditor.done)
+
+    def _next(self, stack: list[tuple[Array, Boxes]], rows: int) -> tuple[Array, Boxes]:
+        """Take a batch of nodes of bounded size."""
+        ids, nodes = stack.pop()
+        numbers = self.bounder.network.size + nodes.cases.shape[1] * rows * nodes.low.shape[1]
+        most = max(1, _NUMBERS // (numbers + 1))
+        while stack and len(ids) + len(stack[-1][0]) <= most:
+            more, others = stack.pop()
+            ids, nodes = np.concatenate([ids, more]), nodes.joined(others)
+        if len(ids) > most:
+            stack.append((ids[most:], nodes[most:]))
+            ids, nodes = ids[:most], nodes[:most]
+        return ids, nodes
 
     def _step(
         self,
@@ -318,25 +391,36 @@ class Group:
             root = self.bounder.bound(
                 roots.low, roots.high, known, backward=False, hints=given, columns=chosen
             )
-        leaf_nodes, done = np.flatnonzero(tree[:, 0] < 0), 0
-        for batch in self._batches(self._leaves(cases, tree, columns)):
+        leaf_nodes = np.flatnonzero(tree[:, 0] < 0)
+
+        def bound(item: tuple[int, list[Paths]]) -> int:
+            done, batch = item
+            self._look_at_the_clock()
             lower = prover.paths(root, _joined(batch), chosen, self.auditor)
             for b in np.flatnonzero(~(lower > 0)):
                 node, box = int(leaf_nodes[done + b]), (roots.low[0], roots.high[0])
                 self._refuse(Refusal(place, node, batch[b].case, *box, float(lower[b])))
-            done += len(batch)
+            return self.auditor.done
 
-    def _batches(self, leaves: Iterator[Paths]) -> Iterator[list[Paths]]:
-        """Leaves in batches of bounded size."""
-        batch, depth = list[Paths](), 0
+        batches = self._batches(self._leaves(cases, tree, columns))
+        jobs = self.jobs if self.refused is None else 1
+        self.auditor.done = spread(bound, batches, jobs, self.auditor.done)
+
+    def _batches(self, leaves: Iterator[Paths]) -> Iterator[tuple[int, list[Paths]]]:
+        """Leaves in batches of bounded size, each with the number of leaves before it."""
+        batch, depth, done = list[Paths](), 0, 0
         for leaf in leaves:
             depth = max(depth, leaf.scalar.shape[1], self.bounder.network.size)
             if batch and (len(batch) + 1) * depth > _NUMBERS:
-                yield batch
-                batch = []
+                yield done, batch
+                done, batch = done + len(batch), []
             batch.append(leaf)
         if batch:
-            yield batch
+            yield done, batch
+
+    def _look_at_the_clock(self) -> None:
+        if self.expired():
+            raise Expired
 
     def _refuse(self, refusal: Refusal) -> None:
         """A leaf is not refuted."""
@@ -482,16 +566,21 @@ class Session:
         audit: int = 0,
         jobs: int = 1,
         refused: list[Refusal] | None = None,
+        expired: Callable[[], bool] = lambda: False,
+        known: Callable[[int, InputGroup], bool] = lambda place, group: False,
     ) -> Verified:
         """Check a certificate; see `check`.
 
         Args:
             refused: takes leaves that are not refuted, instead of an exception at the first; what
                 is returned counts only if it stays empty.
+            expired: asked now and then.
+            known: whether a group, by its number, has been walked before.
 
         Raises:
             Rejected: it does not prove its verdict.
             Unusable: the claim cannot be checked for this model.
+            Expired: the caller's time is up.
         """
         header, arrays = container.unpack(certificate)
         for key, data in (("model_sha256", self.model), ("spec_sha256", self.spec)):
@@ -508,7 +597,7 @@ class Session:
         if claimed == EXECUTED and not self.network.binary32:
             raise Unusable("the model does not compute in binary32 throughout")
         with np.errstate(all="ignore"):
-            return self._refute(header, arrays, audit, jobs, refused)
+            return self._refute(header, arrays, audit, jobs, refused, expired, known)
 
     def _refute(
         self,
@@ -517,11 +606,13 @@ class Session:
         audit: int,
         jobs: int,
         refused: list[Refusal] | None,
+        expired: Callable[[], bool],
+        known: Callable[[int, InputGroup], bool],
     ) -> Verified:
         stream = Arrays(arrays)
         bounder = Bounder(self.network, executed=header["semantics"] == EXECUTED)
         auditor = Auditor(bounder, audit, int((arrays["op"] == 0).sum()))
-        group = Group(bounder, header["layers"], stream, auditor, jobs, refused)
+        group = Group(bounder, header["layers"], stream, auditor, jobs, refused, expired, known)
         headers = stream.take("group", len(arrays["group"]))
         numbers = [stream.take("case", row[1]).astype(np.int64) for row in headers.tolist()]
         owner = np.full(sum(map(len, numbers)), -1)

@@ -1,4 +1,4 @@
-"""The two ways in which a check ends without success."""
+"""The ways in which a check ends without success."""
 
 
 class Rejected(Exception):  # noqa: N818 - a verdict on the certificate, not a failure
@@ -15,3 +15,7 @@ class Rejected(Exception):  # noqa: N818 - a verdict on the certificate, not a f
 
 class Unusable(Exception):  # noqa: N818 - likewise
     """A file cannot be read, or is not understood exactly (exit code 2)."""
+
+
+class Expired(Exception):  # noqa: N818 - neither accepted nor rejected
+    """The caller's time is up; nothing was found out."""

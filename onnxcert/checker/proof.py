@@ -84,9 +84,14 @@ class Boxes:
 
     def joined(self, other: Boxes) -> Boxes:
         """Both batches in one."""
+        width = max(self.cases.shape[1], other.cases.shape[1])
+        cases = [
+            np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=-1)
+            for part in (self.cases, other.cases)
+        ]
         known = tuple(np.concatenate(pair) for pair in zip(self.known, other.known, strict=True))
         low, high = np.concatenate([self.low, other.low]), np.concatenate([self.high, other.high])
-        return Boxes(low, high, np.concatenate([self.cases, other.cases]), known)
+        return Boxes(low, high, np.concatenate(cases), known)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ objects built in code these are what saving them would write.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -19,7 +19,9 @@ from onnxcert.arrays import Array, IntArray
 from onnxcert.checker import Rejected, Unusable, Verified
 from onnxcert.checker.certificate import EXECUTED, REAL, Refusal, Session
 from onnxcert.checker.container import FORMAT, pack
+from onnxcert.checker.errors import Expired
 from onnxcert.proof.trace import InputTrees, NeuronTrees, Trace
+from onnxcert.proof.watch import Watch
 from onnxcert.proof.writer import CaseNumbers, Writer
 from onnxcert.spec import Problem
 
@@ -29,9 +31,11 @@ __all__ = [
     "Certificate",
     "Certifier",
     "Doubt",
+    "Expired",
     "Refusal",
     "Rejected",
     "Unusable",
+    "Verified",
 ]
 
 
@@ -137,13 +141,22 @@ class Certifier:
         arrays = {f"x{number}": np.asarray(array) for number, array in enumerate(inputs)}
         return Certificate(pack(self._header("sat", REAL) | {"decimals": exact}, arrays))
 
-    def check(self, certificate: Certificate, refused: list[Refusal] | None = None) -> Verified:
+    def check(
+        self,
+        certificate: Certificate,
+        refused: list[Refusal] | None = None,
+        expired: Callable[[], bool] = lambda: False,
+    ) -> Verified:
         """Have the checker read the bytes.
 
         Raises:
-            Rejected, Unusable: as `Session.check`.
+            Rejected, Unusable, Expired: as `Session.check`.
         """
-        return self.session.check(certificate.data, refused=refused)
+        return self.session.check(certificate.data, refused=refused, expired=expired)
+
+    def watch(self) -> Watch:
+        """Someone who checks while the search runs."""
+        return Watch(self.model, self.spec, self.directory, self.semantics)
 
     def _header(self, verdict: str, semantics: str) -> dict[str, object]:
         return {

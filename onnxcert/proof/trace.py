@@ -10,7 +10,7 @@ Nodes of a tree are numbered in the order in which they are made. Cases are numb
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,9 +27,15 @@ from onnxcert.spec import Problem
 
 @dataclass(eq=False)
 class _Nodes:
-    """Trees under construction: children of every node, -1 where there are none (yet)."""
+    """Trees under construction.
+
+    Attributes:
+        count: nodes so far.
+        last: the halves that were made last.
+    """
 
     count: int = 0
+    last: tuple[IntArray, IntArray] = field(default_factory=lambda: (np.zeros(0, int),) * 2)
     _links: list[tuple[IntArray, IntArray]] = field(default_factory=list)
     _leaves: list[IntArray] = field(default_factory=list)
 
@@ -42,6 +48,7 @@ class _Nodes:
         """Two children for each parent: the lower and the upper half."""
         low, high = self.add(len(parents)), self.add(len(parents))
         self._links.append((parents, np.stack([low, high], axis=1)))
+        self.last = low, high
         return low, high
 
     def close(self, nodes: IntArray) -> None:
@@ -66,6 +73,10 @@ class _Nodes:
         return mask
 
 
+def _ignore(*arguments: object) -> None:
+    """Nobody listens."""
+
+
 @dataclass(eq=False)
 class InputTrees:
     """Trees of boxes, cut at inputs.
@@ -82,16 +93,39 @@ class InputTrees:
     roots: list[tuple[IntArray, IntArray]] = field(default_factory=list)
     inputs: list[tuple[IntArray, IntArray]] = field(default_factory=list)
     combined: list[tuple[IntArray, IntArray, FloatArray]] = field(default_factory=list)
+    _planted: Callable[..., None] = field(default=_ignore)
+    _stepped: Callable[..., None] = field(default=_ignore)
+    _closed: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+    _told: tuple[int, int] = (0, 0)
+
+    def follow(self, planted: Callable[..., None], stepped: Callable[..., None]) -> None:
+        """Have someone told of new roots, and of every batch (see `commit`)."""
+        self._planted, self._stepped = planted, stepped
 
     def plant(self, cases: IntArray) -> IntArray:
         """New roots with their cases (R, C); their numbers."""
         numbers = self.nodes.add(len(cases))
         self.roots.append((numbers, cases))
+        self._planted(numbers, cases)
         return numbers
 
     def close(self, nodes: Array) -> None:
         """Nothing is left of these boxes."""
-        self.nodes.close(to_host(nodes))
+        self._closed = to_host(nodes)
+        self.nodes.close(self._closed)
+
+    def commit(self) -> None:
+        """A batch is done: what was closed and combined, and cut last, belongs together."""
+        nothing = np.zeros(0, np.int64)
+        combined = (nothing, nothing, np.zeros((0, 0)))
+        if len(self.combined) > self._told[0]:
+            combined = self.combined[-1]
+        cut = (nothing, nothing, nothing, nothing)
+        if len(self.inputs) > self._told[1]:
+            low, high = self.nodes.last
+            cut = (*self.inputs[-1], low, high)
+        self._told = len(self.combined), len(self.inputs)
+        self._stepped(self._closed, *cut, combined)
 
     def combine(self, nodes: Array, cases: Array, weights: Array) -> None:
         """Cases (M,) that sums of rows with weights (M, R) refute at nodes (M,)."""

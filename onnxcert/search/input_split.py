@@ -276,6 +276,7 @@ class InputSplit(Brancher):
         high["lower"][each, position] = cut
         low["node"], high["node"] = map(xp.asarray, self.trees.cut(parent["node"], position))
         children = {name: concatenate([low[name], high[name]]) for name in parent}
+        self.trees.commit()
         score = bounded.score[keep]
         stuck = int((is_open & ~divisible).sum())
         return Children(children if len(position) else None, concatenate([score, score]), stuck)

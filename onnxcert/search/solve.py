@@ -80,6 +80,7 @@ class Solver:
         dtype: element type of the model's inputs.
         report: called with every `Progress`.
         trace: what refuted each case, for the certificate.
+        follow: told of trees over inputs before they grow.
         execution_unit: unit roundoff of executions that the answer must hold for, 0 for the reals;
             then the graph must be the one that is executed, node by node.
     """
@@ -99,6 +100,7 @@ class Solver:
     unconfirmed: int = 0
     trace: Trace = field(default_factory=Trace)
     execution_unit: float = 0.0
+    follow: Callable[[InputTrees], None] = lambda trees: None
 
     def __post_init__(self) -> None:
         self._attacked = self.graph.to(self.device, GradientAttack.precision)
@@ -269,6 +271,7 @@ class Solver:
         self, graph: Graph, cases: Cases, candidates: Candidates, open_cases: Array
     ) -> Counterexample | Reason | None:
         trees = InputTrees(cases.problem)
+        self.follow(trees)
         brancher = InputSplit(graph, cases, open_cases, trees, self.execution_unit)
         answer = self._branch(brancher, candidates, open_cases)
         if answer is None:
@@ -339,7 +342,8 @@ class Solver:
 
     def _refute_boxes(self, cases: Cases, open_cases: Array) -> Array:
         """Bound many boxes in batches and return the cases that stay open."""
-        brancher = InputSplit(self.graph, cases, open_cases, execution_unit=self.execution_unit)
+        trees = InputTrees(cases.problem)  # of no use: what is refuted goes to the trace directly
+        brancher = InputSplit(self.graph, cases, open_cases, trees, self.execution_unit)
         roots = brancher.roots()
         most = int(self.settings.memory_gigabytes * 1e9 / brancher.bytes_per_subproblem)
         step = max(1, min(_ROOT_BATCH, most))

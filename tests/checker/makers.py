@@ -7,16 +7,16 @@ sibling proves what is false.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
+import io
 import json
-import math
 import signal
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from fractions import Fraction
+from dataclasses import dataclass, field
+from decimal import Decimal
 from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -37,7 +37,7 @@ from onnxcert.frontend.vnnlib import read_query
 from onnxcert.graph import Graph
 from onnxcert.spec import Problem
 from tests.frontend.onnx_models import model_of
-from tests.oracles import exact_values, satisfied_case, smallest_violation
+from tests.oracles import satisfied_case
 
 Rows = Sequence[tuple[Sequence[float], float]]
 """(coefficients of the outputs, bound): their sum is at most the bound."""
@@ -45,38 +45,378 @@ Rows = Sequence[tuple[Sequence[float], float]]
 Disjunct = tuple[Sequence[float], Sequence[float], Rows]
 """Lower ends, upper ends and rows."""
 
-Header = dict[str, Any]
 Arrays = dict[str, np.ndarray]
+Header = dict[str, Any]
+
+ACCEPTED = "accepted"
+UNUSABLE = "unusable"
 
 
 def spec(*disjuncts: Disjunct, outputs: int = 1) -> bytes:
     """VNN-LIB 1.0 text: a solution of one of the disjuncts is asked for."""
-    count = len(disjuncts[0][0])
-    lines = [f"(declare-const X_{i} Real)" for i in range(count)]
-    lines += [f"(declare-const Y_{i} Real)" for i in range(outputs)]
+    names = [f"X_{i}" for i in range(len(disjuncts[0][0]))] + [f"Y_{i}" for i in range(outputs)]
+    lines = [f"(declare-const {name} Real)" for name in names]
     formulas = [_formula(*disjunct) for disjunct in disjuncts]
-    lines += formulas if len(formulas) == 1 else [f"(or {' '.join(formulas)})"]
-    lines[-1] = f"(assert {lines[-1]})"
-    return "\n".join(lines).encode() + b"\n"
+    whole = formulas[0] if len(formulas) == 1 else f"(or {' '.join(formulas)})"
+    return "\n".join([*lines, f"(assert {whole})\n"]).encode()
 
 
 def _formula(low: Sequence[float], high: Sequence[float], rows: Rows) -> str:
     parts = [
-        f"(>= X_{i} {_text(a)}) (<= X_{i} {_text(b)})"
+        f"(>= X_{i} {_decimal(a)}) (<= X_{i} {_decimal(b)})"
         for i, (a, b) in enumerate(zip(low, high, strict=True))
     ]
     for coefficients, bound in rows:
-        terms = " ".join(f"(* {_text(c)} Y_{i})" for i, c in enumerate(coefficients) if c)
-        parts.append(f"(<= (+ {terms} 0.0) {_text(bound)})")
+        terms = " ".join(f"(* {_decimal(c)} Y_{i})" for i, c in enumerate(coefficients) if c)
+        parts.append(f"(<= (+ {terms} 0.0) {_decimal(bound)})")
     return f"(and {' '.join(parts)})"
 
 
-def _text(value: float) -> str:
-    """The exact decimal of a float."""
-    return format(Fraction(value).limit_denominator(2**40), "f") if False else _decimal(value)
-
-
 def _decimal(value: float) -> str:
-    from decimal import Decimal  # noqa: PLC0415
+    """A float as the decimal that it is."""
+    text = format(Decimal(float(value)), "f")
+    return text if "." in text else f"{text}.0"
 
-    return format(Decimal(value), "f")
+
+def dense(
+    sizes: Sequence[int], seed: int, *, curve: str = "Relu", opset: int = 13
+) -> onnx.ModelProto:
+    """Gemm layers with curves ``h0``, ``h1``, ... between; weights are multiples of 1/8."""
+    rng = np.random.default_rng(seed)
+    nodes, constants, value = [], {}, "x"
+    for number, (rows, columns) in enumerate(pairwise(sizes)):
+        for name, shape in ((f"w{number}", (rows, columns)), (f"b{number}", (columns,))):
+            constants[name] = (np.round(8 * rng.normal(size=shape)) / 8).astype(np.float32)
+        is_last = number == len(sizes) - 2
+        target = "y" if is_last else f"z{number}"
+        nodes.append(helper.make_node("Gemm", [value, f"w{number}", f"b{number}"], [target]))
+        if not is_last:
+            value = f"h{number}"
+            nodes.append(helper.make_node(curve, [target], [value]))
+    return model_of(nodes, {"x": [1, sizes[0]]}, ["y"], constants, opset=opset)
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A model and a specification, as files have them."""
+
+    model: bytes
+    spec: bytes
+
+    @cached_property
+    def session(self) -> Session:
+        """The checker's reading."""
+        return Session(self.model, self.spec)
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The engine's reading of the model."""
+        return load_model(onnx.ModelProto.FromString(self.model)).graph
+
+    @cached_property
+    def problems(self) -> list[Problem]:
+        """The engine's reading of the specification."""
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory) / "spec.vnnlib"
+            path.write_bytes(self.spec)
+            return list(lower_query(read_query(path)).cases)
+
+    def is_solved_by(self, point: Sequence[float]) -> bool:
+        """Whether a point is a solution, in exact arithmetic."""
+        return any(satisfied_case(self.graph, p, point) is not None for p in self.problems)
+
+    def outcome(self, certificate: bytes, **options: Any) -> str:
+        """``accepted``, ``unusable``, or the rule that a certificate breaks."""
+        try:
+            self.session.check(certificate, **options)
+        except Rejected as error:
+            return error.rule
+        except Unusable:
+            return UNUSABLE
+        return ACCEPTED
+
+
+@dataclass(frozen=True)
+class Made:
+    """An accepted certificate.
+
+    Attributes:
+        instance: what it is about.
+        certificate: the bytes.
+        sibling: an instance with a solution.
+        solution: of the sibling.
+    """
+
+    instance: Instance
+    certificate: bytes
+    sibling: Instance
+    solution: tuple[float, ...]
+
+    @cached_property
+    def parts(self) -> tuple[Header, Arrays]:
+        """Header and arrays."""
+        return container.unpack(self.certificate)
+
+    def edited(self, change: Callable[[Header, Arrays], None]) -> bytes:
+        """The certificate after a change of copies of its header and arrays."""
+        return edited(self.certificate, change)
+
+    def at_sibling(self, certificate: bytes) -> str:
+        """How a certificate fares with the sibling, once its hashes are those of the sibling."""
+        return self.sibling.outcome(bound_to(self.sibling, certificate))
+
+
+def edited(certificate: bytes, change: Callable[[Header, Arrays], None]) -> bytes:
+    """A certificate after a change of copies of its header and arrays."""
+    header, arrays = container.unpack(certificate)
+    header, arrays = json.loads(json.dumps(header)), {n: a.copy() for n, a in arrays.items()}
+    change(header, arrays)
+    return container.pack(header, arrays)
+
+
+def hashes(instance: Instance) -> dict[str, str]:
+    """What the header says about the files."""
+    return {
+        "model_sha256": hashlib.sha256(instance.model).hexdigest(),
+        "spec_sha256": hashlib.sha256(instance.spec).hexdigest(),
+    }
+
+
+def bound_to(instance: Instance, certificate: bytes) -> bytes:
+    """A certificate that names the files of an instance; unreadable ones stay as they are."""
+    try:
+        members = dict(members_of(certificate))
+        header = json.loads(members["header.json"])
+        header |= hashes(instance)
+        members["header.json"] = json.dumps(header).encode()
+    except Exception:  # noqa: BLE001 - damaged in any way
+        return certificate
+    return archive(list(members.items()))
+
+
+def members_of(certificate: bytes) -> list[tuple[str, bytes]]:
+    """Names and contents of the members of an archive."""
+    with zipfile.ZipFile(io.BytesIO(certificate)) as file:
+        return [(info.filename, file.read(info)) for info in file.infolist()]
+
+
+def archive(members: Sequence[tuple[str, bytes]]) -> bytes:
+    """An archive of any members."""
+    result = io.BytesIO()
+    with zipfile.ZipFile(result, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, data in members:
+            file.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
+    return result.getvalue()
+
+
+def by_hand(
+    instance: Instance,
+    arrays: Mapping[str, Any] | None = None,
+    *,
+    layers: Sequence[str] = (),
+    semantics: str = REAL,
+) -> bytes:
+    """A certificate of given arrays; without any, that plain bounds refute the only case."""
+    arrays = arrays or {"group": [[0, 1, 1, 0, 0, 0]], "case": [0], "op": [0]}
+    full = {n: np.zeros((0, w) if w else 0, kind) for n, (kind, w) in container.ARRAYS.items()}
+    full |= {n: np.asarray(a, container.ARRAYS[n][0]) for n, a in arrays.items()}
+    header = {
+        "format": container.FORMAT,
+        "verdict": "unsat",
+        "semantics": semantics,
+        "tool": {},
+        "layers": list(layers),
+        **hashes(instance),
+    }
+    return container.pack(header, full)
+
+
+def coarse(value: float) -> int:
+    """A multiplier or weight as it is stored, rounded down."""
+    return int(np.float32(value).view(np.uint32) >> 16)
+
+
+def prove(
+    instance: Instance, *, semantics: str = REAL, timeout: float = 60, **settings: Any
+) -> bytes:
+    """The engine's certificate, of either verdict."""
+    with tempfile.TemporaryDirectory() as directory:
+        path, out = Path(directory) / "spec.vnnlib", Path(directory) / "proof.onnxcert"
+        path.write_bytes(instance.spec)
+        result = onnxcert.verify(
+            onnx.ModelProto.FromString(instance.model),
+            path,
+            timeout=timeout,
+            settings=Settings(**settings),
+            semantics=semantics,
+            certificate=out,
+        )
+        assert result.word in ("sat", "unsat"), result.verdict
+        assert result.proof is not None
+        assert result.proof.accepted, result.proof.message
+        return out.read_bytes()
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How a member of the zoo is made.
+
+    Attributes:
+        model: the network.
+        disjuncts: threshold -> what is asked for; more of it the larger the threshold.
+        thresholds: one that has no solution, and one that has.
+        solution: of the latter.
+        settings: of the search.
+        semantics: of the claim.
+    """
+
+    model: onnx.ModelProto
+    disjuncts: Callable[[float], Sequence[Disjunct]]
+    thresholds: tuple[float, float]
+    solution: tuple[float, ...]
+    outputs: int = 1
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    semantics: str = REAL
+
+    def make(self) -> Made:
+        """Run the search."""
+        data = self.model.SerializeToString()
+        asked = [
+            Instance(data, spec(*self.disjuncts(t), outputs=self.outputs)) for t in self.thresholds
+        ]
+        certificate = prove(asked[0], semantics=self.semantics, **self.settings)
+        return Made(asked[0], certificate, asked[1], self.solution)
+
+
+@contextmanager
+def processor_seconds(limit: float) -> Iterator[None]:
+    """Raise `TimeoutError` where a block takes more processor time; in the main thread."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"more than {limit} s of processor time")
+
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, limit)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+def convolution() -> onnx.ModelProto:
+    """Two windows of a 1 x 1 x 2 x 3 image, padded below; then the sum of both."""
+    rng = np.random.default_rng(3)
+    constants = {
+        "w": (np.round(8 * rng.normal(size=(2, 1, 2, 2))) / 8).astype(np.float32),
+        "b": np.array([0.25, -0.5], np.float32),
+        "v": (np.round(8 * rng.normal(size=(8, 1))) / 8).astype(np.float32),
+        "shape": np.array([1, 8]),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["z"], pads=[0, 0, 1, 0]),
+        helper.make_node("Relu", ["z"], ["h"]),
+        helper.make_node("Reshape", ["h", "shape"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "v"], ["y"]),
+    ]
+    return model_of(nodes, {"x": [1, 1, 2, 3]}, ["y"], constants)
+
+
+_SQUARE = ([-1.0, -1.0], [1.0, 1.0])
+_CUBE = ([-1.0] * 3, [1.0] * 3)
+_HALVES = ([-1.0, -1.0], [1.0, 0.0]), ([-1.0, 0.0], [1.0, 1.0])
+
+
+def _four(t: float) -> list[Disjunct]:
+    """Two questions on each half of the square."""
+    rows: list[Rows] = [[([1, 0], t)], [([0, -1], t - 0.890625)]]
+    lower, upper = _HALVES
+    return [(*lower, rows[0]), (*lower, rows[1]), (*upper, rows[1]), (*upper, rows[0])]
+
+
+_INPUT, _NEURON = {"splitting": "input"}, {"splitting": "neuron"}
+
+PLANS = {
+    "inputs": _Plan(
+        dense([2, 4, 3, 1], 2),
+        lambda t: [(*_SQUARE, [([1], t)])],
+        (-5.90625, -5.875),
+        (-1.0, 0.0),
+        settings=_INPUT,
+    ),
+    "boxes": _Plan(
+        dense([2, 4, 3, 2], 3),
+        _four,
+        (0.140625, 0.1875),
+        (0.765625, -1.0),
+        outputs=2,
+        settings=_INPUT,
+    ),
+    "combined": _Plan(
+        dense([2, 4, 3, 2], 3),
+        lambda t: [(*_SQUARE, [([1, 0], 2.5 + t), ([0, 1], -0.75 + t)])],
+        (-0.28125, -0.234375),
+        (-0.171875, -1.0),
+        outputs=2,
+        settings=_INPUT,
+    ),
+    "neurons": _Plan(
+        dense([3, 5, 4, 1], 4),
+        lambda t: [(*_CUBE, [([1], t)])],
+        (0.46875, 0.515625),
+        (0.9921875, 0.984375, 0.96484375),
+        settings=_NEURON,
+    ),
+    "groups": _Plan(
+        dense([2, 4, 3, 2], 3),
+        _four,
+        (0.140625, 0.1875),
+        (0.765625, -1.0),
+        outputs=2,
+        settings=_NEURON,
+    ),
+    "weights": _Plan(
+        dense([3, 4, 4, 2], 4),
+        lambda t: [(*_CUBE, [([1, 0], -1.5 + t), ([0, 1], -1.5 + t)])],
+        (-0.546875, -0.46875),
+        (-0.890625, -0.96875, -1.0),
+        outputs=2,
+        settings=_NEURON,
+    ),
+    "convolution": _Plan(
+        convolution(),
+        lambda t: [([0.0] * 6, [1.0, 0.0, 0.0, 0.0, 1.0, 0.0], [([1], t)])],
+        (-5.0, 5.0),
+        (0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
+        settings=_INPUT,
+    ),
+    "executed": _Plan(
+        dense([2, 4, 3, 1], 2),
+        lambda t: [(*_SQUARE, [([1], t)])],
+        (-5.90625, -5.875),
+        (-1.0, 0.0),
+        settings=_INPUT,
+        semantics=EXECUTED,
+    ),
+    "executed_neurons": _Plan(
+        dense([3, 4, 4, 1], 0),
+        lambda t: [(*_CUBE, [([1], t)])],
+        (-1.984375, -1.921875),
+        (0.9921875, 0.9765625, -1.0),
+        settings=_NEURON,
+        semantics=EXECUTED,
+    ),
+    "sigmoid": _Plan(
+        dense([2, 3, 3, 1], 3, curve="Sigmoid"),
+        lambda t: [(*_SQUARE, [([1], t)])],
+        (0.875, 0.921875),
+        (-1.0, 1.0),
+        settings=_NEURON,
+    ),
+}
+
+
+@cache
+def made(name: str) -> Made:
+    """A member of the zoo, made once."""
+    return PLANS[name].make()

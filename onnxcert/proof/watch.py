@@ -1,0 +1,383 @@
+"""Checking while the search runs: the checker's functions on the second processor.
+
+A child process gets every step of the trees over inputs as it happens and bounds the same boxes
+with the checker's own arithmetic. When the search is done it is given the certificate and checks it
+like any other, but for trees that it has walked already: there it only compares the certificate
+with what it saw. Nothing is believed that the child did not do itself.
+
+Messages are pickled tuples on pipes; the child is started by ``python -m onnxcert.proof.watch``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import pickle
+import queue
+import select
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, BinaryIO, TypeAlias
+
+import numpy as np
+
+from onnxcert.arrays import Array, FloatArray, IntArray
+from onnxcert.checker.bounds import Bounder
+from onnxcert.checker.certificate import (
+    EXECUTED,
+    Combined,
+    InputGroup,
+    Refusal,
+    Session,
+    Verified,
+)
+from onnxcert.checker.errors import Expired, Rejected, Unusable
+from onnxcert.checker.proof import Boxes, Prover, Rows
+from onnxcert.proof.trace import InputTrees, NeuronTrees
+from onnxcert.proof.writer import CaseNumbers
+from onnxcert.spec import Problem
+
+_NUMBERS = 1 << 19
+"""Float64 numbers of bounds in one batch of nodes."""
+
+_PATIENCE = 1.0
+"""Seconds of search before a child is started, which itself takes half a second to be ready."""
+
+_log = logging.getLogger(__name__)
+
+
+Reply: TypeAlias = "tuple[Verified | Rejected | Unusable, list[Refusal]]"
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """What the search did with a batch of boxes.
+
+    Attributes:
+        closed: (N,) nodes of which nothing is left.
+        cut, inputs, low, high: (M,) nodes that were cut, where, and the nodes of the halves.
+        combined: nodes, disjuncts and weights (K, R) of sums of rows that refuted a case.
+    """
+
+    closed: IntArray
+    cut: IntArray
+    inputs: IntArray
+    low: IntArray
+    high: IntArray
+    combined: tuple[IntArray, IntArray, FloatArray]
+
+
+@dataclass(eq=False)
+class WatchedTrees:
+    """Trees over inputs, as the child walks them.
+
+    Attributes:
+        prover: for the cases of these trees.
+        numbers: (K,) the checker's numbers of those cases, in the prover's order.
+        boxes: open nodes; None below a node that is refuted already.
+        decision: node -> input and halves; -1 for leaves.
+        roots: node -> numbers of its cases.
+        refuted: whether all leaves so far were.
+        sums: (node, number of a case) -> weights.
+    """
+
+    prover: Prover
+    numbers: IntArray
+    boxes: dict[int, Boxes | None] = field(default_factory=dict)
+    decision: dict[int, tuple[int, int, int]] = field(default_factory=dict)
+    roots: dict[int, frozenset[int]] = field(default_factory=dict)
+    refuted: bool = True
+    sums: dict[tuple[int, int], bytes] = field(default_factory=dict)
+
+    def step(self, step: Step, combined: Combined) -> None:
+        """Walk a batch."""
+        for node in step.closed.tolist():
+            self.decision[node] = (-1, -1, -1)
+        rows = zip(step.cut, step.inputs, step.low, step.high, strict=True)
+        for node, chosen, low, high in rows:
+            self.decision[int(node)] = (int(chosen), int(low), int(high))
+        nodes = np.concatenate([step.closed, step.cut])
+        network = self.prover.bounder.network
+        width = network.size + 1 + self.prover.rows.used.shape[1] * network.n_inputs
+        most = max(1, _NUMBERS // width)
+        for start in range(0, len(nodes), most):
+            self._bound(nodes[start : start + most], combined)
+
+    def _bound(self, nodes: IntArray, combined: Combined) -> None:
+        known = [(node, self.boxes.pop(node)) for node in nodes.tolist()]
+        ids = np.array([node for node, boxes in known if boxes is not None], np.int64)
+        for node, boxes in known:
+            if boxes is None:
+                self._hand_on(node, None, None)
+        parts = [boxes for _, boxes in known if boxes is not None]
+        if not parts:
+            return
+        batch = _joined(parts)
+        done, rest, _ = self.prover.boxes(batch, combined.at(ids, batch.cases), _NO_AUDIT)
+        chosen = np.array([self.decision[node][0] for node in ids.tolist()])
+        self.refuted &= bool(done[chosen < 0].all())
+        inner = np.flatnonzero(~done & (chosen >= 0))
+        halves = self.prover.halves(rest[inner], chosen[inner])
+        for place, row in enumerate(inner):
+            self._hand_on(int(ids[row]), *(half[place : place + 1] for half in halves))
+        for node in ids[done & (chosen >= 0)].tolist():
+            self._hand_on(node, None, None)
+
+    def _hand_on(self, node: int, low: Boxes | None, high: Boxes | None) -> None:
+        _, left, right = self.decision[node]
+        if left >= 0:
+            self.boxes[left], self.boxes[right] = low, high
+
+    def agrees(self, order: IntArray, group: InputGroup) -> bool:
+        """Whether a group of a certificate says what was walked, and all of it was refuted.
+
+        Args:
+            order: (nodes,) for each node of the group its number here.
+            group: as the certificate has it.
+        """
+        if self.boxes or not self.refuted or len(order) != len(self.decision):
+            return False
+        tree, inputs, sums = group.tree, group.inputs, group.combined
+        firsts = np.flatnonzero(~np.isin(np.arange(len(tree)), tree))
+        rows = [frozenset(group.numbers[row[row >= 0]].tolist()) for row in group.roots.cases]
+        if self.roots != dict(zip(order[firsts].tolist(), rows, strict=True)):
+            return False
+        seen = np.array([self.decision.get(node, (-2, -2, -2)) for node in order.tolist()])
+        split = tree[:, 0] >= 0
+        same = np.where(split, inputs, -1) == seen[:, 0]
+        children = np.where(split[:, None], order[tree], -1)
+        if not (same.all() and (children == seen[:, 1:]).all()):
+            return False
+        stored = {
+            (int(order[node]), int(group.numbers[case])): weights.tobytes()
+            for node, case, weights in zip(sums.node, sums.case, sums.weights, strict=True)
+        }
+        return stored == self.sums
+
+
+class _Child:
+    """The child's side: answers messages until the certificate comes."""
+
+    def __init__(self, model: bytes, spec: bytes, directory: Path | None, semantics: str) -> None:
+        self.session = Session(model, spec, directory)
+        self.bounder = Bounder(self.session.network, executed=semantics == EXECUTED)
+        self.numbers = CaseNumbers(self.session.query)
+        self.cases = list(self.session.query.cases())
+        self.trees: dict[int, WatchedTrees] = {}
+
+    def problem(self, problem: Problem) -> None:
+        """A problem is about to be solved."""
+        self.numbers.add(problem)
+
+    def plant(self, uid: int, nodes: IntArray, disjuncts: IntArray) -> None:
+        """Trees begin at boxes: nodes (R,) with their cases (R, C)."""
+        known = [[self.numbers[d].number for d in row[row >= 0]] for row in disjuncts]
+        numbers = np.unique([number for row in known for number in row])
+        cases = [self.cases[number] for number in numbers]
+        network = self.session.network
+        rows = Rows.of(cases, network.n_inputs, len(network.output))
+        trees = WatchedTrees(Prover(self.bounder, rows), numbers)
+        roots = trees.prover.roots(cases)
+        place = {frozenset(numbers[r[r >= 0]].tolist()): k for k, r in enumerate(roots.cases)}
+        for node, row in zip(nodes.tolist(), known, strict=True):
+            trees.roots[node] = frozenset(row)
+            number = place[frozenset(row)]
+            trees.boxes[node] = roots[number : number + 1]
+        self.trees[uid] = trees
+
+    def step(self, uid: int, step: Step) -> None:
+        """The search has bounded a batch."""
+        trees = self.trees[uid]
+        node, disjuncts, weights = step.combined
+        width = trees.prover.rows.used.shape[1]
+        table = np.zeros((len(node), width))
+        position = np.zeros(len(node), np.int64)
+        for row, (n, disjunct) in enumerate(zip(node, disjuncts, strict=True)):
+            case = self.numbers[disjunct]
+            table[row, : len(case.order)] = weights[row, case.order]
+            position[row] = np.searchsorted(trees.numbers, case.number)
+            trees.sums[int(n), case.number] = table[row].tobytes()
+        order = np.lexsort((position, node))
+        trees.step(step, Combined(node[order], position[order], table[order]))
+
+    def finish(self, data: bytes, groups: Sequence[tuple[int, IntArray]]) -> Reply:
+        """Check the certificate; groups are numbers of trees (-1 for others) and their nodes."""
+
+        def known(place: int, group: InputGroup) -> bool:
+            uid, order = groups[place]
+            return uid in self.trees and self.trees[uid].agrees(order, group)
+
+        refused: list[Refusal] = []
+        try:
+            return self.session.check(data, refused=refused, known=known), refused
+        except (Rejected, Unusable) as error:
+            return error, refused
+
+
+class _Nobody:
+    """Audits nothing."""
+
+    left = 0
+
+    def choose(self, candidates: Array) -> Array:
+        return candidates[:0]
+
+
+_NO_AUDIT: Any = _Nobody()
+
+
+def _joined(parts: Sequence[Boxes]) -> Boxes:
+    width = max(part.cases.shape[1] for part in parts)
+    cases = [
+        np.pad(p.cases, ((0, 0), (0, width - p.cases.shape[1])), constant_values=-1) for p in parts
+    ]
+    known = tuple(np.concatenate([part.known[side] for part in parts]) for side in (0, 1))
+    low, high = (np.concatenate([getattr(p, s) for p in parts]) for s in ("low", "high"))
+    return Boxes(low, high, np.concatenate(cases), (known[0], known[1]))
+
+
+class Watch:
+    """The parent's side.
+
+    Args:
+        model, spec, directory, semantics: as for `onnxcert.proof.certify.Certifier`.
+    """
+
+    def __init__(self, model: bytes, spec: bytes, directory: Path | None, semantics: str) -> None:
+        self._waiting: list[tuple[Any, ...]] = [("begin", model, spec, directory, semantics)]
+        self._queue: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._began = math.inf
+        self._trees: dict[int, int] = {}
+
+    def problem(self, problem: Problem) -> None:
+        """A problem is about to be solved."""
+        self._tell("problem", replace(problem, exact_bounds=_no_bounds))
+
+    def follow(self, trees: InputTrees) -> None:
+        """Be told of every step of some trees."""
+        uid = self._trees[id(trees)] = len(self._trees)
+
+        def planted(nodes: IntArray, cases: IntArray) -> None:
+            self._tell("plant", uid, nodes, cases)
+
+        def stepped(*parts: Any) -> None:
+            self._tell("step", uid, Step(*parts))
+
+        trees.follow(planted, stepped)
+
+    def _tell(self, *message: Any) -> None:
+        """Send a message, or keep it until the search has taken long enough for a child to pay."""
+        if self._child is not None:
+            self._queue.put(message)
+            return
+        self._waiting.append(message)
+        self._began = min(self._began, time.monotonic())
+        if time.monotonic() - self._began > _PATIENCE and _idle_processors() >= 1:
+            self._start()
+
+    def _start(self) -> None:
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        try:
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", __spec__.name],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=environment,
+            )
+        except OSError as error:
+            _log.info("no second process: %s", error)
+            self._began = math.inf
+            return
+        for message in self._waiting:
+            self._queue.put(message)
+        self._waiting.clear()
+        threading.Thread(target=self._send, args=(self._child.stdin,), daemon=True).start()
+
+    def _send(self, pipe: BinaryIO) -> None:
+        try:
+            while (message := self._queue.get()) is not None:
+                pickle.dump(message, pipe)
+                pipe.flush()
+        except (BrokenPipeError, ValueError):
+            pass  # the child is gone; `finish` will notice
+
+    def finish(
+        self,
+        data: bytes,
+        groups: Sequence[tuple[InputTrees | NeuronTrees | None, IntArray]],
+        expired: Callable[[], bool],
+    ) -> Reply | None:
+        """What the child says of the certificate; None if there is no child that can tell.
+
+        Raises:
+            Expired: the time is up.
+        """
+        child = self._child
+        if child is None or child.stdout is None:
+            return None
+        known = [(self._trees.get(id(trees), -1), order) for trees, order in groups]
+        self._queue.put(("finish", data, known))
+        try:
+            while not select.select([child.stdout], [], [], 0.05)[0]:
+                if expired():
+                    raise Expired
+            reply: Reply = pickle.load(child.stdout)
+        except (EOFError, pickle.UnpicklingError):
+            _log.info("the second process ended with code %s", child.wait())
+            return None
+        finally:
+            self.close()
+        return reply
+
+    def close(self) -> None:
+        """End the child."""
+        self._queue.put(None)
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
+            for pipe in (self._child.stdin, self._child.stdout):
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()  # type: ignore[union-attr]
+            self._child = None
+        self._began = math.inf
+
+
+def _no_bounds(box: int, column: int) -> tuple[Fraction, Fraction]:
+    """Stands for a closure that cannot be sent, and that the child does not need."""
+    raise NotImplementedError
+
+
+def _idle_processors() -> float:
+    """How many processors this process may use and nobody else does, about."""
+    try:
+        return len(os.sched_getaffinity(0)) - os.getloadavg()[0]
+    except (AttributeError, OSError):
+        return 0.0
+
+
+def main() -> None:
+    """The child: read messages, answer the last."""
+    source, sink = sys.stdin.buffer, sys.stdout.buffer
+    with np.errstate(all="ignore"):
+        kind, *arguments = pickle.load(source)
+        child = _Child(*arguments)
+        while True:
+            kind, *arguments = pickle.load(source)
+            reply = getattr(child, kind)(*arguments)
+            if kind == "finish":
+                pickle.dump(reply, sink)
+                sink.flush()
+                return
+
+
+if __name__ == "__main__":
+    main()
