@@ -87,7 +87,7 @@ _REPAIRS = 3
 SpecSource = str | os.PathLike[str] | Query | Specification
 
 
-def verify(
+def verify(  # noqa: PLR0913 - all but two are keywords with defaults
     model: str | os.PathLike[str] | onnx.ModelProto,
     spec: SpecSource,
     *,

@@ -1,9 +1,9 @@
 """Auditing leaves: the last backward pass again, in exact rational arithmetic.
 
-The lines of the curves are taken as the floats they are. Each is tested where its distance from a
-piecewise-linear curve is extreme, with the bounds of the neuron as they are; then the form is pulled
-back and minimised without any rounding, and what comes out must be positive. Meant for a few
-leaves: it takes hundreds of times as long as float64.
+The lines of the curves are taken as the floats they are. Each is tested where its distance from
+a piecewise-linear curve is extreme, with the bounds of the neuron as they are; then the form is
+pulled back and minimised without any rounding, and what comes out must be positive. Meant for a
+few leaves: it takes hundreds of times as long as float64.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
 from onnxcert.checker.bounds import Bounder, Relaxation
 from onnxcert.checker.curves import Array
 from onnxcert.checker.errors import Rejected
-from onnxcert.checker.network import Affine, Block, Curve, Entries, Product, Term
+from onnxcert.checker.network import Affine, Block, Curve, Entries, Pick, Product, Term
 
 
 class Auditor:
@@ -133,18 +134,19 @@ class Auditor:
 
 def _factors(term: Term, i: int) -> list[tuple[int, float, float]]:
     """Scalars, factors and their errors in one output of a term."""
+    at: Any
     if isinstance(term, Product):
-        groups, m, _ = term.weight.shape
-        g, rest = divmod(i, m * term.ids.shape[2])
-        m, place = divmod(rest, term.ids.shape[2])
-        ids, factors, at = term.ids[g, :, place], term.weight[g, m], (g, m)
+        _, rows, _ = term.weight.shape
+        g, rest = divmod(i, rows * term.ids.shape[2])
+        row, place = divmod(rest, term.ids.shape[2])
+        ids, factors, at = term.ids[g, :, place], term.weight[g, row], (g, row)
         shape = term.weight.shape
     elif isinstance(term, Entries):
         at = np.flatnonzero(term.out == i)
         ids, factors, shape = term.ids[at], term.value[at], term.value.shape
     else:
-        at = [i]
-        factors = np.ones(1) if term.factor is None else term.factor[at]
-        ids, shape = term.ids[at], term.ids.shape
+        assert isinstance(term, Pick)
+        at, ids, shape = [i], term.ids[[i]], term.ids.shape
+        factors = np.ones(1) if term.factor is None else np.broadcast_to(term.factor, shape)[at]
     errors = np.zeros(len(ids)) if term.error is None else np.broadcast_to(term.error, shape)[at]
     return list(zip(ids.tolist(), factors.tolist(), errors.tolist(), strict=True))

@@ -86,7 +86,7 @@ class Part:
         self.order = np.argsort(flat, kind="stable")
         self.firsts = np.cumsum(counts) - counts
         self.fan *= int(counts.max())
-        self.depth = self.factors.shape[2] if isinstance(term, Product) else len(flat)
+        self.depth = term.weight.shape[2] if isinstance(term, Product) else len(flat)
         self.ends = ends
         self.block = self._block_of(self.targets)
         self.reads = [int(k) for k in np.unique(self.block[self.block >= 0])]
@@ -113,10 +113,10 @@ class Part:
         Rows that start at few neighbouring neurons are zero nearly everywhere; then only what is
         not zero is multiplied.
         """
-        active = a.any(axis=0) if a.shape[1] >= _WIDE else None
+        active: Array | None = np.any(a, axis=0) if a.shape[1] >= _WIDE else None
         ids = self.ids
         if isinstance(self.term, Product):
-            count, (groups, m, k) = len(a), self.factors.shape
+            count, (groups, m, k) = len(a), self.term.weight.shape
             a, factors = a.reshape(count, groups, m, -1), self.factors
             if active is not None and 2 * (keep := self._positions(active)).sum() < len(keep):
                 if a.shape[3] > 1:
@@ -134,8 +134,8 @@ class Part:
                 made = made.reshape(count, -1)
         elif isinstance(self.term, Entries):
             factors, out = self.factors, self.term.out
-            if active is not None and 2 * (keep := active[out]).sum() < len(keep):
-                factors, out, ids = factors[keep], out[keep], ids[keep]
+            if active is not None and 2 * (used := active[out]).sum() < len(used):
+                factors, out, ids = factors[used], out[used], ids[used]
             made = a[:, out] * factors
         else:
             made = a if self.plain else a * self.factors
@@ -155,10 +155,10 @@ class Part:
         self.push(pending, rows)
 
     def _positions(self, active: Array) -> Array:
-        """Which positions of a window, or outputs where there is one, have rows that are not zero."""
+        """Which positions of windows, or outputs where there is one, have rows that are not zero."""
         groups, length = self.ids.shape[:2]
         table = active.reshape(groups, -1, length)
-        return table.any(axis=(0, 1)) if length > 1 else table[:, :, 0].any(axis=0)
+        return np.asarray(table.any(axis=(0, 1)) if length > 1 else table[:, :, 0].any(axis=0))
 
     def _share(self, pending: dict[int, Array], values: Array, ids: Array | None) -> None:
         """Add values (R, E) to the rows at the scalars that the term reads, or at some of them."""
@@ -378,7 +378,9 @@ class Bounder:
             columns: the neurons that those slopes belong to.
         """
         shape = (len(low), self.network.size + 1)
-        r = Relaxation(*(np.zeros(shape) for _ in range(6)), empty=np.zeros(len(low), bool))
+        lower, upper, noise, center, radius, reach = (np.zeros(shape) for _ in range(6))
+        empty = np.zeros(len(low), bool)
+        r = Relaxation(lower, upper, noise, center, radius, reach, {}, empty)
         r.lower[:, : low.shape[1]], r.upper[:, : low.shape[1]] = low, high
         column = 0
         for k, block in enumerate(self.blocks):
@@ -412,9 +414,10 @@ class Bounder:
         return r
 
     def _affine(self, r: Relaxation, k: int, block: Affine) -> tuple[Array, Array]:
-        offset = 0.0 if block.offset is None else block.offset
-        value, spread, weight = offset, 0.0, abs(offset)
-        inexact = 0.0 if block.offset_error is None else block.offset_error
+        nothing = np.zeros(block.size)
+        value = nothing if block.offset is None else block.offset
+        spread, weight = nothing, abs(value)
+        inexact = nothing if block.offset_error is None else block.offset_error
         for part in self.parts[k]:
             value = value + part.apply(r.center, part.factors, block.size)
             spread = spread + part.apply(r.radius, part.absolute, block.size)
@@ -425,15 +428,16 @@ class Bounder:
         if self.executed and block.roundings:
             units = gamma(block.roundings, _SINGLE)
             noise = noise + units * (weight + inexact) + block.roundings / _RANGE
-        noise = np.broadcast_to(noise * _SLACK + TINY, (len(r.lower), block.size))
+        # Written so that NaN counts as too much, and so does what binary32 may not hold.
+        right = weight + noise <= (_RANGE if self.executed else np.inf)
+        noise = np.where(right, noise * _SLACK + TINY, np.inf)
+        noise = np.broadcast_to(noise, (len(r.lower), block.size))
         r.noise[:, block.start : block.start + block.size] = noise
         low, high = value - spread - noise, value + spread + noise
         if block.maximum is not None:
             a, b = block.maximum
             low = np.maximum(r.lower[:, a], r.lower[:, b])
             high = np.maximum(r.upper[:, a], r.upper[:, b])
-        # Written so that NaN opens the interval, and so does what binary32 may not hold.
-        right = weight + noise <= (_RANGE if self.executed else np.inf)
         return np.where(right, low, -np.inf), np.where(right, high, np.inf)
 
     def _lines(
@@ -447,7 +451,10 @@ class Bounder:
         steep = abs(mean) + abs(half)
         noise = self.gamma * (steep * np.maximum(abs(low), abs(high)) + abs(middle) + abs(gap))
         noise = noise + steep * r.noise[:, block.ids] * self.at_curves[block.ids]
-        return mean, half, middle, gap + noise * _SLACK + TINY
+        gap = gap + noise * _SLACK + TINY
+        if self.executed:
+            gap = np.where(steep * r.reach[:, block.ids] + abs(middle) + gap <= _RANGE, gap, np.inf)
+        return mean, half, middle, gap
 
     def replicate(self, r: Relaxation, count: int) -> Relaxation:
         """``count`` copies of a batch of one."""

@@ -629,8 +629,8 @@ class Session:
             cases[owner[number]].append(case)
         if sum(map(len, cases)) < len(owner):
             raise Rejected("R0", "case", "there are more cases than the specification has")
-        for g, members in enumerate(cases):
-            group.refute(members, numbers[g], headers[g], g)
+        for g, of_group in enumerate(cases):
+            group.refute(of_group, numbers[g], headers[g], g)
         stream.finish()
         claims = (header["semantics"],)
         return Verified("unsat", claims, len(owner), group.leaves, group.auditor.done)

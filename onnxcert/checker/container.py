@@ -23,7 +23,7 @@
     hint_row       uint32         per hint: K positions
     hint_slope     uint8          per hint: K x columns, the group's columns before that layer
     slope          uint8          per leaf of a neuron group: all columns of the group
-    multiplier     uint16         per leaf of a neuron group: one for each split above it, root first
+    multiplier     uint16         per leaf of a neuron group: one for each split above, root first
     weight         uint16         per entry of ``combine`` and per leaf of a neuron group: one for
                                   each row of the case
     x<i>           the type of input i, sat only: a witness

@@ -73,12 +73,11 @@ def lines(
         curve = _LOGISTIC if kind == "sigmoid" else _TANH
         upper_slope, upper = curve.line_above(low, high)
         lower_slope, mirrored = curve.line_above(-high, -low)
-        slack = _EXECUTED * executed
-        return lower_slope, 2 * curve.middle - mirrored - slack, upper_slope, upper + slack
+        error = _EXECUTED * executed
+        return lower_slope, 2 * curve.middle - mirrored - error, upper_slope, upper + error
     if kind == "sign":
         return _jump(low, high)
-    left: Array | float = -1.0 if kind == "abs" else 0.0 if slope is None else slope
-    right = 1.0
+    left, right = np.array(-1.0 if kind == "abs" else 0.0 if slope is None else slope), 1.0
     crosses = (low < 0) & (high > 0)
     stable = np.where(low >= 0, right, left)
     chord = (right * high - left * low) / np.where(crosses, high - low, 1.0)
@@ -91,7 +90,7 @@ def lines(
     bulge = np.where(crosses, np.maximum(*ends) * (1 + 8 * U) + TINY, 0.0)
     dip = np.where(crosses, np.minimum(*ends) * (1 + 8 * U) - TINY, 0.0)
     convex = np.broadcast_to(np.less_equal(left, right), crosses.shape)
-    slack = 0.0 * low
+    slack = np.zeros_like(low)
     if executed and kind == "leaky":  # one product
         slack = 2.0**-22 * np.maximum(abs(low), abs(high)) * np.maximum(1.0, abs(left))
     return (

@@ -28,7 +28,6 @@ import numpy as np
 from onnxcert.checker.audit import Auditor
 from onnxcert.checker.bounds import Bounder, Columns, Form, Relaxation, gamma
 from onnxcert.checker.curves import TINY, Array, U
-from onnxcert.checker.errors import Rejected
 from onnxcert.checker.spec import Case
 
 
@@ -89,9 +88,9 @@ class Boxes:
             np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=-1)
             for part in (self.cases, other.cases)
         ]
-        known = tuple(np.concatenate(pair) for pair in zip(self.known, other.known, strict=True))
         low, high = np.concatenate([self.low, other.low]), np.concatenate([self.high, other.high])
-        return Boxes(low, high, np.concatenate(cases), known)
+        below, above = (np.concatenate([self.known[i], other.known[i]]) for i in (0, 1))
+        return Boxes(low, high, np.concatenate(cases), (below, above))
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,8 +172,8 @@ class Prover:
             table[number, : len(members)] = members
         firsts = [cases[members[0]] for members in boxes.values()]
         nothing = np.full((len(boxes), len(self.bounder.known_ids)), np.inf)
-        sides = (np.stack([getattr(case, side) for case in firsts]) for side in ("lower", "upper"))
-        return Boxes(*sides, table, (-nothing, nothing))
+        low, high = np.stack([c.lower for c in firsts]), np.stack([c.upper for c in firsts])
+        return Boxes(low, high, table, (-nothing, nothing))
 
     def boxes(
         self,
@@ -224,11 +223,10 @@ class Prover:
         high = np.where(still, clipped_high, -np.inf).max(axis=1)
         known = r.lower[:, self.bounder.known_ids], r.upper[:, self.bounder.known_ids]
         worst = np.where(refuted, np.inf, lower.max(axis=2)).min(axis=1)
-        return (
-            refuted.all(axis=1),
-            Boxes(low, high, np.where(refuted, -1, nodes.cases), known),
-            worst,
-        )
+        cases = np.where(refuted, -1, nodes.cases)
+        used = np.asarray((cases >= 0).any(axis=0))
+        cases = cases[:, used] if used.any() else cases[:, :1]
+        return np.asarray(refuted.all(axis=1)), Boxes(low, high, cases, known), worst
 
     def _audit(
         self,

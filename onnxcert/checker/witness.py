@@ -61,7 +61,7 @@ def replay(session: Session, arrays: Mapping[str, Array], decimals: Any) -> tupl
         if outputs is None or not session.query.holds(exact, outputs):
             continue
         for position in fixed:  # a decimal is for inputs for which no number of their type will do
-            number = _nearest(exact[position], kinds[position])
+            number = _nearest(exact[position], kinds[position]) or Fraction()
             if session.query.holds([*exact[:position], number, *exact[position + 1 :]], outputs):
                 raise Rejected("R13", "decimals", "the input itself would do")
         claims.append(name)

@@ -116,11 +116,11 @@ class InputTrees:
 
     def commit(self) -> None:
         """A batch is done: what was closed and combined, and cut last, belongs together."""
-        nothing = np.zeros(0, np.int64)
-        combined = (nothing, nothing, np.zeros((0, 0)))
+        nothing: IntArray = np.zeros(0, np.int64)
+        combined: tuple[IntArray, IntArray, FloatArray] = (nothing, nothing, np.zeros((0, 0)))
         if len(self.combined) > self._told[0]:
             combined = self.combined[-1]
-        cut = (nothing, nothing, nothing, nothing)
+        cut: tuple[IntArray, ...] = (nothing, nothing, nothing, nothing)
         if len(self.inputs) > self._told[1]:
             low, high = self.nodes.last
             cut = (*self.inputs[-1], low, high)

@@ -92,7 +92,8 @@ class InputSplit(Brancher):
         """The largest width of each input, 1 where it never varies: (n_in,)."""
         problem = self.cases.problem
         width = (problem.upper - problem.lower).max(axis=0)
-        return array_module(self.cases.offset).asarray(np.where(width > 0, width, 1.0))
+        scale = np.where(width > 0, width, 1.0)
+        return array_module(self.cases.offset).asarray(scale)  # type: ignore[no-any-return]
 
     @property
     def bytes_per_subproblem(self) -> int:
