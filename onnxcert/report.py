@@ -67,10 +67,16 @@ def result_record(result: Result) -> Record:
 
 
 def is_certified(result: Result) -> bool | None:
-    """Whether the checker accepted a proof of the verdict; None where there is none to prove."""
+    """Whether the checker accepted a proof of the verdict.
+
+    None where nothing was to be proved: there is no verdict, or it is ``sat`` and nobody asked for
+    a certificate, so that the replay of the witness speaks for itself.
+    """
     if isinstance(result.verdict, Unknown):
         return None
-    return result.proof is not None and result.proof.accepted
+    if result.proof is None:
+        return None if isinstance(result.verdict, Sat) else False
+    return result.proof.accepted
 
 
 def error_record(error: BaseException, files: Mapping[str, str | os.PathLike[str]]) -> Record:

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_type_hints
 from onnxcert.errors import UsageError
 
 Splitting = Literal["auto", "input", "neuron", "none"]
+Watching = Literal["auto", "off"]
 
 
 def _option(
@@ -34,6 +35,7 @@ class Settings:
     layer_steps: int = _option(12, "optimisation steps of each unstable neuron at the root", 0)
     branch_steps: int = _option(4, "optimisation steps per subproblem", 0)
     batch_limit: int = _option(4096, "most subproblems bounded at once", 1)
+    watch: Watching = _option("auto", "check on an idle processor while the search runs")  # noqa: RUF009
     memory_gigabytes: float = _option(4.0, "memory that one batch may take", 0.01)
     replay_points: int = _option(4, "points on which the model as read is compared", 1)
 

@@ -225,7 +225,7 @@ class _Run:
             self.report,
             execution_unit=UNIT_ROUNDOFF_FLOAT32 if executed else 0.0,
         )
-        if self.certified:
+        if self.certified and self.settings.watch == "auto":
             self.watch = watch = certifier.watch()
             solver.follow = watch.follow
         result: Reason | None = None

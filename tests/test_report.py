@@ -57,6 +57,7 @@ def test_record_says_what_was_proved_and_whether_it_was_checked() -> None:
         "bytes": 3456,
         "seconds": 0.25,
         "path": "proof.onnxcert",
+        "message": "",
     }
 
 
@@ -65,7 +66,8 @@ def test_record_says_what_was_proved_and_whether_it_was_checked() -> None:
     [
         (Result(Unsat(), None), False),
         (Result(Unsat(), None, proof=Proof(False, (), 1, 2, 0.0)), False),
-        (Result(Sat(Counterexample({}, {})), None), False),
+        (Result(Sat(Counterexample({}, {})), None), None),
+        (Result(Sat(Counterexample({}, {})), None, proof=Proof(False)), False),
         (Result(Sat(Counterexample({}, {})), None, proof=Proof(True, ("x",), 0, 2, 0.0)), True),
         (Result(Unknown(Reason.TIMEOUT), None), None),
         (Result(Unknown(Reason.UNCERTIFIED), None, proof=Proof(False, (), 1, 2, 0.0)), None),

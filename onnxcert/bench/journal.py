@@ -34,7 +34,8 @@ class Outcome:
         message: why there is no answer.
         phases: phase -> seconds, as the run itself reported.
         statistics: likewise.
-        certified: whether the checker accepted a proof of the answer.
+        certified: whether the checker accepted a proof of the answer; for sat only if certificates
+            are kept.
         proof: the proof as the run reported it: leaves, bytes, seconds of the check, and so on.
     """
 

@@ -20,7 +20,7 @@ from onnxcert.checker.curves import Array
 from onnxcert.checker.errors import Expired, Rejected, Unusable
 from onnxcert.checker.model import read_network
 from onnxcert.checker.network import Curve
-from onnxcert.checker.proof import Boxes, Paths, Prover, Rows
+from onnxcert.checker.proof import Boxes, Combined, Paths, Prover, Rows
 from onnxcert.checker.spec import Case, read_spec
 
 REAL, EXECUTED = "real", "ieee32-any-order"
@@ -125,31 +125,6 @@ class Refusal:
     low: Array
     high: Array
     lower: float
-
-
-@dataclass(frozen=True, eq=False)
-class Combined:
-    """Sums of rows that refute a case at a node of a tree over inputs: sorted by node.
-
-    Attributes:
-        node, case: (M,) number of the node in its group, position of the case.
-        weights: (M, R).
-    """
-
-    node: Array
-    case: Array
-    weights: Array
-
-    def at(self, nodes: Array, cases: Array) -> tuple[Array, Array, Array]:
-        """The entries for a batch of nodes (B,) with cases (B, C): rows, columns, weights."""
-        order = np.argsort(nodes)
-        place = np.searchsorted(nodes[order], self.node)
-        place = np.minimum(place, len(nodes) - 1)
-        entry = np.flatnonzero(nodes[order][place] == self.node)
-        row = order[place[entry]]
-        match = cases[row] == self.case[entry, None]
-        there = match.any(axis=1)
-        return row[there], match[there].argmax(axis=1), self.weights[entry[there]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -317,22 +292,17 @@ class Group:
         place: int,
         stack: list[tuple[Array, Boxes]],
     ) -> None:
-        found = combined.at(ids, nodes.cases)
         leaf = tree[ids, 0] < 0
-        if leaf.all() and len(ids) == 1:  # what intervals refute needs no rows for every neuron
-            done, _, _ = prover.boxes(nodes, found, self.auditor, backward=False)
-            if done[0]:
-                return
-        refuted, rest, lower = prover.boxes(nodes, found, self.auditor)
-        for b in np.flatnonzero(leaf & ~refuted):
-            cases = rest.cases[b][rest.cases[b] >= 0]
-            box = nodes.low[b], nodes.high[b]
-            self._refuse(Refusal(place, int(ids[b]), cases, *box, float(lower[b])))
-        if leaf.all():
-            return
-        inner = np.flatnonzero(~leaf & ~refuted)
-        for side, half in enumerate(prover.halves(rest[inner], inputs[ids[inner]])):
-            stack.append((tree[ids[inner], side], half))
+        open_nodes, rest, lower = prover.boxes(ids, nodes, leaf, combined, self.auditor)
+        still = ids[open_nodes]
+        leaf = leaf[open_nodes]
+        for b in np.flatnonzero(leaf):
+            cases, box = rest.cases[b][rest.cases[b] >= 0], (rest.low[b], rest.high[b])
+            self._refuse(Refusal(place, int(still[b]), cases, *box, float(lower[b])))
+        if not leaf.all():
+            still = still[~leaf]
+            for side, half in enumerate(prover.halves(rest[~leaf], inputs[still])):
+                stack.append((tree[still, side], half))
 
     # Trees over neurons
 

