@@ -81,6 +81,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_ROUNDING_SECONDS, _ROUNDING_FACTOR = 10.0, 30.0
+"""How long a proof for every execution may take: this, plus so many times what the reals took."""
+
 _REPAIRS = 3
 """How often a proof that the checker refuses is repaired."""
 
@@ -174,13 +177,11 @@ class _Run:
             self.query = instance.query
             self.files = instance.files
             replayer = Replayer(instance.model)
-            if self.semantics != "auto":
-                return self._search(instance, replayer)
-            self.semantics = natural_semantics(instance.query)
-            verdict = self._search(instance, replayer)
-            if self.semantics == EXECUTED and _undecided(verdict):
-                return self._over_the_reals(instance, replayer, verdict)
-            return verdict
+            if self.semantics == "auto":
+                self.semantics = natural_semantics(instance.query)
+                if self.semantics == EXECUTED:
+                    return self._every_execution(instance, replayer)
+            return self._search(instance, replayer)
         except KeyboardInterrupt:
             return Unknown(Reason.INTERRUPTED)
         except MemoryError:
@@ -193,17 +194,26 @@ class _Run:
             self.watch.close()
             self.watch = None
 
-    def _over_the_reals(self, instance: Instance, replayer: Replayer, verdict: Verdict) -> Verdict:
-        """Whether only rounding stands in the way; that is not an answer, but worth saying."""
-        self._stop_watching()
-        self.semantics = REAL
-        found = self._search(instance, replayer)
-        self.semantics, self.proof = EXECUTED, None
-        if isinstance(found, Unsat):
-            return Unknown(Reason.ROUNDING)
-        return found if isinstance(found, Sat) else verdict
+    def _every_execution(self, instance: Instance, replayer: Replayer) -> Verdict:
+        """Answer a query typed for floating point.
 
-    def _search(self, instance: Instance, replayer: Replayer) -> Verdict:
+        The reals come first: they are quicker, a witness serves both, and where they refute the
+        query but no proof for every execution is found in many times the time, rounding is what
+        stands in the way. Splitting boxes does not make it smaller.
+        """
+        self.semantics = REAL
+        with self._timed("reals"):
+            verdict = self._search(instance, replayer, prove=False)
+        self.semantics = EXECUTED
+        if not isinstance(verdict, Unsat):
+            return verdict
+        patience = _ROUNDING_SECONDS + _ROUNDING_FACTOR * self.seconds["reals"]
+        self.deadline = self.deadline.slice(patience)
+        verdict = self._search(instance, replayer)
+        return verdict if isinstance(verdict, Sat | Unsat) else Unknown(Reason.ROUNDING)
+
+    def _search(self, instance: Instance, replayer: Replayer, *, prove: bool = True) -> Verdict:
+        """One search; its ``Unsat`` is proved to the checker, if ``prove`` and the user say so."""
         rng = np.random.default_rng(self.seed)
         executed = self.semantics == EXECUTED
         graph = instance.model.lowered if executed else instance.model.graph
@@ -225,7 +235,7 @@ class _Run:
             self.report,
             execution_unit=UNIT_ROUNDOFF_FLOAT32 if executed else 0.0,
         )
-        if self.certified and self.settings.watch == "auto":
+        if prove and self.certified and self.settings.watch == "auto":
             self.watch = watch = certifier.watch()
             solver.follow = watch.follow
         result: Reason | None = None
@@ -256,7 +266,7 @@ class _Run:
             result = Reason.UNCONFIRMED
         if result is not None:
             return Unknown(result)
-        return self._certify(instance, solver, certifier)
+        return self._certify(instance, solver, certifier) if prove else Unsat()
 
     def _attest(self, instance: Instance, certifier: Certifier, answer: Counterexample) -> None:
         """Write the certificate of a witness, if one is asked for."""
@@ -400,11 +410,6 @@ def _failures(problems: Sequence[Problem], doubts: Sequence[Doubt]) -> list[Fail
                     Failure(problem, cases, doubt.refusal.lower, trees, doubt.node, *box)
                 )
     return failures
-
-
-def _undecided(verdict: Verdict) -> bool:
-    reasons = (Reason.INCOMPLETE, Reason.UNCERTIFIED, Reason.UNCONFIRMED)
-    return isinstance(verdict, Unknown) and verdict.reason in reasons
 
 
 @dataclass(frozen=True)
