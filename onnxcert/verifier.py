@@ -16,7 +16,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -164,6 +164,7 @@ class _Run:
     query: Query | None = None
     solver: Solver | None = None
     proof: Proof | None = None
+    accepted: bytes = b""
     watch: Watch | None = None
     files: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -176,12 +177,9 @@ class _Run:
                 instance = Instance.read(model, spec)
             self.query = instance.query
             self.files = instance.files
-            replayer = Replayer(instance.model)
-            if self.semantics == "auto":
-                self.semantics = natural_semantics(instance.query)
-                if self.semantics == EXECUTED:
-                    return self._every_execution(instance, replayer)
-            return self._search(instance, replayer)
+            verdict = self._decide(instance)
+            self._write()
+            return verdict
         except KeyboardInterrupt:
             return Unknown(Reason.INTERRUPTED)
         except MemoryError:
@@ -189,10 +187,13 @@ class _Run:
         finally:
             self._stop_watching()
 
-    def _stop_watching(self) -> None:
-        if self.watch is not None:
-            self.watch.close()
-            self.watch = None
+    def _decide(self, instance: Instance) -> Verdict:
+        replayer = Replayer(instance.model)
+        if self.semantics == "auto":
+            self.semantics = natural_semantics(instance.query)
+            if self.semantics == EXECUTED:
+                return self._every_execution(instance, replayer)
+        return self._search(instance, replayer, self.semantics)
 
     def _every_execution(self, instance: Instance, replayer: Replayer) -> Verdict:
         """Answer a query typed for floating point.
@@ -201,27 +202,46 @@ class _Run:
         query but no proof for every execution is found in many times the time, rounding is what
         stands in the way. Splitting boxes does not make it smaller.
         """
-        self.semantics = REAL
         with self._timed("reals"):
-            verdict = self._search(instance, replayer, prove=False)
-        self.semantics = EXECUTED
+            verdict = self._search(instance, replayer, REAL, prove=False)
         if not isinstance(verdict, Unsat):
             return verdict
         patience = _ROUNDING_SECONDS + _ROUNDING_FACTOR * self.seconds["reals"]
-        self.deadline = self.deadline.slice(patience)
-        verdict = self._search(instance, replayer)
-        return verdict if isinstance(verdict, Sat | Unsat) else Unknown(Reason.ROUNDING)
+        whole, self.deadline = self.deadline, self.deadline.slice(patience)
+        try:
+            verdict = self._search(instance, replayer, EXECUTED)
+        finally:
+            self.deadline = whole
+        rounding = (Reason.TIMEOUT, Reason.INCOMPLETE, Reason.UNCONFIRMED)
+        if not isinstance(verdict, Unknown) or whole.expired() or verdict.reason not in rounding:
+            return verdict
+        return Unknown(Reason.ROUNDING)
 
-    def _search(self, instance: Instance, replayer: Replayer, *, prove: bool = True) -> Verdict:
+    def _write(self) -> None:
+        """Write the certificate of the verdict, if one is asked for and was accepted."""
+        if self.certificate is None or self.proof is None or not self.proof.accepted:
+            return
+        path = os.fspath(self.certificate)
+        write_file(path, self.accepted)
+        self.proof = replace(self.proof, path=path)
+
+    def _stop_watching(self) -> None:
+        if self.watch is not None:
+            self.watch.close()
+            self.watch = None
+
+    def _search(
+        self, instance: Instance, replayer: Replayer, semantics: str, *, prove: bool = True
+    ) -> Verdict:
         """One search; its ``Unsat`` is proved to the checker, if ``prove`` and the user say so."""
         rng = np.random.default_rng(self.seed)
-        executed = self.semantics == EXECUTED
+        executed = semantics == EXECUTED
         graph = instance.model.lowered if executed else instance.model.graph
         certifier = Certifier(
             instance.model_bytes,
             instance.spec_bytes,
             instance.directory,
-            self.semantics,
+            semantics,
             {"name": "onnxcert", "version": __version__},
         )
         self.solver = solver = Solver(
@@ -241,16 +261,7 @@ class _Run:
         result: Reason | None = None
         for number, problem in enumerate(instance.lowered.cases):
             if number == 0:
-                with self._timed("replay"):
-                    middle = len(problem.lower) // 2
-                    check_lowering(
-                        instance.model,
-                        problem.lower[middle],
-                        problem.upper[middle],
-                        rng,
-                        self.settings.replay_points,
-                        replayer=replayer,
-                    )
+                self._compare(instance, replayer, problem, rng)
             if self.deadline.expired():
                 return Unknown(Reason.TIMEOUT)
             if self.watch is not None:
@@ -268,10 +279,25 @@ class _Run:
             return Unknown(result)
         return self._certify(instance, solver, certifier) if prove else Unsat()
 
+    def _compare(
+        self,
+        instance: Instance,
+        replayer: Replayer,
+        problem: Problem,
+        rng: np.random.Generator,
+    ) -> None:
+        """Compare the model as read with onnxruntime, on points of one of the boxes."""
+        middle = len(problem.lower) // 2
+        box = problem.lower[middle], problem.upper[middle]
+        points = self.settings.replay_points
+        with self._timed("replay"):
+            check_lowering(instance.model, *box, rng, points, replayer=replayer)
+
     def _attest(self, instance: Instance, certifier: Certifier, answer: Counterexample) -> None:
-        """Write the certificate of a witness, if one is asked for."""
+        """Make the certificate of a witness, if one is asked for."""
         if self.certificate is None:
             return
+        self._stop_watching()  # there is nothing to be refuted any more
         network = instance.query.networks[0]
         arrays = [answer.inputs[tensor.name] for tensor in network.inputs]
         flat = np.concatenate([np.asarray(array).ravel() for array in arrays])
@@ -282,10 +308,13 @@ class _Run:
             decimals |= {start + position: value for position, value in exact.items()}
             start += np.asarray(array).size
         certificate = certifier.witness(_split(flat, instance.model.inputs), decimals)
-        self._check(certifier, certificate)
+        try:
+            self._check(certifier, certificate)
+        except Unusable as error:
+            self.proof = Proof(accepted=False, message=str(error))
 
     def _certify(self, instance: Instance, solver: Solver, certifier: Certifier) -> Verdict:
-        """Make the certificate, have it checked, repair what is refused, and write it."""
+        """Make the certificate, have it checked, and repair what is refused."""
         if not self.certified and self.certificate is None:
             return Unsat()
         self.report(Progress(self.deadline.elapsed, "checking"))
@@ -313,7 +342,9 @@ class _Run:
         except Unusable as error:
             self.proof = Proof(accepted=False, message=str(error))
         except Expired:
-            return Unknown(Reason.TIMEOUT)
+            if self.certified:
+                return Unknown(Reason.TIMEOUT)
+            self.proof = Proof(accepted=False, message="the time was up before the check was done")
         assert self.proof is not None
         if self.proof.accepted or not self.certified:
             return Unsat()
@@ -321,23 +352,26 @@ class _Run:
         return Unknown(Reason.UNCERTIFIED)
 
     def _check(self, certifier: Certifier, certificate: Certificate) -> list[Refusal]:
-        """Check a certificate and write it if it is accepted; the leaves that are refused."""
+        """Check a certificate; the leaves that are refused."""
         started = self.deadline.elapsed
         refused: list[Refusal] = []
         claims: tuple[str, ...] = ()
-        message = path = ""
+        message = ""
         try:
             claims = self._ask(certifier, certificate, refused).claims
         except Rejected as error:
             message = str(error)
         if refused:
             message = f"{len(refused)} leaves are not refuted"
-        if self.certificate is not None and not message:
-            path = os.fspath(self.certificate)
-            write_file(path, certificate.data)
-        seconds = self.deadline.elapsed - started
-        size, leaves = len(certificate.data), certificate.leaves
-        self.proof = Proof(not message, claims, leaves, size, seconds, path, message)
+        self.accepted = b"" if message else certificate.data
+        self.proof = Proof(
+            accepted=not message,
+            claims=claims,
+            leaves=certificate.leaves,
+            bytes=len(certificate.data),
+            seconds=self.deadline.elapsed - started,
+            message=message,
+        )
         return refused
 
     def _ask(

@@ -4,8 +4,11 @@ It imports NumPy, onnx and the standard library, and nothing of the rest of onnx
 model and the specification itself, believes no number of a certificate, and calls no solver. Run it
 as ``python -m onnxcert.checker PROOF MODEL SPEC``. To read it, begin here:
 
-    certificate  the walk over a certificate, and what is printed
-    proof      rules R0, R8, R10, R11, R13: cases, trees, what refutes a leaf
+    certificate  rule R0: files, hashes, cases; what is printed
+    trees      rule R10: the walk over the trees of a certificate
+    proof      rules R8, R11: what refutes a leaf
+    witness    rule R13: replay of a witness
+    audit      bounds again in exact arithmetic
     bounds     rules R1, R2, R3, R7, R9: rigorous linear bounds in float64
     curves     rules R4, R5: lines round a curve
     container  the file format

@@ -1,25 +1,39 @@
-"""Networks under construction: constants with error bounds, blocks, and nodes of the file."""
+"""Networks under construction: constants with error bounds, and the blocks so far."""
 
 from __future__ import annotations
 
 import math
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial, reduce
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 
-from onnxcert.checker.errors import Unusable
-from onnxcert.checker.network import Affine, Array, Block, Curve, Entries, Pick, Product, Term
-
-_SPARSE_ENTRIES, _SPARSE_DENSITY = 100_000, 0.05
+from onnxcert.checker.network import (
+    Affine,
+    Array,
+    Block,
+    Curve,
+    Entries,
+    Pick,
+    Product,
+    Term,
+    bounded,
+    need,
+)
 
 EXTRA = 8
 """Roundings beside those of a product: its offset, a factor of the whole, and a normalisation whose
 factor (sum, root, quotient) is worked out or folded into the weights."""
+
+_EXECUTED, _STORED = (2.0**-23, 2.0**-126), (2.0**-51, 1e-300)
+"""Relative and absolute error of a step in binary32, be numbers flushed or not, and in float64."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,22 +49,16 @@ class Known:
         return self.value.shape
 
     @property
-    def is_one(self) -> bool:
-        """Whether a product with it changes nothing."""
-        return self.error is None and bool((self.value == 1).all())
-
-    def exactly(self) -> Array:
-        """The value in its own element type; refused unless exact."""
-        if self.error is not None:
-            raise Unusable("a decision hangs on a constant that is not exact")
-        return self.value
+    def spread(self) -> Array:
+        """The error, zero where the value is exact."""
+        return np.broadcast_to(0.0 if self.error is None else self.error, self.shape)
 
     def numbers(self) -> Known:
         """The same in float64; refused unless finite and representable."""
         kind = self.value.dtype.kind
         value = self.value.astype(np.float64) if kind in "fiub" else np.array(np.nan)
-        if not np.isfinite(value).all() or (kind in "iu" and (abs(value) > 2.0**53).any()):
-            raise Unusable("a constant is NaN, infinite, too large or no number")
+        large = kind in "iu" and (abs(value) > 2.0**53).any()
+        need(np.isfinite(value).all() and not large, "a constant is NaN, infinite or no number")
         return Known(value, self.error)
 
     def moved(self, move: Callable[[Array], Array]) -> Known:
@@ -59,36 +67,75 @@ class Known:
 
 
 Operand = Known | Array
-ONE, MINUS = Known(np.array(1.0)), Known(np.array(-1.0))
-Factored = tuple[Array, Known | None]
+ZERO, ONE, MINUS = (Known(np.array(n)) for n in (0.0, 1.0, -1.0))
 
 
-def combined(
-    step: Callable[[Any, Any], Any], a: Known, b: Known, *, executed: bool = False
-) -> Known:
-    """The sum, difference, product or quotient of constants, with a bound of what is lost.
+def exact(operand: Any) -> Any:
+    """The value of a constant; what is no tensor, being an attribute or left out, as it is."""
+    need(not isinstance(operand, np.ndarray), "an input that must be constant is computed")
+    need(getattr(operand, "error", None) is None, "a decision hangs on an inexact constant")
+    return operand.value if isinstance(operand, Known) else operand
 
-    With ``executed`` the bound covers an execution of this step in binary32, too.
+
+_CALCULATIONS: dict[str, tuple[Callable[..., Any], Callable[..., bool]]] = {
+    "Add": (operator.add, lambda r, x, y: r == x + y),
+    "Sub": (operator.sub, lambda r, x, y: r == x - y),
+    "Mul": (operator.mul, lambda r, x, y: r == x * y),
+    "Div": (operator.truediv, lambda r, x, y: r * y == x),
+    "Sqrt": (np.sqrt, lambda r, x: r * r == x),
+}
+"""Operator -> (function, whether a result is exact)."""
+
+
+def calculated(name: str, *operands: Known, unit: tuple[float, float] = _STORED) -> Known:
+    """A function of constants; its error covers the steps of executions with this unit.
+
+    All functions are monotone in every operand, hence extreme at corners of the box of operands.
     """
-    a, b = a.numbers(), b.numbers()
-    x, y = np.broadcast_arrays(a.value, b.value)
-    ex, ey = (np.zeros(()) if known.error is None else known.error for known in (a, b))
-    if step is operator.truediv and (abs(y) <= ey).any():
-        raise Unusable("division by zero")
-    value = np.asarray(step(x, y))
-    stored = value.astype(np.float32).astype(np.float64) if executed else value
-    if not np.isfinite(stored).all():
-        raise Unusable("a constant overflows")
-    unit, tiny = (2.0**-23, 2.0**-126) if executed else (2.0**-52, 1e-300)
-    precise = np.frompyfunc(lambda p, q, r: step(Fraction(p), Fraction(q)) == Fraction(r), 3, 1)
-    sure = precise(x, y, stored) & (ex == 0) & (ey == 0) & ((value == 0) | (abs(value) >= tiny))
-    lost = np.where(sure, 0.0, unit * abs(value) + tiny)
-    if step is operator.mul:
-        spread = abs(x) * ey + abs(y) * ex + ex * ey
-    else:
-        spread = (ex + abs(value) * ey) / (abs(y) - ey) if step is operator.truediv else ex + ey
-    error = (lost + spread) * (1 + 1e-6)
+    (step, proves), known = _CALCULATIONS[name], [k.numbers() for k in operands]
+    x = np.broadcast_arrays(*(k.value for k in known))
+    e = [np.broadcast_to(k.spread, x[0].shape) for k in known]
+    need(name != "Div" or (abs(x[-1]) > e[-1]).all(), "division by zero")
+    ends = [
+        [np.where(r, np.nextafter(v + s * r, s * np.inf), v) for s in (-1, 1)]
+        for v, r in zip(x, e, strict=True)
+    ]
+    value, corners = np.asarray(step(*x)), np.array([step(*corner) for corner in product(*ends)])
+    stored = value if unit is _STORED else value.astype(np.float32).astype(np.float64)
+    need(np.isfinite([*corners, stored]).all(), "a constant overflows, or has no root")
+    is_exact = np.frompyfunc(lambda *numbers: proves(*map(Fraction, numbers)), len(x) + 1, 1)
+    sure = np.asarray(is_exact(stored, *x), bool) & ((value == 0) | (abs(value) >= unit[1]))
+    error = abs(corners - value).max(0) + unit[0] * abs(corners).max(0) + unit[1]
+    error = np.where(sure & ~np.any(e, axis=0), 0.0, error)
     return Known(value, error if error.any() else None)
+
+
+_EXACT: dict[str, Callable[..., Any]] = {
+    "Abs": np.abs, "And": np.logical_and, "Ceil": np.ceil, "Equal": np.equal, "Floor": np.floor,
+    "Greater": np.greater, "GreaterOrEqual": np.greater_equal, "Less": np.less,
+    "LessOrEqual": np.less_equal, "Max": np.maximum, "Min": np.minimum, "Neg": np.negative,
+    "NonZero": lambda x: np.array(np.nonzero(x)), "Not": np.logical_not, "Or": np.logical_or,
+    "Relu": partial(np.maximum, 0), "Sign": np.sign, "Xor": np.logical_xor,
+}  # fmt: skip
+FOLDED = _CALCULATIONS.keys() | _EXACT.keys()
+"""Operators that `fold` knows."""
+
+
+def fold(name: str, *operands: Known) -> Known:
+    """What a node of `FOLDED` makes of constants."""
+    bounded(np.broadcast_shapes(*(k.shape for k in operands)))
+    if name in _EXACT:
+        values, function = [*map(exact, operands)], _EXACT[name]
+        return Known(
+            np.asarray(function(*values) if len(values) == 1 else reduce(function, values))
+        )
+    if any(k.value.dtype.kind not in "iu" for k in operands):
+        return calculated(name, *operands, unit=_EXECUTED)
+    x, y = map(exact, operands)
+    if name != "Div":
+        return Known(np.asarray(_CALCULATIONS[name][0](x, y)))
+    need(y.all(), "division by zero")
+    return Known(np.asarray(np.sign(x) * np.sign(y) * (abs(x) // abs(y))))  # towards zero
 
 
 class Builder:
@@ -96,19 +143,18 @@ class Builder:
 
     Args:
         n_inputs: how many scalars the input block has.
-        load: reads a stored tensor.
+        directory: where external data may lie, or None.
     """
 
-    def __init__(self, n_inputs: int, load: Callable[[onnx.TensorProto], Array]) -> None:
+    def __init__(self, n_inputs: int, directory: Path | None) -> None:
         self.blocks: list[Block] = [Block(0, n_inputs, "")]
-        self.size, self.load = n_inputs, load
+        self.size, self.directory = n_inputs, directory
         self.types: set[str] = set()
-        self._constants: list[Affine] = []
         self.begin("")
 
-    def begin(self, name: str) -> None:
-        """Say for which tensor of the file the next blocks are made."""
-        self._name, self._curves = name, 0
+    def begin(self, name: str, version: int = 0, outputs: int = 1) -> None:
+        """Say for which tensor the next blocks are made, and of what node."""
+        self._name, self._curves, self.version, self.outputs = name, 0, version, outputs
 
     def known(self, array: Array) -> Known:
         """A constant of the file; its type counts among those the file computes in."""
@@ -116,16 +162,28 @@ class Builder:
             self.types.add(str(array.dtype))
         return Known(array)
 
+    def load(self, tensor: onnx.TensorProto) -> Known:
+        """A stored tensor."""
+        bounded(tensor.dims)
+        is_external = tensor.data_location == onnx.TensorProto.EXTERNAL
+        need(self.directory or not is_external, "external data")
+        return self.known(onnx.numpy_helper.to_array(tensor, str(self.directory)))
+
     def _append(self, block: Block) -> None:
         self.blocks.append(block)
         self.size += block.size
 
+    def _behind(self, ids: Array) -> list[Block]:
+        """The blocks that make some scalars."""
+        made = np.searchsorted([block.start for block in self.blocks], ids[ids >= 0], side="right")
+        return [self.blocks[k - 1] for k in np.unique(made)]
+
     def affine(
         self,
         layout: Array | tuple[int, ...],
-        *picks: Factored,
+        *picks: tuple[Array, Known],
         terms: Sequence[Term] = (),
-        offset: Known | None = None,
+        offset: Known = ZERO,
         roundings: int = 0,
         maximum: tuple[Array, Array] | None = None,
     ) -> Array:
@@ -141,30 +199,26 @@ class Builder:
         if isinstance(layout, tuple):
             layout = np.arange(math.prod(layout)).reshape(layout)
         shape, order = layout.shape, np.argsort(layout, axis=None)
-        if offset is not None and not offset.value.any() and offset.error is None:
-            offset = None
-        picks = tuple((ids, None if known and known.is_one else known) for ids, known in picks)
-        if (len(picks) == 1 and picks[0][1] is offset is None and not terms) or not layout.size:
-            return np.broadcast_to(picks[0][0] if picks else layout, shape)
 
-        def flat(values: Array | None) -> Any:
-            return None if values is None else np.broadcast_to(values, shape).ravel()[order]
+        def flat(values: Array) -> Array:
+            return np.asarray(np.broadcast_to(values, shape).ravel()[order])
 
-        def parts(known: Known | None) -> tuple[Any, Any]:
-            return (flat(known.numbers().value), flat(known.error)) if known else (None, None)
+        def parts(known: Known, neutral: float) -> tuple[Any, Any]:
+            if known.error is None and (known.value == neutral).all():
+                return None, None
+            return flat(known.numbers().value), None if known.error is None else flat(known.error)
 
-        made = [Pick(flat(ids), f, error=e) for ids, known in picks for f, e in [parts(known)]]
-        if roundings and offset is not None and not terms:
-            roundings += max((self._roundings_behind(ids) for ids, _ in picks), default=0)
-        terms, size, name = (*terms, *made), layout.size, self._name
-        block = Affine(self.size, size, name, terms, *parts(offset), roundings, maximum)
-        self._append(block)
-        return np.asarray(block.start + layout)
-
-    def _roundings_behind(self, ids: Array) -> int:
-        starts = [block.start for block in self.blocks]
-        made_by = np.unique(np.searchsorted(starts, ids[ids >= 0], side="right")) - 1
-        return max((getattr(self.blocks[k], "roundings", 0) for k in made_by), default=0)
+        made = [(ids, *parts(factor, 1)) for ids, factor in picks]
+        fixed, error = parts(offset, 0)
+        if not layout.size or (len(made) == 1 and made[0][1] is fixed is None and not terms):
+            return np.broadcast_to(made[0][0] if made else layout, shape)
+        if roundings and fixed is not None and not terms:
+            behind = [block for ids, _ in picks for block in self._behind(ids)]
+            roundings += max((getattr(block, "roundings", 0) for block in behind), default=0)
+        terms = (*terms, *(Pick(flat(ids), factor, error=e) for ids, factor, e in made))
+        start, size = self.size, layout.size
+        self._append(Affine(start, size, self._name, terms, fixed, error, roundings, maximum))
+        return np.asarray(start + layout)
 
     def curve(self, kind: str, ids: Array, slope: Array | None = None) -> Array:
         """Append a `Curve` block."""
@@ -175,26 +229,19 @@ class Builder:
         return np.arange(start, self.size).reshape(ids.shape)
 
     def linear(
-        self,
-        layout: Array | tuple[int, ...],
-        weight: Known,
-        ids: Array,
-        *picks: Factored,
-        offset: Known | None = None,
+        self, layout: Array | tuple[int, ...], weight: Known, ids: Array, *picks: Any, **more: Any
     ) -> Array:
         """Append a block with the `Product` of a weight (G, M, K) and numbers (G, K, L)."""
         weight = weight.numbers()
         factors, depth = weight.value, weight.shape[2]
-        if (len(factors), depth) != ids.shape[:2]:
-            raise Unusable(f"a product of shapes {factors.shape} and {ids.shape}")
+        need((len(factors), depth) == ids.shape[:2], f"product of {factors.shape} and {ids.shape}")
         term: Term = Product(ids, factors, error=weight.error)
-        single = len(ids) == ids.shape[2] == 1 and weight.error is None
-        if single and factors.size >= _SPARSE_ENTRIES:
+        if len(ids) == ids.shape[2] == 1 and weight.error is None and factors.size >= 5000:
             out, column = np.nonzero(factors[0])
-            if len(out) <= _SPARSE_DENSITY * factors.size:
+            if len(out) < 0.03 * factors.size:
                 term = Entries(ids[0, column, 0], out, factors[0, out, column])
                 depth = int(np.bincount(out).max(initial=0))
-        return self.affine(layout, *picks, terms=[term], offset=offset, roundings=depth + EXTRA)
+        return self.affine(layout, *picks, terms=[term], roundings=depth + EXTRA, **more)
 
     def ids(self, operand: Operand) -> Array:
         """Numbers of a tensor; constants that are not zero become a block without terms."""
@@ -205,30 +252,38 @@ class Builder:
         if there.any():
             offset = known.moved(lambda x: x[there])
             ids[there] = self.affine(offset.shape, offset=offset)
-            self._constants.append(self.blocks[-1])  # type: ignore[arg-type]
         return ids
 
     def moved(self, move: Callable[..., Array], *operands: Operand) -> Operand:
-        """Entries of tensors at new places; ``move`` must do nothing but pick and repeat them."""
+        """Entries of tensors at new places; ``move`` picks and repeats them, or has -1 for zero."""
         known = [operand for operand in operands if isinstance(operand, Known)]
+        sizes = [k.value.size for k in known]
         if len(known) < len(operands):
             return self._settled(np.asarray(move(*map(self.ids, operands))))
-        value = np.asarray(move(*(k.value for k in known)))
-        if all(k.error is None for k in known):
-            return Known(value)
-        errors = (np.zeros(k.shape) if k.error is None else k.error for k in known)
-        return Known(value, np.asarray(move(*errors)))
+        places = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+        made = np.asarray(move(*(p.reshape(k.shape) for p, k in zip(places, known, strict=True))))
+        bounded(made.shape)
+
+        def taken(parts: Sequence[Array]) -> Array:
+            zero = np.zeros(1, parts[0].dtype)
+            return np.asarray(np.concatenate([*map(np.ravel, parts), zero], dtype=zero.dtype)[made])
+
+        is_exact = all(k.error is None for k in known)
+        return Known(
+            taken([k.value for k in known]), None if is_exact else taken([k.spread for k in known])
+        )
 
     def _settled(self, ids: Array) -> Operand:
         """A constant again, where nothing else is left in a tensor."""
-        value, error, left = np.zeros(ids.shape), np.zeros(ids.shape), ids >= 0
-        for block in self._constants:
-            here = (ids >= block.start) & (ids < block.start + block.size)
-            left &= ~here
-            for target, stored in ((value, block.offset), (error, block.offset_error)):
-                if stored is not None:
-                    target[here] = stored[ids[here] - block.start]
-        return ids if left.any() else Known(value, error if error.any() else None)
+        bounded(ids.shape)
+        value, error = np.zeros((2, self.size + 1))
+        for block in self._behind(ids):
+            if not isinstance(block, Affine) or block.terms or block.offset is None:
+                return ids
+            known = Known(block.offset, block.offset_error)
+            span = slice(block.start, block.start + block.size)
+            value[span], error[span] = known.value, known.spread
+        return Known(value[ids], error[ids] if error.any() else None)
 
     # Maxima: composites that no executor computes, hence without roundings.
 
@@ -239,14 +294,13 @@ class Builder:
     def maximum(self, a: Array, b: Array) -> Array:
         """max(a, b) = b + relu(a - b), broadcast."""
         a, b = np.broadcast_arrays(a, b)
-        gap = self.curve("relu", self.affine(a.shape, (a, None), (b, MINUS)))
-        return self.affine(a.shape, (b, None), (gap, None), maximum=(a.ravel(), b.ravel()))
+        gap = self.curve("relu", self.affine(a.shape, (a, ONE), (b, MINUS)))
+        return self.affine(a.shape, (b, ONE), (gap, ONE), maximum=(a.ravel(), b.ravel()))
 
     def limited(self, ids: Array, limit: Known, sign: int) -> Array:
         """max(x, c) = c + relu(x - c) for sign 1, min(x, c) = c - relu(c - x) for sign -1."""
         shape = np.broadcast_shapes(ids.shape, limit.shape)
-        factor = None if sign > 0 else MINUS
-        beyond = Known(-sign * limit.numbers().value, limit.error)
+        factor, beyond = (ONE, MINUS)[sign < 0], Known(-sign * limit.numbers().value, limit.error)
         gap = self.curve("relu", self.affine(shape, (ids, factor), offset=beyond))
         return self.affine(shape, (gap, factor), offset=limit)
 
@@ -264,78 +318,3 @@ class Builder:
             pairs = self.maximum(stack[:half], stack[half : 2 * half])
             stack = np.concatenate([pairs, stack[2 * half :]])
         return np.asarray(stack[0])
-
-
-@dataclass
-class Node:
-    """A node of the file; remembers what was read of it."""
-
-    net: Builder
-    operator: str
-    version: int
-    attributes: dict[str, Any]
-    operands: list[Operand | None]
-    outputs: int
-    _read: set[int | str] = field(default_factory=set)
-
-    def attr(self, name: str, default: Any = None, *allowed: Any) -> Any:
-        """An attribute; refused unless among the allowed values, if there are any."""
-        self._read.add(name)
-        value = self.attributes.get(name, default)
-        if allowed and value not in allowed:
-            raise Unusable(f"{name}={value}")
-        return value
-
-    def flag(self, name: str, default: int) -> bool:
-        """An attribute that is 0 or 1."""
-        return bool(self.attr(name, default, 0, 1))
-
-    def has(self, position: int) -> bool:
-        """Whether an input is there."""
-        self._read.add(position)
-        return position < len(self.operands) and self.operands[position] is not None
-
-    def operand(self, position: int) -> Operand:
-        """An input, constant or computed."""
-        found = self.operands[position] if self.has(position) else None
-        if found is None:
-            raise Unusable(f"input {position} is missing")
-        return found
-
-    def ids(self, position: int) -> Array:
-        """The numbers of an input."""
-        return self.net.ids(self.operand(position))
-
-    def known(self, position: int) -> Known:
-        """An input that must be constant."""
-        operand = self.operand(position)
-        if not isinstance(operand, Known):
-            raise Unusable(f"input {position} is computed")
-        return operand
-
-    def integers(self, position: int, attribute: str, *default: Any) -> Any:
-        """A list of integers that are an input in newer versions, an attribute in older ones."""
-        value = self.attr(attribute)
-        if self.has(position):
-            value = self.known(position).exactly().ravel()
-        if value is None:
-            (value,) = default or (self.operand(position),)
-        return None if value is None else [operator.index(item) for item in np.atleast_1d(value)]
-
-    def shape(self) -> tuple[int, ...]:
-        """What all inputs broadcast to."""
-        shapes = (self.operand(i).shape for i in range(len(self.operands)))
-        return bounded(np.broadcast_shapes(*shapes))
-
-    def unread(self) -> list[int | str]:
-        """Attributes and inputs that nobody asked for."""
-        given = [i for i, operand in enumerate(self.operands) if operand is not None]
-        names: list[int | str] = [*given, *self.attributes]
-        return [name for name in names if name not in self._read]
-
-
-def bounded(shape: Sequence[int], most: int = 1 << 24) -> tuple[int, ...]:
-    """The shape; refused if it is negative or has too many entries."""
-    if any(n < 0 for n in shape) or math.prod(shape) > most:
-        raise Unusable(f"a tensor of shape {list(shape)}")
-    return tuple(int(n) for n in shape)

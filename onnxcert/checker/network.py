@@ -21,6 +21,19 @@ Array = NDArray[Any]
 _fraction = np.frompyfunc(Fraction, 1, 1)
 
 
+def need(truth: Any, otherwise: str) -> None:
+    """Refuse what is not understood."""
+    if not truth:
+        raise Unusable(otherwise)
+
+
+def bounded(shape: Sequence[int], most: int = 1 << 24) -> tuple[int, ...]:
+    """The shape; refused if it is negative or has too many entries."""
+    shape = tuple(map(int, shape))
+    need(min(shape, default=0) >= 0 and math.prod(shape) <= most, f"a tensor of {shape=}")
+    return shape
+
+
 @dataclass(frozen=True, eq=False)
 class Term:
     """A part of the sums of an `Affine` block: factors times scalars v[ids].

@@ -236,16 +236,26 @@ def _number(text: str) -> Fraction | None:
     return Fraction(text) if _NUMBER.fullmatch(text) else None
 
 
+def decompressed(data: bytes, most: int) -> bytes:
+    """A file of at most so many bytes, compressed with gzip or not; ValueError if it is damaged."""
+    if data[:2] == b"\x1f\x8b":
+        stream = zlib.decompressobj(31)
+        try:
+            data = stream.decompress(data, most + 1)
+        except zlib.error as error:
+            raise ValueError(f"compressed data are broken: {error}") from error
+        _need(
+            len(data) > most or (stream.eof and not stream.unused_data), "cut or followed by more"
+        )
+    _need(len(data) <= most, f"more than {most} bytes")
+    return data
+
+
 def read_spec(data: bytes) -> Spec:
     """The specification in a file, plain or gzip-compressed; `Unusable` if it is not understood."""
     try:
-        if data[:2] == b"\x1f\x8b":
-            stream = zlib.decompressobj(31)
-            data = stream.decompress(data, _LARGEST_TEXT + 1)
-            _need(len(data) > _LARGEST_TEXT or (stream.eof and not stream.unused_data), "cut short")
-        _need(len(data) <= _LARGEST_TEXT, f"more than {_LARGEST_TEXT} bytes of text")
-        reader = _Reader(data.decode())
-    except (zlib.error, ValueError) as error:
+        reader = _Reader(decompressed(data, _LARGEST_TEXT).decode())
+    except ValueError as error:
         raise Unusable(f"the specification cannot be read: {error}") from error
     try:
         return reader.read()

@@ -109,13 +109,7 @@ def _run(session: Session, given: list[Array]) -> list[Fraction] | None:
     """Outputs of onnxruntime as exact numbers; None where it is missing, fails or overflows."""
     try:
         import onnxruntime  # noqa: PLC0415 - for witnesses only
-        from onnxruntime.capi.onnxruntime_pybind11_state import (  # noqa: PLC0415
-            Fail,
-            InvalidArgument,
-            InvalidGraph,
-            NotImplemented,
-            RuntimeException,
-        )
+        from onnxruntime.capi import onnxruntime_pybind11_state as state  # noqa: PLC0415
     except ImportError:
         return None
     data = session.model
@@ -141,7 +135,14 @@ def _run(session: Session, given: list[Array]) -> list[Fraction] | None:
             proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
         results = run.run(names, feeds)
-    except (Fail, InvalidArgument, InvalidGraph, NotImplemented, RuntimeException, RuntimeError):
+    except (
+        state.Fail,
+        state.InvalidArgument,
+        state.InvalidGraph,
+        state.NotImplemented,
+        state.RuntimeException,
+        RuntimeError,
+    ):
         return None
     if not all(np.isfinite(array).all() for array in results):
         return None

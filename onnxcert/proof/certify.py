@@ -17,9 +17,10 @@ import numpy as np
 
 from onnxcert.arrays import Array, IntArray
 from onnxcert.checker import Rejected, Unusable, Verified
-from onnxcert.checker.certificate import EXECUTED, REAL, Refusal, Session
+from onnxcert.checker.certificate import EXECUTED, REAL, Session
 from onnxcert.checker.container import FORMAT, pack
 from onnxcert.checker.errors import Expired
+from onnxcert.checker.trees import Refusal
 from onnxcert.proof.trace import InputTrees, NeuronTrees, Trace
 from onnxcert.proof.watch import Watch
 from onnxcert.proof.writer import CaseNumbers, Writer

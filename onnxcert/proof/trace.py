@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxcert.arrays import Array, BoolArray, FloatArray, IntArray, to_host
+from onnxcert.arrays import Array, FloatArray, IntArray, to_host
 from onnxcert.bounds.hints import encode_positions
 from onnxcert.bounds.intermediate import Refinement
 from onnxcert.bounds.optimised import FreeRelaxation, Start
@@ -37,7 +37,6 @@ class _Nodes:
     count: int = 0
     last: tuple[IntArray, IntArray] = field(default_factory=lambda: (np.zeros(0, int),) * 2)
     _links: list[tuple[IntArray, IntArray]] = field(default_factory=list)
-    _leaves: list[IntArray] = field(default_factory=list)
 
     def add(self, count: int) -> IntArray:
         """Numbers for new nodes."""
@@ -51,11 +50,6 @@ class _Nodes:
         self.last = low, high
         return low, high
 
-    def close(self, nodes: IntArray) -> None:
-        """Make leaves of nodes."""
-        if len(nodes):
-            self._leaves.append(nodes)
-
     @property
     def children(self) -> IntArray:
         """(nodes, 2)."""
@@ -63,14 +57,6 @@ class _Nodes:
         for parents, children in self._links:
             table[parents] = children
         return table
-
-    @property
-    def closed(self) -> BoolArray:
-        """(nodes,) True for leaves."""
-        mask = np.zeros(self.count, np.bool_)
-        for nodes in self._leaves:
-            mask[nodes] = True
-        return mask
 
 
 def _ignore(*arguments: object) -> None:
@@ -112,7 +98,6 @@ class InputTrees:
     def close(self, nodes: Array) -> None:
         """Nothing is left of these boxes."""
         self._closed = to_host(nodes)
-        self.nodes.close(self._closed)
 
     def commit(self) -> None:
         """A batch is done: what was closed and combined, and cut last, belongs together."""
@@ -206,7 +191,6 @@ class NeuronTrees:
                 slopes = to_host(encode_positions(best.positions[name][index][:, columns]))
             parts.append(slopes)
         slopes = np.concatenate([np.zeros((len(numbers), 0), np.uint8), *parts], axis=1)
-        self.nodes.close(numbers)
         weights = to_host(best.weights[index])
         self.leaves.append(Leaves(numbers, slopes, to_host(multipliers), weights))
 

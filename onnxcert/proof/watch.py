@@ -31,15 +31,10 @@ import numpy as np
 
 from onnxcert.arrays import Array, FloatArray, IntArray
 from onnxcert.checker.bounds import Bounder
-from onnxcert.checker.certificate import (
-    EXECUTED,
-    InputGroup,
-    Refusal,
-    Session,
-    Verified,
-)
+from onnxcert.checker.certificate import EXECUTED, Session, Verified
 from onnxcert.checker.errors import Expired, Rejected, Unusable
 from onnxcert.checker.proof import Boxes, Combined, Prover, Rows
+from onnxcert.checker.trees import InputGroup, Refusal
 from onnxcert.proof.trace import InputTrees, NeuronTrees
 from onnxcert.proof.writer import CaseNumbers
 from onnxcert.spec import Problem
@@ -258,7 +253,9 @@ class Watch:
         self._waiting: list[tuple[Any, ...]] = [("begin", model, spec, directory, semantics)]
         self._queue: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
         self._child: subprocess.Popen[bytes] | None = None
+        self._sender: threading.Thread | None = None
         self._began = math.inf
+        self._closed = False
         self._trees: dict[int, int] = {}
 
     def problem(self, problem: Problem) -> None:
@@ -278,7 +275,12 @@ class Watch:
         trees.follow(planted, stepped)
 
     def _tell(self, *message: Any) -> None:
-        """Send a message, or keep it until the search has taken long enough for a child to pay."""
+        """Send a message, or keep it until the search has taken long enough for a child to pay.
+
+        Trees outlive the watch when they are repaired; what they say then is for nobody.
+        """
+        if self._closed:
+            return
         if self._child is not None:
             self._queue.put(message)
             return
@@ -288,22 +290,29 @@ class Watch:
             self._start()
 
     def _start(self) -> None:
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        environment = os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+            # The same modules as here, and none that happen to lie in the current folder.
+            "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)),
+        }
         try:
             self._child = subprocess.Popen(
-                [sys.executable, "-m", __spec__.name],
+                [sys.executable, "-P", "-m", __spec__.name],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,  # whatever stops the child, the parent can do without it
                 env=environment,
             )
         except OSError as error:
             _log.info("no second process: %s", error)
-            self._began = math.inf
+            self.close()
             return
         for message in self._waiting:
             self._queue.put(message)
         self._waiting.clear()
-        threading.Thread(target=self._send, args=(self._child.stdin,), daemon=True).start()
+        self._sender = threading.Thread(target=self._send, args=(self._child.stdin,), daemon=True)
+        self._sender.start()
 
     def _send(self, pipe: BinaryIO) -> None:
         try:
@@ -335,23 +344,26 @@ class Watch:
                     raise Expired
             reply: Reply = pickle.load(child.stdout)
         except (EOFError, pickle.UnpicklingError):
-            _log.info("the second process ended with code %s", child.wait())
+            _log.info("the second process has ended without an answer")
             return None
         finally:
             self.close()
         return reply
 
     def close(self) -> None:
-        """End the child."""
+        """End the child; nothing is sent any more."""
+        self._closed = True
+        self._waiting.clear()
+        if self._child is None or self._sender is None:
+            return
+        self._child.kill()
+        self._child.wait()
         self._queue.put(None)
-        if self._child is not None:
-            self._child.kill()
-            self._child.wait()
-            for pipe in (self._child.stdin, self._child.stdout):
-                with contextlib.suppress(BrokenPipeError):
-                    pipe.close()  # type: ignore[union-attr]
-            self._child = None
-        self._began = math.inf
+        self._sender.join()
+        for pipe in (self._child.stdin, self._child.stdout):
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()  # type: ignore[union-attr]
+        self._child = None
 
 
 def _no_bounds(box: int, column: int) -> tuple[Fraction, Fraction]:

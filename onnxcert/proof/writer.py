@@ -191,23 +191,21 @@ class Writer:
             inputs[nodes] = chosen
         place = np.full(len(children), -1)
         place[order] = np.arange(len(order))
-        combined = sorted(
-            (
-                (int(place[node]), self.cases[disjunct], row)
-                for nodes, disjuncts, weights in trees.combined
-                for node, disjunct, row in zip(nodes, disjuncts, weights, strict=True)
-                if place[node] >= 0
-            ),
-            key=lambda entry: (entry[0], entry[1].number),
-        )
+        # A batch that ran out of memory is bounded once more, and its sums are noted twice.
+        combined = {
+            (int(place[node]), self.cases[disjunct].number): (self.cases[disjunct], row)
+            for nodes, disjuncts, weights in trees.combined
+            for node, disjunct, row in zip(nodes, disjuncts, weights, strict=True)
+            if place[node] >= 0
+        }
         cases = sorted(number for known, _ in roots for number in known)
         self._group(0, cases, len(order), len(combined), 0, 0)
         self.groups.append((trees, order))
         self._put("op", split)
         self._put("arg", inputs[order[split]])
-        for node, case, row in combined:
-            self._put("combine", [node, case.number])
-            self._weights(case, row)
+        for key in sorted(combined):
+            self._put("combine", key)
+            self._weights(*combined[key])
         self.leaves += int((~split).sum())
 
     def _neuron_trees(self, trees: NeuronTrees) -> None:

@@ -1,0 +1,459 @@
+"""Groups of a certificate: the walk over their trees, with every half made here (rule R10).
+
+What the certificate says is decoded front to end by `Arrays`; `Group` hands batches of nodes and
+leaves to `onnxcert.checker.proof.Prover` and rejects the first leaf that is not refuted.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onnxcert.checker.audit import Auditor
+from onnxcert.checker.bounds import Bounder, Columns, Hint
+from onnxcert.checker.curves import Array
+from onnxcert.checker.errors import Expired, Rejected
+from onnxcert.checker.network import Curve
+from onnxcert.checker.proof import Boxes, Combined, Paths, Prover, Rows
+from onnxcert.checker.spec import Case
+
+_NUMBERS = 1 << 19
+"""Float64 numbers of bounds in one batch of nodes."""
+
+
+_MOST_NODES = 1 << 24
+_DEEPEST = 4096
+"""Splits on a path."""
+
+
+class Arrays:
+    """The arrays of a certificate, read from front to end."""
+
+    def __init__(self, arrays: dict[str, Array]) -> None:
+        self._arrays = arrays
+        self._next = dict.fromkeys(arrays, 0)
+
+    def take(self, name: str, count: int) -> Array:
+        """The next entries of an array."""
+        start = self._next[name]
+        if not 0 <= count <= len(self._arrays[name]) - start:
+            raise Rejected("container", name, "the array ends too early")
+        self._next[name] = start + count
+        return self._arrays[name][start : start + count]
+
+    def finish(self) -> None:
+        """Everything must have been used."""
+        for name, end in self._next.items():
+            if end != len(self._arrays[name]):
+                raise Rejected("container", name, "there are entries that nothing uses")
+
+
+def coarse(bits: Array) -> Array:
+    """Non-negative numbers from the upper 16 bits of binary32."""
+    values = (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    if not (np.isfinite(values) & (values >= 0)).all():
+        raise Rejected("R8", "weight, multiplier", "one is negative or not a number")
+    return values
+
+
+def children(op: Array, roots: int) -> Array:
+    """Both children of every node of trees in preorder, -1 for leaves: (nodes, 2)."""
+    if len(op) > _MOST_NODES:
+        raise Rejected("container", "op", f"more than {_MOST_NODES} nodes")
+    result = np.full((len(op), 2), -1)
+    waiting: list[tuple[int, int]] = []
+    for node, code in enumerate(op.tolist()):
+        if waiting:
+            parent, side = waiting.pop()
+            result[parent, side] = node
+        elif roots:
+            roots -= 1
+        else:
+            raise Rejected("R10", f"node {node}", "more nodes than the trees have")
+        if code == 1:
+            waiting += [(node, 1), (node, 0)]
+        elif code != 0:
+            raise Rejected("R10", f"node {node}", f"unknown code {code}")
+    if roots or waiting:
+        raise Rejected("R10", f"node {len(op)}", "the trees are not complete")
+    return result
+
+
+_WORK: Callable[[Any], int] = int
+"""What `spread` has its processes do; they are forks and inherit it."""
+
+
+def _work(item: Any) -> int:
+    return _WORK(item)
+
+
+def spread(work: Callable[[Any], int], items: Iterable[Any], jobs: int, start: int) -> int:
+    """Do some work that counts something from ``start`` on, on several processors if it pays.
+
+    Returns:
+        The count after all work.
+    """
+    global _WORK  # noqa: PLW0603 - a fork takes it along; closures cannot be sent
+    if jobs == 1 or "fork" not in multiprocessing.get_all_start_methods():
+        return max((work(item) for item in items), default=start)
+    _WORK = work
+    with multiprocessing.get_context("fork").Pool(jobs) as pool:
+        return max((count for count in pool.imap_unordered(_work, items)), default=start)
+
+
+@dataclass(frozen=True, eq=False)
+class Refusal:
+    """A leaf that is not refuted.
+
+    Attributes:
+        place, node: number of the group, and of the node in it.
+        cases: those still open there, as positions in the group.
+        low, high: the box of inputs.
+        lower: the bound that should be positive.
+    """
+
+    place: int
+    node: int
+    cases: Array
+    low: Array
+    high: Array
+    lower: float
+
+
+@dataclass(frozen=True, eq=False)
+class InputGroup:
+    """A group that splits inputs.
+
+    Attributes:
+        roots: the boxes where its trees begin.
+        tree, inputs: (nodes, 2) children of every node, and (nodes,) the inputs of splits.
+        combined: sums of rows.
+        numbers: (K,) the cases.
+    """
+
+    roots: Boxes
+    tree: Array
+    inputs: Array
+    combined: Combined
+    numbers: Array
+
+
+class Group:
+    """Refutes one group of cases after the other.
+
+    Args:
+        bounder: bounds for the network.
+        layers: what ``layer`` counts in.
+        arrays: the certificate.
+        auditor: bounds some of the leaves again.
+        jobs: processes to share the work.
+        refused: takes leaves that are not refuted; None to reject the certificate at the first.
+        expired: asked now and then; once it says True, `Expired` is raised.
+        known: whether the caller has walked just this group with `Prover.boxes` before.
+    """
+
+    def __init__(
+        self,
+        bounder: Bounder,
+        layers: Sequence[Any],
+        arrays: Arrays,
+        auditor: Auditor,
+        jobs: int,
+        refused: list[Refusal] | None,
+        expired: Callable[[], bool],
+        known: Callable[[int, InputGroup], bool],
+    ) -> None:
+        self.bounder, self.arrays, self.auditor, self.jobs = bounder, arrays, auditor, jobs
+        self.refused, self.expired, self.known = refused, expired, known
+        curves = [(k, b) for k, b in enumerate(bounder.blocks) if isinstance(b, Curve)]
+        named = {block.label: (k, block) for k, block in curves}
+        for label in layers:
+            if not isinstance(label, str) or label not in named:
+                raise Rejected("R10", "layers", f"the model has no layer {label!r}")
+        self._layers = [named[label] for label in layers]
+        self._sizes = {k: block.size for k, block in curves}
+        self.leaves = 0
+
+    def refute(self, cases: Sequence[Case], numbers: Array, header: Array, place: int) -> None:
+        """Check a group.
+
+        Raises:
+            Rejected: a leaf is not refuted, or the group is not as described.
+        """
+        kind, _, nodes, combined, columns, hints = header.tolist()
+        network = self.bounder.network
+        prover = Prover(self.bounder, Rows.of(cases, network.n_inputs, len(network.output)))
+        op = self.arrays.take("op", nodes)
+        if (kind == 0 and (columns or hints)) or (kind == 1 and combined):
+            raise Rejected("container", f"group {place}", "counts that do not fit its kind")
+        if kind == 0:
+            roots = prover.roots(cases)
+            tree = children(op, len(roots.low))
+            sums = self._combined(cases, numbers, combined, nodes)
+            self._over_inputs(prover, roots, tree, sums, numbers, place)
+        elif kind == 1:
+            tree = children(op, len(cases))
+            self._over_neurons(prover, cases, tree, columns, hints, place)
+        else:
+            raise Rejected("container", f"group {place}", f"unknown kind {kind}")
+        self.leaves += int((tree[:, 0] < 0).sum())
+
+    def _weights(self, cases: Sequence[Case], width: int) -> Array:
+        """One weight for each row of each case: (len(cases), width)."""
+        counts = np.array([max(1, len(case.rows)) for case in cases], np.int64)
+        if len(cases) * width > _MOST_NODES:
+            raise Rejected("container", "weight", f"more than {_MOST_NODES} weights")
+        result = np.zeros((len(cases), width))
+        filled = np.arange(width) < counts[:, None]
+        result[filled] = coarse(self.arrays.take("weight", int(counts.sum())))
+        return result
+
+    # Trees over inputs
+
+    def _combined(self, cases: Sequence[Case], numbers: Array, count: int, nodes: int) -> Combined:
+        table = self.arrays.take("combine", count).astype(np.int64)
+        order = table[:, 0] * (int(numbers[-1]) + 1) + table[:, 1]
+        if (np.diff(order) <= 0).any() or (table[:, 0] >= nodes).any():
+            raise Rejected("R8", "combine", "not in order, or at a node that does not exist")
+        position = np.searchsorted(numbers, table[:, 1])
+        position = np.minimum(position, len(cases) - 1)
+        if (numbers[position] != table[:, 1]).any():
+            raise Rejected("R8", "combine", "a case that is not in the group")
+        width = max(1, *(len(case.rows) for case in cases))
+        weights = self._weights([cases[i] for i in position], width)
+        return Combined(table[:, 0], position, weights)
+
+    def _over_inputs(
+        self,
+        prover: Prover,
+        roots: Boxes,
+        tree: Array,
+        combined: Combined,
+        numbers: Array,
+        place: int,
+    ) -> None:
+        split = tree[:, 0] >= 0
+        inputs = np.zeros(len(tree), np.int64)
+        inputs[split] = self.arrays.take("arg", int(split.sum()))
+        if (inputs >= self.bounder.network.n_inputs).any():
+            raise Rejected("R10", f"group {place}", "a split of an input that does not exist")
+        if self.known(place, InputGroup(roots, tree, inputs, combined, numbers)):
+            return
+        firsts = np.flatnonzero(~np.isin(np.arange(len(tree)), tree))
+        stack = [(firsts, roots)]
+
+        def walk(stack: list[tuple[Array, Boxes]], enough: float = np.inf) -> int:
+            while stack and sum(len(ids) for ids, _ in stack) < enough:
+                ids, nodes = self._next(stack, prover.rows.used.shape[1])
+                self._look_at_the_clock()
+                self._step(prover, ids, nodes, tree, inputs, combined, place, stack)
+            return self.auditor.done
+
+        if self.jobs > 1:  # until there is enough to share
+            walk(stack, enough=32 * self.jobs)
+        pieces = [
+            [(ids[i : i + 8], nodes[i : i + 8])]
+            for ids, nodes in stack
+            for i in range(0, len(ids), 8)
+        ]
+        if self.jobs == 1 or self.refused is not None:
+            walk(stack)
+        else:
+            self.auditor.done = spread(walk, pieces, self.jobs, self.auditor.done)
+
+    def _next(self, stack: list[tuple[Array, Boxes]], rows: int) -> tuple[Array, Boxes]:
+        """Take a batch of nodes of bounded size."""
+        ids, nodes = stack.pop()
+        numbers = self.bounder.network.size + nodes.cases.shape[1] * rows * nodes.low.shape[1]
+        most = max(1, _NUMBERS // (numbers + 1))
+        while stack and len(ids) + len(stack[-1][0]) <= most:
+            more, others = stack.pop()
+            ids, nodes = np.concatenate([ids, more]), nodes.joined(others)
+        if len(ids) > most:
+            stack.append((ids[most:], nodes[most:]))
+            ids, nodes = ids[:most], nodes[:most]
+        return ids, nodes
+
+    def _step(
+        self,
+        prover: Prover,
+        ids: Array,
+        nodes: Boxes,
+        tree: Array,
+        inputs: Array,
+        combined: Combined,
+        place: int,
+        stack: list[tuple[Array, Boxes]],
+    ) -> None:
+        leaf = tree[ids, 0] < 0
+        open_nodes, rest, lower = prover.boxes(ids, nodes, leaf, combined, self.auditor)
+        still = ids[open_nodes]
+        leaf = leaf[open_nodes]
+        for b in np.flatnonzero(leaf):
+            cases, box = rest.cases[b][rest.cases[b] >= 0], (rest.low[b], rest.high[b])
+            self._refuse(Refusal(place, int(still[b]), cases, *box, float(lower[b])))
+        if not leaf.all():
+            still = still[~leaf]
+            for side, half in enumerate(prover.halves(rest[~leaf], inputs[still])):
+                stack.append((tree[still, side], half))
+
+    # Trees over neurons
+
+    def _layer(self, number: int, position: Array) -> tuple[int, Array]:
+        """Block and scalars read at positions of a layer."""
+        if number >= len(self._layers) or (position >= self._layers[number][1].size).any():
+            raise Rejected("R10", f"layer {number}", "there is no such neuron")
+        k, block = self._layers[number]
+        return k, block.ids[position]
+
+    def _columns(self, count: int) -> Columns:
+        table = self.arrays.take("column", count).astype(np.int64)
+        of: dict[int, tuple[Array, Array]] = {}
+        for number in np.unique(table[:, 0]):
+            where = np.flatnonzero(table[:, 0] == number)
+            k, _ = self._layer(int(number), table[where, 1])
+            of[k] = table[where, 1], where
+        blocks = [k for k in sorted(of) for _ in of[k][1]]
+        if not np.array_equal(
+            np.concatenate([of[k][1] for k in sorted(of)] or [table[:, 0]]), np.arange(len(blocks))
+        ):
+            raise Rejected("container", "column", "the layers are not in the order of the network")
+        return Columns(of, self._sizes)
+
+    def _hints(self, count: int, columns: Columns) -> dict[int, list[Hint]]:
+        hints: dict[int, list[Hint]] = {}
+        for layer, side, rows in self.arrays.take("hint", count).tolist():
+            position = self.arrays.take("hint_row", rows).astype(np.int64)
+            _, ids = self._layer(layer, position)
+            blocks = np.unique(self.bounder.block_of(ids))
+            if len(blocks) != 1 or side not in (0, 1) or int(blocks[0]) not in self.bounder.tracked:
+                raise Rejected("R4", "hint", "not the neurons of one layer, or no side")
+            k = int(blocks[0])
+            width = sum(len(p) for c, (p, _) in columns.of.items() if c < k)
+            slopes = self.arrays.take("hint_slope", rows * width).reshape(rows, width)
+            hints.setdefault(k, []).append(Hint(ids, 1.0 - 2.0 * side, slopes))
+        return hints
+
+    def _over_neurons(
+        self,
+        prover: Prover,
+        cases: Sequence[Case],
+        tree: Array,
+        columns: int,
+        hints: int,
+        place: int,
+    ) -> None:
+        chosen = self._columns(columns)
+        given = self._hints(hints, chosen)
+        roots = prover.roots(cases)
+        if len(roots.low) != 1:
+            raise Rejected("R1", f"group {place}", "cases over different boxes")
+        root = self.bounder.bound(roots.low, roots.high)
+        known = root.lower[:, self.bounder.known_ids], root.upper[:, self.bounder.known_ids]
+        if given:
+            root = self.bounder.bound(
+                roots.low, roots.high, known, backward=False, hints=given, columns=chosen
+            )
+        leaf_nodes = np.flatnonzero(tree[:, 0] < 0)
+
+        def bound(item: tuple[int, list[Paths]]) -> int:
+            done, batch = item
+            self._look_at_the_clock()
+            lower = prover.paths(root, _joined(batch), chosen, self.auditor)
+            for b in np.flatnonzero(~(lower > 0)):
+                node, box = int(leaf_nodes[done + b]), (roots.low[0], roots.high[0])
+                self._refuse(Refusal(place, node, batch[b].case, *box, float(lower[b])))
+            return self.auditor.done
+
+        batches = self._batches(self._leaves(cases, tree, columns))
+        jobs = self.jobs if self.refused is None else 1
+        self.auditor.done = spread(bound, batches, jobs, self.auditor.done)
+
+    def _batches(self, leaves: Iterator[Paths]) -> Iterator[tuple[int, list[Paths]]]:
+        """Leaves in batches of bounded size, each with the number of leaves before it."""
+        batch, depth, done = list[Paths](), 0, 0
+        for leaf in leaves:
+            depth = max(depth, leaf.scalar.shape[1], self.bounder.network.size)
+            if batch and (len(batch) + 1) * depth > _NUMBERS:
+                yield done, batch
+                done, batch = done + len(batch), []
+            batch.append(leaf)
+        if batch:
+            yield done, batch
+
+    def _look_at_the_clock(self) -> None:
+        if self.expired():
+            raise Expired
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """A leaf is not refuted."""
+        if self.refused is None:
+            place = f"group {refusal.place}, node {refusal.node}"
+            raise Rejected("R8", place, "a leaf is not refuted")
+        self.refused.append(refusal)
+
+    def _leaves(self, cases: Sequence[Case], tree: Array, columns: int) -> Iterator[Paths]:
+        """The leaves in preorder, each a batch of one."""
+        split = tree[:, 0] >= 0
+        total = int(split.sum())
+        position = self.arrays.take("arg", total).astype(np.int64)
+        layer, point = self.arrays.take("layer", total), self.arrays.take("point", total)
+        if not np.isfinite(point).all():
+            raise Rejected("R10", "point", "not a number")
+        scalar = np.full(total, -1)
+        for number in np.unique(layer):
+            here = layer == number
+            scalar[here] = self._layer(int(number), position[here])[1]
+        if (scalar < 0).any():
+            raise Rejected("R10", "arg", "a neuron that reads no scalar")
+        width = max(1, *(len(case.rows) for case in cases))
+        number = np.cumsum(split) - 1
+        path: list[tuple[int, float]] = []
+        todo: list[tuple[int, int, float]] = []
+        case = -1
+        for node in range(len(tree)):
+            if todo:
+                depth, parent, side = todo.pop()
+                path = [*path[:depth], (parent, side)]
+            else:
+                case, path = case + 1, []
+            if len(path) > _DEEPEST:
+                raise Rejected("R10", f"node {node}", f"more than {_DEEPEST} splits on a path")
+            if split[node]:
+                todo += [(len(path), number[node], 1.0), (len(path), number[node], -1.0)]
+                continue
+            splits = np.array([s for s, _ in path], np.int64)
+            weights = self._weights([cases[case]], width)
+            yield Paths(
+                np.array([case]),
+                scalar[splits][None],
+                np.array([[s for _, s in path]]),
+                point[splits][None],
+                coarse(self.arrays.take("multiplier", len(path)))[None],
+                self.arrays.take("slope", columns)[None],
+                weights,
+            )
+
+
+def _joined(paths: Sequence[Paths]) -> Paths:
+    """One batch; shorter paths are padded with scalar -1."""
+    width = max(path.scalar.shape[1] for path in paths)
+
+    def table(name: str, fill: float) -> Array:
+        parts = [getattr(path, name) for path in paths]
+        padded = [np.pad(p, ((0, 0), (0, width - p.shape[1])), constant_values=fill) for p in parts]
+        return np.concatenate(padded)
+
+    return Paths(
+        np.concatenate([path.case for path in paths]),
+        table("scalar", -1),
+        table("side", 0),
+        table("point", 0),
+        table("multiplier", 0),
+        np.concatenate([path.slopes for path in paths]),
+        np.concatenate([path.weights for path in paths]),
+    )
