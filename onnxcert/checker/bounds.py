@@ -155,7 +155,7 @@ class Part:
         self.push(pending, rows)
 
     def _positions(self, active: Array) -> Array:
-        """Which positions of windows, or outputs where there is one, have rows that are not zero."""
+        """Which positions of windows, or outputs where there is one, have rows other than zero."""
         groups, length = self.ids.shape[:2]
         table = active.reshape(groups, -1, length)
         return np.asarray(table.any(axis=(0, 1)) if length > 1 else table[:, :, 0].any(axis=0))
@@ -292,7 +292,9 @@ def merged(network: Network) -> list[Block]:
         j = starts.get(int(term.ids[0]), k)
         inner = blocks[j]
         whole = np.arange(inner.start, inner.start + inner.size)
-        if not isinstance(inner, Affine) or inner.offset is not None or inner.maximum is not None:
+        if not isinstance(inner, Affine) or inner.maximum is not None:
+            continue
+        if inner.offset is not None or inner.offset_error is not None:
             continue
         if np.array_equal(term.ids, whole) and (readers[whole] == 1).all():
             assert isinstance(block, Affine)
@@ -318,6 +320,7 @@ class Bounder:
             if isinstance(block, Curve):
                 terms = (Pick(ids=block.ids),)
             self.parts[k] = [Part(term, self.ends) for term in terms]
+            depth = max(depth, len(terms))
             for part in self.parts[k]:
                 np.add.at(fan, part.targets[part.targets >= 0], part.fan)
                 depth = max(depth, part.depth)
@@ -341,6 +344,7 @@ class Bounder:
                 ids = ids[self.block_of(ids) == k]
                 known, readers = self.tracked.get(k, (ids, []))
                 self.tracked[k] = np.union1d(known, ids), [*readers, (block, ids)]
+        self.tracked = dict(sorted(self.tracked.items()))  # `bound` meets the blocks in order
         self.known_ids = np.concatenate([*(t[0] for t in self.tracked.values()), self.ends[:0]])
 
     def _made_twice(self, block: Curve) -> list[int]:
@@ -523,13 +527,8 @@ class Bounder:
         for part in self.parts[k]:
             part.push_units(pending, index.ravel(), sign, block.size)
         offset = 0.0 if block.offset is None else sign * block.offset[index]
-        start = (
-            offset
-            - np.take_along_axis(
-                np.broadcast_to(r.noise, (len(ids), r.noise.shape[1])), ids, axis=1
-            )
-            * _SLACK
-        )
+        noise = np.broadcast_to(r.noise, (len(ids), r.noise.shape[1]))
+        start = offset - np.take_along_axis(noise, ids, axis=1) * _SLACK
         n = self.network.n_inputs
         return self.pull(r, pending, start).least(r.lower[:, :n], r.upper[:, :n])
 

@@ -1,0 +1,264 @@
+"""Engines with bugs: the search claims that everything is refuted, and the checker refuses.
+
+Every instance has a solution. The engine's replay is told to lose it, so that only the bug decides
+what the search says; without a bug it never finishes, with one it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import onnxcert
+from onnxcert import Settings
+from onnxcert.arrays import Device
+from onnxcert.bounds import crown
+from onnxcert.bounds.optimised import Optimised
+from onnxcert.checker.certificate import REAL
+from onnxcert.ops.base import Affine
+from onnxcert.ops.s_shaped import SShaped
+from onnxcert.ops.two_slope import TwoSlope
+from onnxcert.proof.certify import Certifier
+from onnxcert.search import input_split, neuron_split, solve
+from onnxcert.search.branching import Bounded, Children
+from onnxcert.search.candidates import Candidates
+from onnxcert.search.cases import Cases
+from onnxcert.search.deadline import Deadline
+from onnxcert.search.frontier import Batch, take
+from onnxcert.search.input_split import InputSplit
+from onnxcert.search.neuron_split import NeuronSplit
+from onnxcert.search.solve import Solver
+from onnxcert.sets import Box, Lines
+from onnxcert.verdict import Counterexample, Reason
+from tests.checker.makers import PLANS, Instance, made
+
+Patch = pytest.MonkeyPatch
+
+
+@dataclass(frozen=True)
+class Search:
+    """An engine that overlooks every witness, at work on an instance."""
+
+    instance: Instance
+    splitting: str
+
+    def run(self, seconds: float = 30.0) -> tuple[object, Callable[[], bytes]]:
+        """What the search says of the last problem, and how to make a certificate of it."""
+        solver = Solver(
+            self.instance.graph,
+            confirm=lambda point, decimals: None,
+            settings=Settings(splitting=self.splitting, attack_restarts=0),  # type: ignore[arg-type]
+            device=Device(),
+            deadline=Deadline(seconds),
+            rng=np.random.default_rng(0),
+        )
+        certifier = Certifier(self.instance.model, self.instance.spec, None, REAL, {})
+        answer: Counterexample | Reason | None = None
+        with np.errstate(all="ignore"):
+            for problem in self.instance.problems:
+                answer = solver.solve(problem)
+                if answer is not None:
+                    break
+                certifier.add(problem)
+        return answer, lambda: certifier.refutation(solver.trace).data
+
+
+# The bugs
+
+
+def dropped_intercept(patch: Patch) -> None:
+    """The line above a relu goes through zero."""
+    right = TwoSlope.relax
+
+    def relax(self: TwoSlope, box: Box, slope: Any = None) -> Lines:
+        lines = right(self, box, slope)
+        return replace(lines, upper_offset=0.0 * lines.upper_offset)
+
+    patch.setattr(TwoSlope, "relax", relax)
+
+
+def half_an_intercept(patch: Patch) -> None:
+    right = TwoSlope.relax
+
+    def relax(self: TwoSlope, box: Box, slope: Any = None) -> Lines:
+        lines = right(self, box, slope)
+        return replace(lines, upper_offset=0.875 * lines.upper_offset)
+
+    patch.setattr(TwoSlope, "relax", relax)
+
+
+def wrong_sign_of_the_upper_slope(patch: Patch) -> None:
+    """The line above falls where it should rise."""
+    right = TwoSlope.relax
+
+    def relax(self: TwoSlope, box: Box, slope: Any = None) -> Lines:
+        lines = right(self, box, slope)
+        unstable = (box.lower < 0) & (box.upper > 0)
+        turned = np.where(unstable, -lines.upper_slope, lines.upper_slope)
+        return replace(lines, upper_slope=turned)
+
+    patch.setattr(TwoSlope, "relax", relax)
+
+
+def wrong_sign_of_the_lower_slope(patch: Patch) -> None:
+    """The line below lies above the curve on the left of the kink."""
+    right = TwoSlope.relax
+
+    def relax(self: TwoSlope, box: Box, slope: Any = None) -> Lines:
+        lines = right(self, box, slope)
+        unstable = (box.lower < 0) & (box.upper > 0)
+        turned = np.where(unstable, -1.0, lines.lower_slope)
+        return replace(lines, lower_slope=turned)
+
+    patch.setattr(TwoSlope, "relax", relax)
+
+
+def dropped_intercept_of_smooth_curves(patch: Patch) -> None:
+    """Lines of sigmoid that pass a little inside of the curve."""
+    right = SShaped.relax
+
+    def relax(self: SShaped, box: Box, slope: Any = None) -> Lines:
+        lines = right(self, box, slope)
+        return replace(
+            lines,
+            lower_offset=lines.lower_offset + 0.02,
+            upper_offset=lines.upper_offset - 0.02,
+        )
+
+    patch.setattr(SShaped, "relax", relax)
+
+
+def stale_bounds(patch: Patch) -> None:
+    """All boxes of a batch are given the pre-activations of its first one."""
+    right = crown.crown_bounds
+
+    def bounds(graph: Any, box: Box, **options: Any) -> crown.Bounds:
+        first = right(graph, Box(box.lower[:1], box.upper[:1]), **options | {"known": None})
+        known = {
+            name: Box(*(np.repeat(side, len(box), axis=0) for side in (b.lower, b.upper)))
+            for name, b in first.boxes.items()
+            if name in graph.pre_activations
+        }
+        return right(graph, box, **options | {"known": known})
+
+    patch.setattr(input_split, "crown_bounds", bounds)
+
+
+def stale_splits(patch: Patch) -> None:
+    """The split neurons of a path have the bounds of the other half."""
+    right = NeuronSplit._apply_paths  # noqa: SLF001
+
+    def apply(self: NeuronSplit, batch: Batch) -> Any:
+        return right(self, batch | {"sign": abs(batch["sign"])})
+
+    patch.setattr(NeuronSplit, "_apply_paths", apply)
+
+
+def tolerance(patch: Patch) -> None:
+    """``lower > -1e-2`` is counted as refuted, in every search."""
+    right = Cases.refuted
+    patch.setattr(Cases, "refuted", lambda self, c, lower: right(self, c, lower + 1e-2))
+    for module in (solve, neuron_split):
+        optimise = module.optimise
+
+        def lenient(*arguments: Any, run: Any = optimise, **options: Any) -> Optimised:
+            found: Optimised = run(*arguments, **options)
+            return replace(found, lower=found.lower + 1e-2)
+
+        patch.setattr(module, "optimise", lenient)
+
+
+def narrow_intervals(patch: Patch) -> None:
+    """Affine layers spread their inputs by half of what they do."""
+    right = Affine.interval
+
+    def interval(self: Affine, boxes: Any, unit: float) -> Box:
+        box = right(self, boxes, unit)
+        center, radius = 0.5 * (box.lower + box.upper), 0.25 * (box.upper - box.lower)
+        return Box(center - radius, center + radius)
+
+    patch.setattr(Affine, "interval", interval)
+
+
+def lost_upper_halves(patch: Patch) -> None:
+    """Every second child is never looked at."""
+    right = InputSplit.split
+
+    def split(self: InputSplit, batch: Batch, bounded: Bounded) -> Children:
+        children = right(self, batch, bounded)
+        if children.batch is None:
+            return children
+        kept = slice(0, len(children.score) // 2)
+        return Children(take(children.batch, kept), children.score[kept], children.stuck)
+
+    patch.setattr(InputSplit, "split", split)
+
+
+def lower_halves_twice(patch: Patch) -> None:
+    """Both children are the lower half, or the upper one if there the solution is lost."""
+    right = NeuronSplit._extend  # noqa: SLF001
+    patch.setattr(
+        NeuronSplit,
+        "_extend",
+        staticmethod(lambda batch, neuron, sign, point: right(batch, neuron, -abs(sign), point)),
+    )
+
+
+def upper_halves_twice(patch: Patch) -> None:
+    right = NeuronSplit._extend  # noqa: SLF001
+    patch.setattr(
+        NeuronSplit,
+        "_extend",
+        staticmethod(lambda batch, neuron, sign, point: right(batch, neuron, abs(sign), point)),
+    )
+
+
+BUGS: dict[Callable[[Patch], None], list[str]] = {
+    dropped_intercept: ["inputs", "boxes", "combined", "neurons", "weights", "groups"],
+    half_an_intercept: ["inputs", "combined", "neurons", "weights"],
+    wrong_sign_of_the_upper_slope: ["inputs", "neurons", "weights", "groups"],
+    wrong_sign_of_the_lower_slope: ["inputs", "neurons", "weights", "groups"],
+    dropped_intercept_of_smooth_curves: ["sigmoid"],
+    stale_bounds: ["inputs", "boxes", "combined"],
+    stale_splits: ["neurons", "weights", "sigmoid", "groups"],
+    tolerance: ["inputs", "combined", "boxes", "neurons", "weights", "groups", "sigmoid"],
+    narrow_intervals: ["inputs", "boxes", "combined", "neurons", "weights", "groups", "sigmoid"],
+    lost_upper_halves: ["inputs", "boxes", "combined"],
+    lower_halves_twice: ["neurons", "weights", "groups", "sigmoid"],
+    upper_halves_twice: ["neurons", "weights", "groups", "sigmoid"],
+}
+
+PAIRS = [
+    pytest.param(bug, name, id=f"{bug.__name__}-{name}")
+    for bug, names in BUGS.items()
+    for name in names
+]
+
+
+def search_of(name: str) -> Search:
+    it = made(name)
+    assert it.sibling.is_solved_by(it.solution)
+    return Search(it.sibling, PLANS[name].settings["splitting"])
+
+
+@pytest.mark.parametrize("name", sorted({name for names in BUGS.values() for name in names}))
+def test_without_a_bug_the_search_does_not_finish(name: str) -> None:
+    answer, _ = search_of(name).run(seconds=0.5)
+    assert isinstance(answer, Reason)
+
+
+@pytest.mark.parametrize(("bug", "name"), PAIRS)
+def test_certificate_of_an_engine_with_a_bug(
+    bug: Callable[[Patch], None], name: str, monkeypatch: Patch
+) -> None:
+    search = search_of(name)
+    with monkeypatch.context() as patch:
+        bug(patch)
+        answer, certificate = search.run()
+        assert answer is None, "the engine does not close everything: the bug does nothing"
+        data = certificate()
+    assert search.instance.outcome(data) == "R8"

@@ -1,0 +1,156 @@
+"""Small networks with every kind of layer, questions about them, and files of both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper
+
+import onnxcert
+from onnxcert import Result, Settings
+from tests.checker.makers import dense, spec
+from tests.frontend.onnx_models import model_of
+
+Made = tuple[list[onnx.NodeProto], dict[str, np.ndarray]]
+
+CUBE = ([-1.0] * 3, [1.0] * 3)
+
+
+def _one(operator: str, *constants: Any, **attributes: Any) -> Made:
+    names = [f"c{number}" for number in range(len(constants))]
+    stored = {name: np.asarray(c, np.float32) for name, c in zip(names, constants, strict=True)}
+    return [helper.make_node(operator, ["z", *names], ["h"], **attributes)], stored
+
+
+def _pair(operator: str) -> Made:
+    turned = {"order": np.array([5, 3, 4, 0, 1, 2])}
+    gather = helper.make_node("Gather", ["z", "order"], ["t"], axis=1)
+    return [gather, helper.make_node(operator, ["z", "t"], ["h"])], turned
+
+
+def _image(*nodes: onnx.NodeProto, **constants: np.ndarray) -> Made:
+    """From a 2 x 3 image ``i`` to ``o``, and flat again."""
+    shapes = {"image": np.array([1, 1, 2, 3]), "flat": np.array([1, -1])}
+    return [
+        helper.make_node("Reshape", ["z", "image"], ["i"]),
+        *nodes,
+        helper.make_node("Reshape", ["o", "flat"], ["h"]),
+    ], shapes | constants
+
+
+def _residual() -> Made:
+    nodes = [
+        helper.make_node("Relu", ["z"], ["r"]),
+        helper.make_node("MatMul", ["r", "m"], ["s"]),
+        helper.make_node("Add", ["s", "z"], ["t"]),
+        helper.make_node("Relu", ["t"], ["h"]),
+    ]
+    return nodes, {"m": _weights(6, 6)}
+
+
+def _weights(*shape: int) -> np.ndarray:
+    rng = np.random.default_rng(sum(shape))
+    return (np.round(8 * rng.normal(size=shape)) / 8).astype(np.float32)
+
+
+LAYERS: dict[str, Made] = {
+    "relu": _one("Relu"),
+    "leaky": _one("LeakyRelu", alpha=0.25),
+    "prelu": _one("PRelu", [[0.25, -0.5, 0.0, 0.125, 1.5, 0.5]]),
+    "abs": _one("Abs"),
+    "sign": _one("Sign"),
+    "sigmoid": _one("Sigmoid"),
+    "tanh": _one("Tanh"),
+    "clip": _one("Clip", -0.5, 0.75),
+    "max": _pair("Max"),
+    "min": _pair("Min"),
+    "maxpool": _image(
+        helper.make_node("MaxPool", ["i"], ["o"], kernel_shape=[2, 2], pads=[0, 0, 1, 0])
+    ),
+    "conv": _image(
+        helper.make_node("Conv", ["i", "k"], ["j"], pads=[1, 0, 0, 0]),
+        helper.make_node("Relu", ["j"], ["o"]),
+        k=_weights(2, 1, 2, 2),
+    ),
+    "residual": _residual(),
+}
+"""Nodes from ``z``, six values, to ``h``, and their constants."""
+
+
+def network(layer: str, seed: int = 0) -> onnx.ModelProto:
+    """``Gemm``, the layer, ``Gemm``: from three values to two."""
+    rng = np.random.default_rng(seed)
+    nodes, constants = LAYERS[layer]
+    width = {"maxpool": 4, "conv": 8}.get(layer, 6)
+    stored = {
+        name: (np.round(8 * rng.normal(size=shape)) / 8).astype(np.float32)
+        for name, shape in {"a": (3, 6), "b": (6,), "v": (width, 2), "w": (2,)}.items()
+    }
+    whole = [
+        helper.make_node("Gemm", ["x", "a", "b"], ["z"]),
+        *nodes,
+        helper.make_node("Gemm", ["h", "v", "w"], ["y"]),
+    ]
+    return model_of(whole, {"x": [1, 3]}, ["y"], stored | constants)
+
+
+def least(
+    model: onnx.ModelProto,
+    row: Sequence[float],
+    low: Sequence[float] = CUBE[0],
+    high: Sequence[float] = CUBE[1],
+) -> tuple[float, float]:
+    """The least value of a row of the outputs on samples of a box, and their spread."""
+    rng = np.random.default_rng(1)
+    points = rng.uniform(low, high, size=(4000, len(low)))
+    corners = np.stack(np.meshgrid(*zip(low, high, strict=True)), axis=-1).reshape(-1, len(low))
+    graph = onnxcert.load_model(model).graph
+    values = graph.forward(np.concatenate([points, corners])) @ np.asarray(row)
+    return float(values.min()), float(np.ptp(values))
+
+
+@dataclass(frozen=True)
+class Files:
+    """A model, a specification, and where a certificate is written."""
+
+    model: Path
+    spec: Path
+    proof: Path
+
+    @classmethod
+    def write(cls, folder: Path, model: onnx.ModelProto, text: bytes) -> Files:
+        """Files in a folder."""
+        files = cls(folder / "m.onnx", folder / "s.vnnlib", folder / "p.onnxcert")
+        onnx.save(model, files.model)
+        files.spec.write_bytes(text)
+        return files
+
+    def verify(
+        self, *, semantics: str = "auto", certified: bool = True, timeout: float = 60, **options: Any
+    ) -> Result:
+        """The engine's answer; options are settings."""
+        return onnxcert.verify(
+            self.model,
+            self.spec,
+            timeout=timeout,
+            semantics=semantics,
+            certified=certified,
+            certificate=self.proof,
+            settings=Settings(**{"attack_restarts": 8, "watch": "off"} | options),
+        )
+
+    def check(self) -> str:
+        """The checker's line."""
+        return str(onnxcert.check(self.proof, self.model, self.spec))
+
+
+def hard(folder: Path, margin: float = 0.02) -> Files:
+    """A question whose trees over inputs and over neurons have dozens of leaves."""
+    model = dense([3, 6, 6, 1], 1)
+    low, spread = least(model, [1.0])
+    return Files.write(folder, model, spec((*CUBE, [([1.0], low - margin * spread)])))
