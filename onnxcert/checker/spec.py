@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,7 +89,7 @@ class _Atom(NamedTuple):
     constant: Fraction
     strict: bool
     row: Row | None = None
-    bound: tuple[Fraction, float] | None = None  # of x, or of -x; exact and rounded up
+    bound: _Bound | None = None
 
     def holds(self, inputs: Sequence[Fraction], outputs: Sequence[Fraction]) -> bool:
         products = (c * (inputs[v] if v >= 0 else outputs[~v]) for v, c in self.terms)
@@ -105,8 +105,8 @@ class _Node(NamedTuple):
 
 
 _Formula: TypeAlias = "_Atom | _Node"
-_Chain: TypeAlias = "tuple[_Node, _Chain] | None"  # disjunctions not yet opened
-_Box: TypeAlias = "dict[int, tuple[Fraction, float]]"  # at v the bound of x, at ~v of -x
+_Bound: TypeAlias = "tuple[int, Fraction, float]"  # v for x or ~v for -x; exact, and rounded up
+_Box: TypeAlias = "dict[int, _Bound]"  # by side
 _Sum: TypeAlias = "dict[int | None, Fraction]"  # coefficients by variable; None is the constant
 
 
@@ -145,58 +145,48 @@ class Spec:
         Successive cases with one box share its arrays. While it runs, `Unusable` is raised for a
         case that leaves an input without a bound.
         """
+        # What comes next; a chain of disjunctions not yet opened; the box; the rows.
+        stack: list[tuple[_Formula, Any, _Box, tuple[Row, ...]]] = [(self.formula, None, {}, ())]
         last: _Box | None = None
-        stack: list[tuple[_Formula, _Chain, _Box, tuple[Row, ...]]]
-        stack = [(self.formula, None, {}, ())]
         while stack:
-            branch, choices, box, rows = stack.pop()
-            if (settled := _settle(branch, box)) is None:
-                continue
-            box, rows = settled[0], rows + settled[1]
-            for node in reversed(settled[2]):
-                choices = (node, choices)
-            if choices is not None:
-                node, choices = choices
-                stack += ((child, choices, box, rows) for child in reversed(node.children))
-                continue
-            if box is not last:
-                last, (lower, upper) = box, self._bounds(box)
-            yield Case(lower, upper, tuple(dict.fromkeys(rows)))
+            branch, choices, outer, rows = stack.pop()
+            box, pending, found, opened = outer, [branch], list(rows), list[_Node]()
+            while pending:
+                formula = pending.pop()
+                if isinstance(formula, _Node) and formula.is_and:
+                    pending += reversed(formula.children)
+                elif isinstance(formula, _Node):
+                    opened.append(formula)
+                elif formula.row is not None:
+                    found.append(formula.row)
+                elif formula.bound is None:
+                    if not formula.holds((), ()):
+                        break
+                elif formula.bound[0] not in box or formula.bound[1] < box[formula.bound[0]][1]:
+                    side, limit, _ = formula.bound
+                    if ~side in box and box[~side][1] + limit < 0:
+                        break
+                    box = box.copy() if box is outer else box
+                    box[side] = formula.bound
+            else:
+                for node in reversed(opened):
+                    choices = node, choices
+                if choices is not None:
+                    children, choices = choices[0].children, choices[1]
+                    stack += ((c, choices, box, tuple(found)) for c in reversed(children))
+                    continue
+                if box is not last:
+                    last, (lower, upper) = box, self._bounds(box)
+                yield Case(lower, upper, tuple(dict.fromkeys(found)))
 
     def _bounds(self, box: _Box) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        inputs = range(self.n_inputs)
-        if free := [v for v in inputs if v not in box or ~v not in box]:
+        sides = [v for i in range(self.n_inputs) for v in (i, ~i)]
+        if free := [max(v, ~v) for v in sides if v not in box]:
             raise Unusable(f"the specification leaves input {free[0]} without a bound on one side")
-        upper = np.array([box[v][1] for v in inputs])
-        lower = 0.0 - np.array([box[~v][1] for v in inputs])  # not minus zero
+        bounds = np.array([box[v][2] for v in sides]).reshape(-1, 2).T
+        upper, lower = bounds[0].copy(), 0.0 - bounds[1]  # not minus zero
         lower.flags.writeable = upper.flags.writeable = False
         return lower, upper
-
-
-def _settle(formula: _Formula, outer: _Box) -> tuple[_Box, tuple[Row, ...], list[_Node]] | None:
-    """The box cut by a formula, its rows and disjunctions; None if the box is exactly empty."""
-    box, pending = outer, [formula]
-    rows: list[Row] = []
-    opened: list[_Node] = []
-    while pending:
-        formula = pending.pop()
-        if isinstance(formula, _Node) and formula.is_and:
-            pending.extend(reversed(formula.children))
-        elif isinstance(formula, _Node):
-            opened.append(formula)
-        elif formula.row is not None:
-            rows.append(formula.row)
-        elif formula.bound is not None:
-            (v, coefficient), limit = formula.terms[0], formula.bound[0]
-            side = v if coefficient > 0 else ~v
-            if side not in box or limit < box[side][0]:
-                if ~side in box and box[~side][0] + limit < 0:
-                    return None
-                box = box.copy() if box is outer else box
-                box[side] = formula.bound
-        elif not formula.holds((), ()):
-            return None
-    return box, tuple(rows), opened
 
 
 def _atom(difference: _Sum, strict: bool) -> _Atom:
@@ -206,8 +196,9 @@ def _atom(difference: _Sum, strict: bool) -> _Atom:
     if not terms:
         return _Atom(terms, constant, strict)
     if len(terms) == 1 and terms[0][0] >= 0:
-        scaled = constant / abs(terms[0][1])
-        return _Atom(terms, constant, strict, None, (-scaled, 0.0 - _down(scaled)))
+        (v, c), scaled = terms[0], constant / abs(terms[0][1])
+        side = v if c > 0 else ~v
+        return _Atom(terms, constant, strict, None, (side, -scaled, 0.0 - _down(scaled)))
     denominator = math.lcm(*(c.denominator for _, c in terms))
     factor = Fraction(denominator, math.gcd(*(int(c * denominator) for _, c in terms)))
     exact = [(v, int(c * factor)) for v, c in sorted(terms)]
@@ -278,12 +269,10 @@ class _Reader:
 
     def next(self, expected: str = "") -> str:
         """The next token, which must be the expected one if that is given."""
-        match = next(self.tokens, None)
-        if match is None:
+        if (match := next(self.tokens, None)) is None:
             raise ValueError("the text ends too early")
         self.start, token = match.start(1), match[1]
-        if expected and token != expected:
-            raise ValueError(f"expected {expected!r}, found {token[:40]!r}")
+        _need(token == (expected or token), f"expected {expected!r}, found {token[:40]!r}")
         return token
 
     def read(self) -> Spec:
@@ -297,26 +286,23 @@ class _Reader:
             if token == "(" and command == "assert":
                 formulas.append(self._formula())
             elif token == "(" and command == "declare-const" and self.version == "1.0":
-                self._declare_variable()
+                is_output = (name := self.next())[:1] == "Y"
+                count = self.counts[is_output]
+                _need(name == f"{'XY'[is_output]}_{count}", "expected X_0, X_1, ... and Y_0, ...")
+                self.variables[name] = ~count if is_output else count
+                self.counts[is_output] += 1
+                self.next("Real")
             else:
                 raise ValueError(f"{command[:40]!r} is not read here")
             self.next(")")
         n_inputs, n_outputs = self.counts
         _need(bool(formulas) and min(self.counts) > 0, "no assertion, no input or no output")
-        if self.version == "1.0":
-            self.tensors.append(Tensor("X", "input", "real", (n_inputs,)))
-            self.tensors.append(Tensor("Y", "output", "real", (n_outputs,)))
-        formula = _Node(True, tuple(formulas))
-        return Spec(self.version, tuple(self.tensors), n_inputs, n_outputs, formula)
-
-    def _declare_variable(self) -> None:
-        name = self.next()
-        is_output = name[:1] == "Y"
-        count = self.counts[is_output]
-        _need(name == f"{'XY'[is_output]}_{count}", "X_0, X_1, ... and Y_0, Y_1, ... are expected")
-        self.variables[name] = ~count if is_output else count
-        self.counts[is_output] += 1
-        self.next("Real")
+        flat = (
+            Tensor("X", "input", "real", (n_inputs,)),
+            Tensor("Y", "output", "real", (n_outputs,)),
+        )
+        tensors, formula = tuple(self.tensors) or flat, _Node(True, tuple(formulas))
+        return Spec(self.version, tensors, n_inputs, n_outputs, formula)
 
     def _declare_network(self, header: re.Match[str]) -> int:
         """Read the tensors behind a header of 2.x; where they end."""

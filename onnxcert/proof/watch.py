@@ -141,9 +141,12 @@ class WatchedTrees:
             order: (nodes,) for each node of the group its number here.
             group: as the certificate has it.
         """
-        if self.boxes or not self.refuted or len(order) != len(self.decision):
-            return False
         tree, inputs, sums = group.tree, group.inputs, group.combined
+        # Two nodes of the group that claim to be the same node here would hide one of them.
+        if not len(np.unique(order)) == len(order) == len(tree) == len(self.decision):
+            return False
+        if self.boxes or not self.refuted:
+            return False
         firsts = np.flatnonzero(~np.isin(np.arange(len(tree)), tree))
         rows = [frozenset(group.numbers[row[row >= 0]].tolist()) for row in group.roots.cases]
         if self.roots != dict(zip(order[firsts].tolist(), rows, strict=True)):

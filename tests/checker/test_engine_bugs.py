@@ -46,7 +46,7 @@ class Search:
     instance: Instance
     splitting: str
 
-    def run(self, seconds: float = 30.0) -> tuple[object, Callable[[], bytes]]:
+    def run(self, seconds: float = 10.0) -> tuple[object, Callable[[], bytes]]:
         """What the search says of the last problem, and how to make a certificate of it."""
         solver = Solver(
             self.instance.graph,
@@ -81,7 +81,8 @@ def dropped_intercept(patch: Patch) -> None:
     patch.setattr(TwoSlope, "relax", relax)
 
 
-def half_an_intercept(patch: Patch) -> None:
+def most_of_the_intercept(patch: Patch) -> None:
+    """The line above a relu is a little too low at both ends."""
     right = TwoSlope.relax
 
     def relax(self: TwoSlope, box: Box, slope: Any = None) -> Lines:
@@ -133,14 +134,14 @@ def dropped_intercept_of_smooth_curves(patch: Patch) -> None:
 
 
 def stale_bounds(patch: Patch) -> None:
-    """All boxes of a batch are given the pre-activations of its first one."""
+    """All boxes of a batch are given the pre-activations of one of them."""
     right = crown.crown_bounds
 
     def bounds(graph: Any, box: Box, **options: Any) -> crown.Bounds:
-        first = right(graph, Box(box.lower[:1], box.upper[:1]), **options | {"known": None})
+        last = right(graph, Box(box.lower[-1:], box.upper[-1:]), **options | {"known": None})
         known = {
             name: Box(*(np.repeat(side, len(box), axis=0) for side in (b.lower, b.upper)))
-            for name, b in first.boxes.items()
+            for name, b in last.boxes.items()
             if name in graph.pre_activations
         }
         return right(graph, box, **options | {"known": known})
@@ -159,7 +160,7 @@ def stale_splits(patch: Patch) -> None:
 
 
 def tolerance(patch: Patch) -> None:
-    """``lower > -1e-2`` is counted as refuted, in every search."""
+    """``lower > -1e-2`` refutes boxes, and ``lower > -5e-2`` splits of neurons."""
     right = Cases.refuted
     patch.setattr(Cases, "refuted", lambda self, c, lower: right(self, c, lower + 1e-2))
     for module in (solve, neuron_split):
@@ -167,7 +168,7 @@ def tolerance(patch: Patch) -> None:
 
         def lenient(*arguments: Any, run: Any = optimise, **options: Any) -> Optimised:
             found: Optimised = run(*arguments, **options)
-            return replace(found, lower=found.lower + 1e-2)
+            return replace(found, lower=found.lower + 5e-2)
 
         patch.setattr(module, "optimise", lenient)
 
@@ -186,20 +187,29 @@ def narrow_intervals(patch: Patch) -> None:
 
 def lost_upper_halves(patch: Patch) -> None:
     """Every second child is never looked at."""
+    _lose(patch, lower=False)
+
+
+def lost_lower_halves(patch: Patch) -> None:
+    _lose(patch, lower=True)
+
+
+def _lose(patch: Patch, *, lower: bool) -> None:
     right = InputSplit.split
 
     def split(self: InputSplit, batch: Batch, bounded: Bounded) -> Children:
         children = right(self, batch, bounded)
         if children.batch is None:
             return children
-        kept = slice(0, len(children.score) // 2)
+        half = len(children.score) // 2
+        kept = slice(half, None) if lower else slice(0, half)
         return Children(take(children.batch, kept), children.score[kept], children.stuck)
 
     patch.setattr(InputSplit, "split", split)
 
 
 def lower_halves_twice(patch: Patch) -> None:
-    """Both children are the lower half, or the upper one if there the solution is lost."""
+    """Both children of a split are the lower half."""
     right = NeuronSplit._extend  # noqa: SLF001
     patch.setattr(
         NeuronSplit,
@@ -219,15 +229,16 @@ def upper_halves_twice(patch: Patch) -> None:
 
 BUGS: dict[Callable[[Patch], None], list[str]] = {
     dropped_intercept: ["inputs", "boxes", "combined", "neurons", "weights", "groups"],
-    half_an_intercept: ["inputs", "combined", "neurons", "weights"],
+    most_of_the_intercept: ["combined", "weights"],
     wrong_sign_of_the_upper_slope: ["inputs", "neurons", "weights", "groups"],
-    wrong_sign_of_the_lower_slope: ["inputs", "neurons", "weights", "groups"],
+    wrong_sign_of_the_lower_slope: ["neurons", "weights"],
     dropped_intercept_of_smooth_curves: ["sigmoid"],
-    stale_bounds: ["inputs", "boxes", "combined"],
+    stale_bounds: ["inputs", "combined"],
     stale_splits: ["neurons", "weights", "sigmoid", "groups"],
     tolerance: ["inputs", "combined", "boxes", "neurons", "weights", "groups", "sigmoid"],
-    narrow_intervals: ["inputs", "boxes", "combined", "neurons", "weights", "groups", "sigmoid"],
-    lost_upper_halves: ["inputs", "boxes", "combined"],
+    narrow_intervals: ["inputs", "boxes", "combined", "neurons", "weights", "groups"],
+    lost_upper_halves: ["boxes"],
+    lost_lower_halves: ["inputs", "combined"],
     lower_halves_twice: ["neurons", "weights", "groups", "sigmoid"],
     upper_halves_twice: ["neurons", "weights", "groups", "sigmoid"],
 }

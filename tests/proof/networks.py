@@ -105,13 +105,21 @@ def least(
     low: Sequence[float] = CUBE[0],
     high: Sequence[float] = CUBE[1],
 ) -> tuple[float, float]:
-    """The least value of a row of the outputs on samples of a box, and their spread."""
+    """The least value of a row of the outputs on a box, as far as samples tell, and its spread."""
     rng = np.random.default_rng(1)
     points = rng.uniform(low, high, size=(4000, len(low)))
     corners = np.stack(np.meshgrid(*zip(low, high, strict=True)), axis=-1).reshape(-1, len(low))
+    points = np.concatenate([points, corners])
     graph = onnxcert.load_model(model).graph
-    values = graph.forward(np.concatenate([points, corners])) @ np.asarray(row)
-    return float(values.min()), float(np.ptp(values))
+    values = graph.forward(points) @ np.asarray(row)
+    spread = float(np.ptp(values))
+    for radius in 0.5 ** np.arange(1, 13):
+        best = points[np.argsort(values)[:50]]
+        step = radius * rng.uniform(-1.0, 1.0, size=(20, *best.shape))
+        near = np.clip(best + step, low, high).reshape(-1, len(low))
+        points = np.concatenate([best, near])
+        values = graph.forward(points) @ np.asarray(row)
+    return float(values.min()), spread
 
 
 @dataclass(frozen=True)
@@ -131,7 +139,12 @@ class Files:
         return files
 
     def verify(
-        self, *, semantics: str = "auto", certified: bool = True, timeout: float = 60, **options: Any
+        self,
+        *,
+        semantics: str = "auto",
+        certified: bool = True,
+        timeout: float = 60,
+        **options: Any,
     ) -> Result:
         """The engine's answer; options are settings."""
         return onnxcert.verify(
@@ -149,8 +162,25 @@ class Files:
         return str(onnxcert.check(self.proof, self.model, self.spec))
 
 
-def hard(folder: Path, margin: float = 0.02) -> Files:
+def hard(folder: Path, margin: float = 0.01) -> Files:
     """A question whose trees over inputs and over neurons have dozens of leaves."""
-    model = dense([3, 6, 6, 1], 1)
-    low, spread = least(model, [1.0])
-    return Files.write(folder, model, spec((*CUBE, [([1.0], low - margin * spread)])))
+    model, box = dense([4, 6, 6, 1], 4), ([-1.0] * 4, [1.0] * 4)
+    low, spread = least(model, [1.0], *box)
+    return Files.write(folder, model, spec((*box, [([1.0], low - margin * spread)])))
+
+
+VERSION_2 = """(vnnlib-version <2.0>)
+(declare-network N
+  (declare-input X {kind} [1,3])
+  {hidden}
+  (declare-output Y {kind} [1,2]))
+(assert (and (>= X[0,0] -1.0) (<= X[0,0] 1.0)))
+(assert (and (>= X[0,1] -1.0) (<= X[0,1] 1.0)))
+(assert (and (>= X[0,2] -1.0) (<= X[0,2] 1.0)))
+{asked}
+"""
+
+
+def version_2(asked: str, kind: str = "real", hidden: str = "") -> bytes:
+    """VNN-LIB 2.0 text over the cube for the networks here; ``asked`` are further assertions."""
+    return VERSION_2.format(asked=asked, kind=kind, hidden=hidden).encode()

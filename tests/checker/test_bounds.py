@@ -1,0 +1,423 @@
+"""The checker's bounds against exact arithmetic: lines of curves, boxes, forms, paths, executions.
+
+Values are rationals; smooth curves have fifty digits. There is no tolerance anywhere.
+"""
+
+from __future__ import annotations
+
+import decimal
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from onnx import helper
+
+from onnxcert.checker import curves
+from onnxcert.checker.bounds import Bounder
+from onnxcert.checker.certificate import EXECUTED, REAL
+from onnxcert.checker.network import Curve
+from onnxcert.checker.trees import Refusal
+from onnxcert.frontend.onnx import load_model
+from tests.bounds.executions import Execution
+from tests.checker.makers import ACCEPTED, Instance, by_hand, coarse, dense, spec
+from tests.frontend.onnx_models import model_of
+
+KINKED = ["relu", "leaky", "abs", "sign"]
+SMOOTH = ["sigmoid", "tanh"]
+_DIGITS = decimal.Context(prec=60, Emin=-(10**9), Emax=10**9)
+
+
+def exact_tanh(x: Fraction) -> Fraction:
+    """Fifty digits and more; near zero, and where nothing is left to one, by series."""
+    if abs(x) < Fraction(1, 10**20):
+        return x - x**3 / 3
+    if abs(x) > 10**4:
+        return Fraction(1 if x > 0 else -1)  # off by less than any float
+    with decimal.localcontext(_DIGITS):
+        power = (-2 * decimal.Decimal(abs(x).numerator) / abs(x).denominator).exp()
+        value = Fraction((1 - power) / (1 + power))
+    return value if x > 0 else -value
+
+
+def exact_curve(kind: str, x: Fraction, slope: float = 0.0) -> Fraction:
+    """f(x)."""
+    if kind == "tanh":
+        return exact_tanh(x)
+    if kind == "sigmoid":
+        return (1 + exact_tanh(x / 2)) / 2
+    if kind == "sign":
+        return Fraction((x > 0) - (x < 0))
+    if kind == "abs":
+        return abs(x)
+    return x if x > 0 else x * Fraction(slope)
+
+
+# Lines
+
+
+def _points(low: float, high: float, count: int) -> list[Fraction]:
+    """Both ends, zero, neighbours of all of them, and a grid."""
+    near = [low, high, 0.0, *np.nextafter([low, high, 0.0], np.inf)]
+    near += np.nextafter([low, high, 0.0], -np.inf).tolist()
+    found = {Fraction(float(p)) for p in near if low <= p <= high}
+    a, b = Fraction(low), Fraction(high)
+    return sorted(found | {a + (b - a) * Fraction(k, count) for k in range(count + 1)})
+
+
+def hold(kind: str, low: float, high: float, slope: float, free: float | None, count: int) -> None:
+    """Lines and interval of a curve on [low, high] hold there."""
+    slope = slope if kind == "leaky" else 0.0
+    z = np.array([low]), np.array([high])
+    slopes = np.array([slope]) if kind == "leaky" else None
+    position = None if free is None else np.array([free])
+    for executed in (False, True):
+        with np.errstate(all="ignore"):
+            lines = curves.lines(kind, *z, slopes, position, executed)
+            box = curves.interval(kind, *z, slopes, executed)
+        numbers = [Fraction(float(part[0])) for part in (*lines, *box)]
+        lower_slope, lower, upper_slope, upper, least, most = numbers
+        for x in _points(low, high, count):
+            y = exact_curve(kind, x, slope)
+            assert lower_slope * x + lower <= y <= upper_slope * x + upper, (float(x), executed)
+            assert least <= y <= most, (float(x), executed)
+
+
+MAGNITUDES = [5e-324, 1e-300, 1e-160, 1e-40, 1e-20, 1e-8, 1e-3, 0.3, 1.0, 4.0, 19.0, 40.0, 1e3, 1e30]
+ENDS = sorted([0.0, *MAGNITUDES, *(-m for m in MAGNITUDES)])
+
+
+@pytest.mark.parametrize("kind", SMOOTH + KINKED)
+def test_lines_on_extreme_intervals(kind: str) -> None:
+    for i, low in enumerate(ENDS):
+        for high in ENDS[i:]:
+            hold(kind, low, high, 0.125, None, 4)
+
+
+@pytest.mark.parametrize("kind", SMOOTH + KINKED)
+def test_lines_on_intervals_one_unit_wide(kind: str) -> None:
+    for low in ENDS:
+        hold(kind, low, float(np.nextafter(low, np.inf)), 0.125, None, 2)
+        hold(kind, float(np.nextafter(low, -np.inf)), low, 0.125, None, 2)
+
+
+@pytest.mark.parametrize("kind", SMOOTH)
+def test_smooth_lines_on_a_dense_grid(kind: str) -> None:
+    for low, high in [(-6, 6), (-1, 8), (-8, 0.5), (-3, -1), (0.5, 5), (-0.01, 0.02), (-30, 2)]:
+        hold(kind, low, high, 0.0, None, 400)
+
+
+FLOATS = st.floats(-50, 50) | st.sampled_from(ENDS) | st.floats(-1e-3, 1e-3)
+
+
+@given(
+    kind=st.sampled_from(SMOOTH + KINKED),
+    ends=st.tuples(FLOATS, FLOATS),
+    slope=st.sampled_from([0.0, 0.01, 0.125, 0.5, 1.0, 1.5, 3.0, -0.25, -2.0, 1e-30, 1e6]),
+    free=st.none() | st.floats(0, 1) | st.just(float("nan")),
+)
+@example(kind="leaky", ends=(-1.0, 2.0), slope=1.0, free=0.5)
+@example(kind="leaky", ends=(-1e30, 5e-324), slope=-2.0, free=1.0)
+def test_lines(kind: str, ends: tuple[float, float], slope: float, free: float | None) -> None:
+    hold(kind, min(ends), max(ends), slope, free, 12)
+
+
+# Bounds of every scalar
+
+
+def residual(seed: int, curve: str) -> onnx.ModelProto:
+    """Two layers of which the second one adds what went in, and a concatenation."""
+    rng = np.random.default_rng(seed)
+    constants = {
+        name: (np.round(8 * rng.normal(size=shape)) / 8).astype(np.float32)
+        for name, shape in {"w": (2, 3), "v": (3, 3), "u": (6, 2), "b": (3,)}.items()
+    }
+    nodes = [
+        helper.make_node("Gemm", ["x", "w", "b"], ["a"]),
+        helper.make_node(curve, ["a"], ["h"]),
+        helper.make_node("MatMul", ["h", "v"], ["c"]),
+        helper.make_node("Add", ["c", "a"], ["d"]),
+        helper.make_node("Relu", ["d"], ["k"]),
+        helper.make_node("Concat", ["k", "h"], ["both"], axis=1),
+        helper.make_node("MatMul", ["both", "u"], ["y"]),
+    ]
+    return model_of(nodes, {"x": [1, 2]}, ["y"], constants)
+
+
+def windows(seed: int) -> onnx.ModelProto:
+    """Convolution with padding, normalisation, maxima, means."""
+    rng = np.random.default_rng(seed)
+    constants = {
+        name: (np.round(8 * rng.normal(size=shape)) / 8).astype(np.float32)
+        for name, shape in {"w": (2, 1, 2, 2), "b": (2,), "v": (2, 2)}.items()
+    }
+    constants["shape"] = np.array([1, 2])
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["z"], pads=[0, 1, 1, 0]),
+        helper.make_node("LeakyRelu", ["z"], ["h"], alpha=0.25),
+        helper.make_node("MaxPool", ["h"], ["m"], kernel_shape=[2, 1]),
+        helper.make_node("AveragePool", ["m"], ["g"], kernel_shape=[1, 2]),
+        helper.make_node("Reshape", ["g", "shape"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "v"], ["y"]),
+    ]
+    return model_of(nodes, {"x": [1, 1, 2, 2]}, ["y"], constants)
+
+
+def normalised(seed: int) -> onnx.ModelProto:
+    """A normalisation whose factors are rounded, and a leaky curve."""
+    rng = np.random.default_rng(seed)
+    constants = {name: rng.normal(size=2).astype(np.float32) for name in "sbm"}
+    constants["v"] = rng.uniform(0.1, 2, size=2).astype(np.float32)
+    constants["w"] = rng.normal(size=(2, 2)).astype(np.float32)
+    nodes = [
+        helper.make_node("BatchNormalization", ["x", "s", "b", "m", "v"], ["n"]),
+        helper.make_node("LeakyRelu", ["n"], ["h"], alpha=0.1),
+        helper.make_node("MatMul", ["h", "w"], ["y"]),
+    ]
+    return model_of(nodes, {"x": [1, 2]}, ["y"], constants)
+
+
+EXACT_MODELS = {
+    "relu": lambda seed: dense([2, 4, 3, 2], seed),
+    "sigmoid": lambda seed: dense([2, 3, 3, 2], seed, curve="Sigmoid"),
+    "tanh": lambda seed: dense([2, 3, 3, 2], seed, curve="Tanh"),
+    "abs": lambda seed: dense([2, 3, 3, 2], seed, curve="Abs"),
+    "sign": lambda seed: dense([2, 4, 3, 2], seed, curve="Sign"),
+    "leaky": lambda seed: dense([2, 3, 3, 2], seed, curve="LeakyRelu"),
+    "residual": lambda seed: residual(seed, "Relu"),
+    "residual_tanh": lambda seed: residual(seed, "Tanh"),
+}
+
+
+def question(model: onnx.ModelProto, low: Any, high: Any, rows: Any = ()) -> Instance:
+    """An instance over a box; without rows, one that nobody needs to answer."""
+    rows = rows or [([1, 0], 0.0)]
+    return Instance(model.SerializeToString(), spec((low, high, rows), outputs=2))
+
+
+def scalars(bounder: Bounder, x: Sequence[float]) -> list[Fraction]:
+    """All scalars of a network, the constant zero at the end."""
+    v = np.array([Fraction(0)] * (bounder.network.size + 1), object)
+    v[: len(x)] = [Fraction(float(value)) for value in x]
+    for block in bounder.blocks[1:]:
+        span = slice(block.start, block.start + block.size)
+        if isinstance(block, Curve) and block.kind in SMOOTH:
+            v[span] = [exact_curve(block.kind, z) for z in v[block.ids]]
+        else:
+            v[span] = block.values(v)
+    return [Fraction(value) for value in v.tolist()]
+
+
+@st.composite
+def boxes(draw: st.DrawFn, size: int) -> tuple[list[float], list[float], list[list[float]]]:
+    """A box of float64 numbers, and points in it."""
+    center = [draw(st.floats(-2, 2)) for _ in range(size)]
+    width = draw(st.sampled_from([0.0, 1e-9, 0.01, 0.5, 2.0]))
+    low = [c - width for c in center]
+    high = [c + width for c in center]
+    shares = st.sampled_from([0.0, 1.0]) | st.floats(0, 1)
+    points = [
+        [float(np.clip(a + draw(shares) * (b - a), a, b)) for a, b in zip(low, high, strict=True)]
+        for _ in range(3)
+    ]
+    return low, high, points
+
+
+@pytest.mark.parametrize("name", [*EXACT_MODELS, "windows"])
+@given(data=st.data(), seed=st.integers(0, 30), backward=st.booleans())
+def test_bounds_of_all_scalars(name: str, data: st.DataObject, seed: int, backward: bool) -> None:
+    model = windows(seed) if name == "windows" else EXACT_MODELS[name](seed)
+    low, high, points = data.draw(boxes(4 if name == "windows" else 2))
+    network = question(model, low, high).session.network
+    for executed in (False, True):
+        bounder = Bounder(network, executed=executed)
+        with np.errstate(all="ignore"):
+            r = bounder.bound(np.array([low]), np.array([high]), backward=backward)
+        assert not r.empty.any()
+        for x in points:
+            for value, a, b in zip(scalars(bounder, x), r.lower[0], r.upper[0], strict=True):
+                assert Fraction(float(a)) <= value <= Fraction(float(b))
+
+
+@given(data=st.data(), seed=st.integers(0, 30))
+def test_bounds_that_are_known_are_kept(data: st.DataObject, seed: int) -> None:
+    """Rule R11: what holds on a box holds on its halves, and makes their bounds no wider."""
+    low, high, points = data.draw(boxes(2))
+    bounder = Bounder(question(dense([2, 4, 3, 2], seed), low, high).session.network, executed=False)
+    with np.errstate(all="ignore"):
+        whole = bounder.bound(np.array([low]), np.array([high]))
+        known = whole.lower[:, bounder.known_ids], whole.upper[:, bounder.known_ids]
+        x = points[0]
+        part = bounder.bound(np.array([x]), np.array([high]), known)
+    assert (part.lower >= whole.lower)[:, bounder.known_ids].all()
+    for value, a, b in zip(scalars(bounder, x), part.lower[0], part.upper[0], strict=True):
+        assert Fraction(float(a)) <= value <= Fraction(float(b))
+
+
+# Leaves, through certificates: what is refused comes with its bound
+
+
+def leaves_of(
+    instance: Instance, arrays: dict[str, Any], layers: Sequence[str], semantics: str
+) -> list[Refusal]:
+    """The leaves of a certificate that are not refuted."""
+    refused: list[Refusal] = []
+    certificate = by_hand(instance, arrays, layers=layers, semantics=semantics)
+    assert instance.outcome(certificate, refused=refused) == ACCEPTED
+    return refused
+
+
+Tree = tuple[Any, ...]
+"""() for a leaf, or layer, position, point and two trees."""
+
+
+@st.composite
+def trees(draw: st.DrawFn, neurons: Sequence[tuple[int, int]], depth: int) -> Tree:
+    if depth == 0 or not draw(st.booleans()):
+        return ()
+    layer, position = draw(st.sampled_from(neurons))
+    point = draw(st.sampled_from([0.0, 0.25, -0.5, 1.0]) | st.floats(-2, 2))
+    below, above = (draw(trees(neurons, depth - 1)) for _ in range(2))
+    return layer, position, point, below, above
+
+
+Path = list[tuple[int, int, float, int]]
+"""Layer, position, point and side of the splits above a leaf."""
+
+
+def preorder(tree: Tree, path: Path) -> Iterator[tuple[Tree, Path]]:
+    """Nodes and the splits above them."""
+    yield tree, path
+    if tree:
+        layer, position, point, below, above = tree
+        yield from preorder(below, [*path, (layer, position, point, -1)])
+        yield from preorder(above, [*path, (layer, position, point, 1)])
+
+
+STORED = st.sampled_from([0, coarse(1e-30), coarse(0.1), coarse(1.0), coarse(50.0), coarse(1e20)])
+
+
+@pytest.mark.parametrize("semantics", [REAL, EXECUTED])
+@pytest.mark.parametrize("name", list(EXACT_MODELS))
+@given(data=st.data(), seed=st.integers(0, 30))
+def test_leaves_of_neuron_trees(
+    name: str, semantics: str, data: st.DataObject, seed: int
+) -> None:
+    """Any splits, slopes, multipliers, hints and weights: the bound holds where the leaf is."""
+    model = EXACT_MODELS[name](seed)
+    low, high, points = data.draw(boxes(2))
+    bounder = Bounder(question(model, low, high).session.network, executed=semantics == EXECUTED)
+    values = [scalars(bounder, x) for x in points]
+    outputs = [[v[i] for i in bounder.network.output] for v in values]
+    bounds = [float(max(y[i] for y in outputs)) + 0.125 for i in range(2)]
+    instance = question(model, low, high, [([1, 0], bounds[0]), ([0, -1], 0.125 - min(
+        float(y[1]) for y in outputs
+    ))])
+    labelled = [b for b in bounder.blocks if isinstance(b, Curve)]
+    layers = [block.label for block in labelled]
+    neurons = [(k, i) for k, block in enumerate(labelled) for i in range(block.size)]
+    nodes = list(preorder(data.draw(trees(neurons, 3)), []))
+    inner = [tree for tree, _ in nodes if tree]
+    paths = [path for tree, path in nodes if not tree]
+    bytes_of = lambda count: data.draw(st.binary(min_size=count, max_size=count))  # noqa: E731
+    columns = [neuron for neuron in neurons if data.draw(st.booleans())]
+    hints, rows, slopes = [], [], b""
+    for k, block in enumerate(labelled[1:], 1):
+        if data.draw(st.booleans()):
+            chosen = sorted(data.draw(st.sets(st.integers(0, block.size - 1), min_size=1)))
+            hints.append([k, data.draw(st.integers(0, 1)), len(chosen)])
+            rows += chosen
+            slopes += bytes_of(len(chosen) * sum(layer < k for layer, _ in columns))
+    arrays = {
+        "group": [[1, 1, len(nodes), 0, len(columns), len(hints)]],
+        "case": [0],
+        "op": [int(bool(tree)) for tree, _ in nodes],
+        "arg": [tree[1] for tree in inner],
+        "layer": [tree[0] for tree in inner],
+        "point": [tree[2] for tree in inner],
+        "column": columns or np.zeros((0, 2)),
+        "hint": hints or np.zeros((0, 3)),
+        "hint_row": rows,
+        "hint_slope": list(slopes),
+        "slope": list(bytes_of(len(columns) * len(paths))),
+        "multiplier": [data.draw(STORED) for path in paths for _ in path],
+        "weight": [data.draw(STORED) for _ in range(2 * len(paths))],
+    }
+    refused = {r.node: r for r in leaves_of(instance, arrays, layers, semantics)}
+    (case,) = instance.session.query.cases()
+    weights = np.array(arrays["weight"], np.uint32).reshape(-1, 2) << 16
+    numbers = [k for k, (tree, _) in enumerate(nodes) if not tree]
+    for number, path, weight in zip(numbers, paths, weights.view(np.float32), strict=True):
+        for v, y in zip(values, outputs, strict=True):
+            if not all(
+                side * (v[labelled[layer].ids[position]] - Fraction(point)) >= 0
+                for layer, position, point, side in path
+            ):
+                continue
+            assert number in refused
+            value = sum(
+                Fraction(float(w))
+                * (sum(Fraction(c) * y[i] for i, c in row.outputs) + Fraction(row.offset))
+                for w, row in zip(weight, case.rows, strict=True)
+            )
+            assert Fraction(refused[number].lower) <= value
+
+
+@pytest.mark.parametrize("name", list(EXACT_MODELS))
+@given(data=st.data(), seed=st.integers(0, 30))
+def test_leaves_of_input_trees(name: str, data: st.DataObject, seed: int) -> None:
+    """Any cuts: every solution stays in some leaf that is not refuted."""
+    model = EXACT_MODELS[name](seed)
+    low, high, points = data.draw(boxes(2))
+    bounder = Bounder(question(model, low, high).session.network, executed=False)
+    outputs = [[scalars(bounder, x)[i] for i in bounder.network.output] for x in points]
+    tops = [float(max(y[i] for y in outputs)) for i in range(2)]
+    tops = [float(np.nextafter(top, np.inf)) for top in tops]
+    instance = question(model, low, high, [([1, 0], tops[0]), ([0, 1], tops[1])])
+    depth = data.draw(st.integers(0, 4))
+    op = [node for tree, _ in preorder(_full(depth), []) for node in [int(bool(tree))]]
+    arrays = {
+        "group": [[0, 1, len(op), 0, 0, 0]],
+        "case": [0],
+        "op": op,
+        "arg": [data.draw(st.integers(0, 1)) for node in op if node],
+    }
+    refused = leaves_of(instance, arrays, [], REAL)
+    for x in points:
+        assert any((r.low <= x).all() and (x <= r.high).all() for r in refused)
+
+
+def _full(depth: int) -> Tree:
+    return (0, 0, 0.0, _full(depth - 1), _full(depth - 1)) if depth else ()
+
+
+# Binary32 executions
+
+EXECUTED_MODELS = EXACT_MODELS | {"windows": windows, "normalised": normalised}
+del EXECUTED_MODELS["sign"]  # an execution may be on the other side of the jump
+
+
+@pytest.mark.parametrize("name", list(EXECUTED_MODELS))
+@given(data=st.data(), seed=st.integers(0, 30))
+def test_executions(name: str, data: st.DataObject, seed: int) -> None:
+    """Sums in random order, fused or not, with subnormal numbers or without."""
+    model = EXECUTED_MODELS[name](seed)
+    low, high, points = data.draw(boxes(4 if name == "windows" else 2))
+    single = [np.asarray(x, np.float32).astype(float) for x in points]
+    low = np.minimum.reduce([low, *single]).tolist()
+    high = np.maximum.reduce([high, *single]).tolist()
+    network = question(model, low, high).session.network
+    bounder = Bounder(network, executed=True)
+    with np.errstate(all="ignore"):
+        r = bounder.bound(np.array([low]), np.array([high]))
+    graph = load_model(model).lowered
+    rng = np.random.default_rng(seed)
+    for x in single:
+        for _ in range(3):
+            y = Execution(rng).run(graph, x)[graph.output]
+            assert (r.lower[0, network.output] <= y).all()
+            assert (y <= r.upper[0, network.output]).all()

@@ -1,0 +1,206 @@
+"""What happens when the checker refuses leaves that the search has closed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onnxcert import Reason, Unknown
+from onnxcert.checker import Rejected, Unusable
+from onnxcert.checker.certificate import Session
+from onnxcert.checker.proof import Boxes, Prover
+from onnxcert.search.solve import Failure, Solver
+from tests.checker.makers import dense, spec
+from tests.proof.networks import Files, hard, least
+
+REAL = "VERIFIED UNSAT (real)"
+LACKING = 2.0**-7
+"""By how much the bound of a refused leaf is too small."""
+
+
+@dataclass
+class Skeptic:
+    """A checker that refuses every third leaf in its first rounds, whatever their bounds.
+
+    Attributes:
+        rounds: in how many.
+        seen: rounds so far.
+        lowest: per round the smallest bound of a leaf of trees over neurons.
+        refused: how many leaves in all.
+    """
+
+    rounds: int
+    seen: int = 0
+    refused: int = 0
+    lowest: list[float] = field(default_factory=list)
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Put this in the place of the checker."""
+        check, boxes, paths = Session.check, Prover.boxes, Prover.paths
+
+        def doubtful_check(session: Session, *arguments: Any, **options: Any) -> object:
+            self.seen += 1
+            self.lowest.append(np.inf)
+            return check(session, *arguments, **options)
+
+        def doubtful_boxes(
+            prover: Prover, ids: np.ndarray, nodes: Boxes, leaf: np.ndarray, *rest: Any
+        ) -> tuple[np.ndarray, Boxes, np.ndarray]:
+            left, still, worst = boxes(prover, ids, nodes, leaf, *rest)
+            doubted = np.setdiff1d(np.flatnonzero(leaf), left)[self._doubts]
+            worst = np.concatenate([worst, np.full(len(doubted), -LACKING)])
+            return np.concatenate([left, doubted]), still.joined(nodes[doubted]), worst
+
+        def doubtful_paths(prover: Prover, *arguments: Any) -> np.ndarray:
+            lower = paths(prover, *arguments)
+            self.lowest[-1] = min(self.lowest[-1], lower.min())
+            lower[self._doubts] = -LACKING
+            return lower
+
+        monkeypatch.setattr(Session, "check", doubtful_check)
+        monkeypatch.setattr(Prover, "boxes", doubtful_boxes)
+        monkeypatch.setattr(Prover, "paths", doubtful_paths)
+
+    @property
+    def _doubts(self) -> slice:
+        return slice(0, None, 3) if self.seen <= self.rounds else slice(0, 0)
+
+
+def doubt(monkeypatch: pytest.MonkeyPatch, rounds: int) -> Skeptic:
+    skeptic = Skeptic(rounds)
+    skeptic.install(monkeypatch)
+    return skeptic
+
+
+def easy(folder: Path) -> Files:
+    """Three questions on two boxes that bounds of the first pass settle."""
+    model = dense([4, 6, 6, 1], 4)
+    low, spread = least(model, [1.0], [-1.0] * 4, [1.0] * 4)
+    halves = ([-1.0] * 4, [1.0, 1.0, 1.0, 0.0]), ([-1.0, -1.0, -1.0, 0.0], [1.0] * 4)
+    bounds = low - 4 * spread, low - 5 * spread
+    questions = [(*halves[0], [([1.0], bound)]) for bound in bounds]
+    return Files.write(folder, model, spec(*questions, (*halves[1], [([1.0], bounds[0])])))
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3])
+def test_trees_over_inputs_grow_where_leaves_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rounds: int
+) -> None:
+    plain = hard(tmp_path).verify(splitting="input").proof
+    skeptic = doubt(monkeypatch, rounds)
+    files = hard(tmp_path)
+    result = files.verify(splitting="input")
+    assert (result.word, skeptic.seen) == ("unsat", rounds + 1)
+    assert plain is not None
+    assert result.proof is not None
+    assert result.proof.leaves > plain.leaves
+    assert result.seconds["repair"] >= 0
+    assert files.check() == REAL
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_trees_over_neurons_are_made_anew_with_a_margin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rounds: int
+) -> None:
+    """One case is refused, in which every leaf then has a bound by so much better."""
+    skeptic = doubt(monkeypatch, rounds)
+    files = hard(tmp_path, 0.05)
+    result = files.verify(splitting="neuron")
+    assert (result.word, skeptic.seen) == ("unsat", rounds + 1)
+    assert skeptic.lowest[0] < 1.9 * LACKING <= skeptic.lowest[-1] < np.inf
+    assert files.check() == REAL
+
+
+@pytest.mark.parametrize("splitting", ["input", "neuron"])
+def test_what_plain_bounds_refute_is_proved_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, splitting: str
+) -> None:
+    skeptic = doubt(monkeypatch, 1)
+    files = easy(tmp_path)
+    result = files.verify(splitting=splitting)
+    assert (result.word, skeptic.seen) == ("unsat", 2)
+    assert files.check() == REAL
+
+
+def test_bounds_of_a_repaired_proof_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was bounded anew is part of a box; it says nothing of the whole."""
+    margin = 0.01
+    doubt(monkeypatch, 2)
+    model = dense([4, 6, 6, 1], 4)
+    _, spread = least(model, [1.0], [-1.0] * 4, [1.0] * 4)
+    for splitting in ("input", "neuron"):
+        result = hard(tmp_path, margin).verify(splitting=splitting)
+        assert result.word == "unsat"
+        assert 0 < result.bounds[0] <= margin * spread + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("make", "splitting"), [(hard, "input"), (hard, "neuron"), (easy, "neuron")]
+)
+def test_some_day_it_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], Files], splitting: str
+) -> None:
+    skeptic = doubt(monkeypatch, 10**9)
+    files = make(tmp_path)
+    result = files.verify(splitting=splitting)
+    assert (result.verdict, skeptic.seen) == (Unknown(Reason.UNCERTIFIED), 4)
+    assert result.proof is not None
+    assert not result.proof.accepted
+    assert result.proof.message.endswith(" leaves are not refuted")
+    assert not files.proof.exists()
+
+
+@pytest.mark.parametrize("splitting", ["input", "neuron"])
+def test_uncertified_runs_repair_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, splitting: str
+) -> None:
+    skeptic = doubt(monkeypatch, 1)
+    files = hard(tmp_path)
+    result = files.verify(splitting=splitting, certified=False)
+    assert (result.word, skeptic.seen) == ("unsat", 1)
+    assert result.proof is not None
+    assert not result.proof.accepted
+    assert not files.proof.exists()
+
+
+@pytest.mark.parametrize("reason", [Reason.TIMEOUT, Reason.MEMORY, Reason.INCOMPLETE])
+def test_a_repair_may_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: Reason) -> None:
+    asked: list[Sequence[Failure]] = []
+
+    def fail(solver: Solver, failures: Sequence[Failure]) -> Reason:
+        asked.append(failures)
+        return reason
+
+    doubt(monkeypatch, 1)
+    monkeypatch.setattr(Solver, "repair", fail)
+    files = hard(tmp_path)
+    assert files.verify(splitting="input").verdict == Unknown(reason)
+    assert not files.proof.exists()
+    (failures,) = asked
+    for failure in failures:
+        assert failure.trees is not None
+        assert (failure.cases.tolist(), failure.lower) == ([0], -LACKING)
+        assert (failure.low <= failure.high).all()
+
+
+@pytest.mark.parametrize("error", [Rejected("R0", "place", "no reason"), Unusable("no reason")])
+def test_a_certificate_that_is_refused_as_a_whole_is_not_repaired(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    calls = 0
+
+    def refuse(session: Session, *arguments: object, **options: object) -> None:
+        nonlocal calls
+        calls += 1
+        raise error
+
+    monkeypatch.setattr(Session, "check", refuse)
+    result = hard(tmp_path).verify()
+    assert (result.verdict, calls) == (Unknown(Reason.UNCERTIFIED), 1)
+    assert result.proof is not None
+    assert (result.proof.accepted, result.proof.message) == (False, str(error))

@@ -1,0 +1,412 @@
+"""Checking while the search runs: what the second process does, and what becomes of it."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onnxcert import Reason, Result, Unknown
+from onnxcert.arrays import IntArray
+from onnxcert.checker import Rejected, Verified
+from onnxcert.checker.certificate import Session
+from onnxcert.checker.errors import Expired
+from onnxcert.checker.proof import Prover
+from onnxcert.proof import watch
+from onnxcert.proof.trace import InputTrees
+from onnxcert.proof.watch import Reply, Watch, WatchedTrees
+from tests.checker.makers import Arrays, Header, coarse, dense, edited, spec
+from tests.proof.networks import Files, hard, least
+
+REAL = "VERIFIED UNSAT (real)"
+
+
+@dataclass
+class Inside:
+    """A second process that is none: messages are pickled and read at once.
+
+    Attributes:
+        answer: to the certificate.
+        data, known: the certificate, and what its groups were made of.
+        agreed: whether the trees walked were found in the certificate, per question.
+        bounded: boxes bounded after the certificate was there.
+    """
+
+    child: Any = None
+    answer: Any = None
+    data: bytes = b""
+    known: list[tuple[int, IntArray]] = field(default_factory=list)
+    agreed: list[bool] = field(default_factory=list)
+    bounded: int = 0
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Put this in the place of the process."""
+        agrees, boxes = WatchedTrees.agrees, Prover.boxes
+
+        def tell(parent: Watch, kind: str, *parts: Any) -> None:
+            if self.child is None:
+                self.child = watch._Child(*parent._waiting[0][1:])
+            getattr(self.child, kind)(*pickle.loads(pickle.dumps(parts)))
+
+        def finish(parent: Watch, data: bytes, groups: Sequence[Any], expired: object) -> Reply:
+            self.data = data
+            self.known = [(parent._trees.get(id(trees), -1), order) for trees, order in groups]
+            self.answer = self.child.finish(data, self.known)
+            return self.answer
+
+        def noted(trees: WatchedTrees, *arguments: Any) -> bool:
+            self.agreed.append(agrees(trees, *arguments))
+            return self.agreed[-1]
+
+        def counted(prover: Prover, ids: np.ndarray, *rest: Any) -> Any:
+            self.bounded += len(ids) if self.data else 0
+            return boxes(prover, ids, *rest)
+
+        monkeypatch.setattr(Watch, "_tell", tell)
+        monkeypatch.setattr(Watch, "finish", finish)
+        monkeypatch.setattr(WatchedTrees, "agrees", noted)
+        monkeypatch.setattr(Prover, "boxes", counted)
+
+    def again(self, data: bytes) -> tuple[bool, Reply]:
+        """Whether the trees are found in another certificate, and the answer to it."""
+        del self.agreed[:]
+        answer: Reply = self.child.finish(data, self.known)
+        return self.agreed == [True], answer
+
+
+@pytest.fixture
+def inside(monkeypatch: pytest.MonkeyPatch) -> Inside:
+    made = Inside()
+    made.install(monkeypatch)
+    return made
+
+
+def boxes_and_sums(folder: Path) -> Files:
+    """Boxes side by side, on each a question that single rows do not settle, and an easy one."""
+    model = dense([2, 5, 5, 2], 3)
+    disjuncts: list[Any] = []
+    for low, high in (([-1.0, -1.0], [0.0, 1.0]), ([0.0, -1.0], [1.0, 1.0])):
+        least_sum, spread = least(model, [0.5, 0.75], low, high)
+        cut = 0.5 * (least_sum - 0.02 * spread)
+        first, second = ([1.0, 0.5], cut), ([-0.5, 0.25], cut)
+        disjuncts += [(low, high, [first, second]), (low, high, [([1.0, 0.0], -1000.0)])]
+    return Files.write(folder, model, spec(*disjuncts, outputs=2))
+
+
+@pytest.mark.parametrize("make", [hard, boxes_and_sums])
+@pytest.mark.parametrize("semantics", ["real", "ieee32-any-order"])
+@pytest.mark.parametrize("batch_limit", [4096, 3])
+def test_what_was_walked_is_not_walked_again(
+    tmp_path: Path,
+    inside: Inside,
+    make: Callable[[Path], Files],
+    semantics: str,
+    batch_limit: int,
+) -> None:
+    files = make(tmp_path)
+    options = {"splitting": "input", "watch": "auto", "batch_limit": batch_limit}
+    result = files.verify(semantics=semantics, **options)
+    assert (result.word, inside.agreed, inside.bounded) == ("unsat", [True], 0)
+    verified, refused = inside.answer
+    assert (str(verified), refused) == (f"VERIFIED UNSAT ({semantics})", [])
+    assert result.proof is not None
+    assert verified.leaves == result.proof.leaves > 1
+    assert files.check() == f"VERIFIED UNSAT ({semantics})"
+
+
+def _other_input(header: Header, arrays: Arrays) -> None:
+    arrays["arg"][len(arrays["arg"]) // 2] ^= 1
+
+
+def _other_order(header: Header, arrays: Arrays) -> None:
+    """The same number of nodes, but another tree."""
+    op = arrays["op"]
+    first = int(np.flatnonzero((op[:-2] == 1) & (op[1:-1] == 0) & (op[2:] == 1))[0])
+    op[first : first + 3] = [1, 1, 0]
+
+
+def _missing_split(header: Header, arrays: Arrays) -> None:
+    """A split with two leaves becomes a leaf."""
+    op = arrays["op"]
+    first = int(np.flatnonzero((op[:-2] == 1) & (op[1:-1] == 0) & (op[2:] == 0))[-1])
+    arrays["arg"] = np.delete(arrays["arg"], int(op[:first].sum()))
+    arrays["op"] = np.concatenate([op[:first], [0], op[first + 3 :]]).astype(op.dtype)
+    arrays["group"][0, 2] -= 2
+    arrays["combine"][:, 0] -= (2 * (arrays["combine"][:, 0] > first)).astype("<u4")
+
+
+def _further_split(header: Header, arrays: Arrays) -> None:
+    """The last leaf is split once more."""
+    arrays["arg"] = np.append(arrays["arg"], 0).astype("<u4")
+    arrays["op"] = np.concatenate([arrays["op"][:-1], [1, 0, 0]]).astype("|u1")
+    arrays["group"][0, 2] += 2
+
+
+def _other_weight(header: Header, arrays: Arrays) -> None:
+    arrays["weight"][0] = coarse(8.0)
+
+
+def _missing_sum(header: Header, arrays: Arrays) -> None:
+    arrays["combine"], arrays["weight"] = arrays["combine"][1:], arrays["weight"][2:]
+    arrays["group"][0, 3] -= 1
+
+
+CHANGES = [
+    _other_input,
+    _other_order,
+    _missing_split,
+    _further_split,
+    _other_weight,
+    _missing_sum,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_another_certificate_is_checked_like_any_other(
+    tmp_path: Path, inside: Inside, change: Callable[[Header, Arrays], None]
+) -> None:
+    files = boxes_and_sums(tmp_path)
+    files.verify(splitting="input", watch="auto")
+    assert inside.again(inside.data)[0]
+    changed = edited(inside.data, change)
+    inside.bounded = 0
+    found, answer = inside.again(changed)
+    assert not found
+    assert inside.bounded > 0
+    refused: list[Any] = []
+    session = Session(files.model.read_bytes(), files.spec.read_bytes())
+    verified = session.check(changed, refused=refused)
+    assert answer[0] == verified
+    assert [r.node for r in answer[1]] == [r.node for r in refused]
+
+
+def test_a_node_cannot_stand_for_two(tmp_path: Path, inside: Inside) -> None:
+    """What the search says of its nodes is a hint as well."""
+    files = boxes_and_sums(tmp_path)
+    files.verify(splitting="input", watch="auto")
+    ((uid, order),) = inside.known
+    for other in (np.where(order == order[1], order[2], order), order[:-1], order[::-1]):
+        inside.known = [(uid, other)]
+        found, answer = inside.again(inside.data)
+        assert not found
+        assert str(answer[0]) == REAL
+
+
+def test_leaves_that_are_not_refuted_are_not_forgotten(tmp_path: Path, inside: Inside) -> None:
+    """What the search closes by mistake, the second process refuses, and so does the rest."""
+    files = boxes_and_sums(tmp_path)
+    files.verify(splitting="input", watch="auto")
+    (trees,) = inside.child.trees.values()
+    trees.refuted = False
+    found, answer = inside.again(inside.data)
+    assert not found
+    assert isinstance(answer[0], Verified)
+
+
+def test_rejections_are_answers(tmp_path: Path, inside: Inside) -> None:
+    files = boxes_and_sums(tmp_path)
+    files.verify(splitting="input", watch="auto")
+    _, (answer, _) = inside.again(inside.data[:100])
+    assert isinstance(answer, Rejected)
+    assert answer.rule == "container"
+
+
+def test_no_process_for_what_is_over_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*arguments: object, **options: object) -> None:
+        raise AssertionError("a process for this")
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    assert hard(tmp_path).verify(splitting="input", watch="auto").word == "unsat"
+    monkeypatch.setattr(watch, "_PATIENCE", 0.0)
+    monkeypatch.setattr(watch, "_idle_processors", lambda: 0.5)
+    assert hard(tmp_path).verify(splitting="input", watch="auto").word == "unsat"
+    monkeypatch.setattr(watch, "_idle_processors", lambda: 4.0)
+    assert hard(tmp_path).verify(splitting="input", watch="off").word == "unsat"
+
+
+# --- the process itself ---------------------------------------------------------------------------
+
+
+@dataclass
+class Processes:
+    """Notes the children of a run, and their answers."""
+
+    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    answers: list[Reply | None] = field(default_factory=list)
+    threads: set[threading.Thread] = field(default_factory=lambda: set(threading.enumerate()))
+
+    def assert_gone(self) -> None:
+        assert self.started
+        for process in self.started:
+            assert process.returncode is not None
+            assert process.stdin is not None
+            assert process.stdout is not None
+            assert process.stdin.closed
+            assert process.stdout.closed
+        assert set(threading.enumerate()) <= self.threads
+
+
+@pytest.fixture
+def processes(monkeypatch: pytest.MonkeyPatch) -> Processes:
+    """A second process from the first moment on."""
+    noted = Processes()
+    finish, popen = Watch.finish, subprocess.Popen
+
+    def start(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        noted.started.append(popen(*arguments, **options))
+        return noted.started[-1]
+
+    def answer(parent: Watch, *arguments: Any) -> Reply | None:
+        noted.answers.append(finish(parent, *arguments))
+        return noted.answers[-1]
+
+    monkeypatch.setattr(watch, "_PATIENCE", -1.0)
+    monkeypatch.setattr(watch, "_idle_processors", lambda: 1.0)
+    monkeypatch.setattr(watch.subprocess, "Popen", start)
+    monkeypatch.setattr(Watch, "finish", answer)
+    return noted
+
+
+def run(files: Files, **options: Any) -> Result:
+    return files.verify(splitting="input", watch="auto", **options)
+
+
+def test_a_process_answers_and_ends(
+    tmp_path: Path, processes: Processes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It answers, from its own folder even if the current one holds modules of the same names."""
+    (tmp_path / "numpy.py").write_text("raise SystemExit('this is not numpy')")
+    before = Path.cwd()
+    os.chdir(tmp_path)
+    try:
+        files = boxes_and_sums(tmp_path)
+        assert run(files).word == "unsat"
+    finally:
+        os.chdir(before)
+    assert files.check() == REAL
+    (answer,) = processes.answers
+    assert answer is not None
+    assert (str(answer[0]), answer[1]) == (REAL, [])
+    processes.assert_gone()
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("moment", ["at once", "before the answer"])
+def test_a_process_that_dies_is_not_missed(
+    tmp_path: Path,
+    processes: Processes,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    moment: str,
+) -> None:
+    start, finish = Watch._start, Watch.finish
+
+    def start_and_kill(parent: Watch) -> None:
+        start(parent)
+        if moment == "at once":
+            processes.started[-1].kill()
+            processes.started[-1].wait()
+
+    def kill_and_finish(parent: Watch, *arguments: Any) -> Reply | None:
+        processes.started[-1].kill()
+        return finish(parent, *arguments)
+
+    monkeypatch.setattr(Watch, "_start", start_and_kill)
+    monkeypatch.setattr(Watch, "finish", kill_and_finish)
+    files = hard(tmp_path)
+    assert run(files).word == "unsat"
+    assert processes.answers == [None]
+    assert files.check() == REAL
+    processes.assert_gone()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_process_that_cannot_be_started_is_not_missed(
+    tmp_path: Path, processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "nothing"))
+    files = hard(tmp_path)
+    assert run(files).word == "unsat"
+    assert (processes.started, processes.answers) == ([], [None])
+    assert files.check() == REAL
+
+
+def test_a_process_that_reads_nothing_of_the_model_says_nothing(
+    processes: Processes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its complaints would end up among the words of the program; the parent finds out itself."""
+    parent = Watch(b"no model", b"no specification", None, "real")
+    parent._tell("problem", None)
+    assert parent.finish(b"", [], lambda: False) is None
+    processes.assert_gone()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_time_may_be_up_while_a_process_is_asked(processes: Processes) -> None:
+    """It never gets its messages here, so it waits for them as long as it is let."""
+    questions = iter([False, False, True])
+    parent = Watch(b"", b"", None, "real")
+    blocked = threading.Event()
+    parent._send = lambda pipe: (blocked.wait(), None)[1]  # type: ignore[method-assign]
+    parent._tell("problem", None)
+
+    def expired() -> bool:
+        late = next(questions)
+        if late:
+            blocked.set()
+        return late
+
+    with pytest.raises(Expired):
+        parent.finish(b"", [], expired)
+    assert list(questions) == []
+    processes.assert_gone()
+
+
+def test_time_that_is_up_is_a_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def expire(parent: Watch, *arguments: object) -> None:
+        parent.close()
+        raise Expired
+
+    monkeypatch.setattr(Watch, "finish", expire)
+    files = hard(tmp_path)
+    assert run(files).verdict == Unknown(Reason.TIMEOUT)
+    assert not files.proof.exists()
+
+
+def test_witnesses_and_interrupts_end_the_process(
+    tmp_path: Path, processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is left to be asked then."""
+    files = hard(tmp_path, -0.2)
+    assert run(files, attack_restarts=0).word == "sat"
+    assert files.check().startswith("VERIFIED SAT")
+
+    def interrupt(trees: InputTrees) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(InputTrees, "commit", interrupt)
+    assert run(hard(tmp_path)).verdict == Unknown(Reason.INTERRUPTED)
+    assert (len(processes.started), processes.answers) == (2, [])
+    processes.assert_gone()
+
+
+def test_nobody_listens_to_trees_that_are_repaired(processes: Processes) -> None:
+    """They were asked about, the process has ended, and none is started for what follows."""
+    parent = Watch(b"", b"", None, "real")
+    trees = InputTrees(None)  # type: ignore[arg-type]
+    parent.follow(trees)
+    parent.close()
+    nodes = trees.plant(np.array([[0]]))
+    trees.cut(nodes, np.array([0]))
+    trees.commit()
+    assert (processes.started, parent._waiting) == ([], [])
+    assert parent.finish(b"", [], lambda: False) is None
