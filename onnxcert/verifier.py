@@ -36,6 +36,7 @@ from onnxcert.bounds.crown import Bounds, crown_bounds, output_bounds
 from onnxcert.errors import SpecError, UsageError
 from onnxcert.files import check_writable, write_file
 from onnxcert.frontend.lower import Lowered, lower_query
+from onnxcert.frontend.model_file import read_bytes
 from onnxcert.frontend.onnx import Model, TensorInfo, load_model
 from onnxcert.frontend.replay import Replayer, check_lowering
 from onnxcert.frontend.vnnlib import read_query
@@ -490,7 +491,7 @@ class Instance:
     def model_bytes(self) -> bytes:
         """The model's file as it is, or what saving the object would write."""
         proto = self.model.proto
-        return bytes(proto.SerializeToString()) if proto else Path(self.model.source).read_bytes()
+        return bytes(proto.SerializeToString()) if proto else read_bytes(Path(self.model.source))
 
     @property
     def spec_bytes(self) -> bytes:

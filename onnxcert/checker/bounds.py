@@ -204,13 +204,13 @@ class Relaxation:
     curves: dict[int, tuple[Array, Array, Array, Array]] = field(default_factory=dict)
     empty: Array = field(default_factory=lambda: np.zeros(1, bool))
 
-    def settle(self, block: Block) -> None:
-        """The bounds of a block are final."""
+    def settle(self, block: Block, floor: float) -> None:
+        """The bounds of a block are final; its numbers count as at least ``floor`` large."""
         span = slice(block.start, block.start + block.size)
         low, high = self.lower[:, span], self.upper[:, span]
         self.center[:, span] = center = 0.5 * (low + high)
         self.radius[:, span] = np.maximum(high - center, center - low)
-        self.reach[:, span] = np.maximum(abs(low), abs(high))
+        self.reach[:, span] = np.maximum(np.maximum(abs(low), abs(high)), floor)
 
 
 @dataclass(frozen=True)
@@ -309,6 +309,9 @@ class Bounder:
 
     def __init__(self, network: Network, *, executed: bool) -> None:
         self.network, self.executed = network, executed
+        # Executors may take numbers below 2^-126 for zero, before and after every step. As the size
+        # of what is read, this charges a product with 2^-24 2^-100 |W|, which is more.
+        self.flushed = 2.0**-100 if executed else 0.0
         self.blocks: Sequence[Block] = merged(network)
         self.ends = np.array([block.start + block.size for block in self.blocks])
         self.parts: dict[int, list[Part]] = {}
@@ -390,7 +393,7 @@ class Bounder:
         for k, block in enumerate(self.blocks):
             span = slice(block.start, block.start + block.size)
             if k:
-                r.settle(self.blocks[k - 1])
+                r.settle(self.blocks[k - 1], self.flushed)
             if isinstance(block, Affine):
                 r.lower[:, span], r.upper[:, span] = self._affine(r, k, block)
                 ids = self.tracked[k][0] if k in self.tracked else self.ends[:0]
@@ -403,18 +406,19 @@ class Bounder:
                 if len(ids) and backward:
                     self._refine(r, k, ids)
             elif isinstance(block, Curve):
-                x = r.lower[:, block.ids], r.upper[:, block.ids]
-                sides = curves.interval(block.kind, *x, block.slope, self.executed)
+                x = r.lower[:, block.ids] - self.flushed, r.upper[:, block.ids] + self.flushed
+                below, above = curves.interval(block.kind, *x, block.slope, self.executed)
+                below, above = below - self.flushed, above + self.flushed
                 limit = _RANGE if self.executed else np.inf
-                r.lower[:, span] = np.where(sides[0] >= -limit, sides[0], -np.inf)
-                r.upper[:, span] = np.where(sides[1] <= limit, sides[1], np.inf)
+                r.lower[:, span] = np.where(below >= -limit, below, -np.inf)
+                r.upper[:, span] = np.where(above <= limit, above, np.inf)
                 r.curves[k] = self._lines(r, k, block, *x, None)
             wrong = r.lower[:, span] > r.upper[:, span]
             if wrong.any():  # nothing is in there: any order of the bounds keeps lines defined
                 r.empty |= wrong.any(axis=1)
                 both = r.lower[:, span], r.upper[:, span]
                 r.lower[:, span], r.upper[:, span] = np.minimum(*both), np.maximum(*both)
-        r.settle(self.blocks[-1])
+        r.settle(self.blocks[-1], self.flushed)
         return r
 
     def _affine(self, r: Relaxation, k: int, block: Affine) -> tuple[Array, Array]:
@@ -457,6 +461,7 @@ class Bounder:
         noise = noise + steep * r.noise[:, block.ids] * self.at_curves[block.ids]
         gap = gap + noise * _SLACK + TINY
         if self.executed:
+            gap = gap + (1.0 + steep) * self.flushed
             gap = np.where(steep * r.reach[:, block.ids] + abs(middle) + gap <= _RANGE, gap, np.inf)
         return mean, half, middle, gap
 
@@ -479,6 +484,7 @@ class Bounder:
                 low, high = r.lower[:, block.ids], r.upper[:, block.ids]
                 r.empty |= (low > high).any(axis=1)
                 low, high = np.minimum(low, high), np.maximum(low, high)
+                low, high = low - self.flushed, high + self.flushed
                 r.curves[k] = self._lines(r, k, block, low, high, free.get(k))
 
     def _repeat(self, r: Relaxation, k: int, hint: Hint, columns: Columns) -> None:
@@ -578,6 +584,8 @@ class Bounder:
             for part in self.parts[k]:
                 part.push(pending, a)
         error = error * _SLACK + gamma(8 * len(self.blocks) + 16) * size + TINY
+        # Coefficients that underflow are off by up to 2^-1074 for each product in them.
+        error += 1e-300 * r.reach.sum(axis=1)[:, None]
         inputs = pending.get(0, np.zeros((shape[0] * shape[1], self.network.n_inputs)))
         return Form(inputs.reshape(*shape, -1), constant - error)
 

@@ -162,6 +162,16 @@ class Builder:
             self.types.add(str(array.dtype))
         return Known(array)
 
+    def executed_apart(self, *factors: Known) -> None:
+        """Factors that executors multiply by on their own, and that the blocks hold combined.
+
+        Beyond 2^60 or below 2^-60 what lies between them may overflow or vanish in binary32
+        although the product does neither; then nothing is claimed for executions.
+        """
+        size = abs(np.concatenate([factor.value.ravel() for factor in factors]))
+        if ((size > 2.0**60) | ((size < 2.0**-60) & (size > 0))).any():
+            self.types.add("a factor out of range")
+
     def load(self, tensor: onnx.TensorProto) -> Known:
         """A stored tensor."""
         bounded(tensor.dims)

@@ -66,10 +66,7 @@ class Session:
         if query.version == "1.0":
             names = {"input_elements": query.n_inputs}
         self.network = read_network(model, directory=directory, **names)
-        if (query.n_inputs, query.n_outputs) != (self.network.n_inputs, len(self.network.output)):
-            raise Unusable(
-                "the specification has other numbers of inputs or outputs than the model"
-            )
+        self._compare()
 
     def _compare(self) -> None:
         """Do the tensors of the specification and of the model belong together?"""

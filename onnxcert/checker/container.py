@@ -42,6 +42,7 @@ from __future__ import annotations
 
 import io
 import json
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -84,6 +85,7 @@ _DAMAGE = (
     SyntaxError,
     zipfile.BadZipFile,
     zlib.error,
+    tokenize.TokenError,
     MemoryError,
 )
 """What the libraries raise for damaged archives, JSON and array headers."""
@@ -101,7 +103,7 @@ def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, Array]]:
         members = _members(data)
         header = json.loads(members.pop("header.json"), object_pairs_hook=_unique)
         arrays = {name.removesuffix(".npy"): _array(part) for name, part in members.items()}
-        if any(f"{name}.npy" not in members for name in arrays):
+        if not all(name.endswith(".npy") for name in members):
             raise ValueError("a member that is no array")
     except _DAMAGE as error:
         raise Rejected("container", "file", f"it cannot be read: {error!r}") from error

@@ -34,7 +34,9 @@ def value(kind: str, x: Array, slope: Array | None = None) -> Array:
         return 0.5 + 0.5 * np.tanh(0.5 * x)
     if kind in ("tanh", "sign", "abs"):
         return getattr(np, kind)(x)  # type: ignore[no-any-return]
-    return np.where(x > 0, x, (0.0 if slope is None else slope) * x)
+    if slope is None:
+        return np.maximum(x, 0.0)
+    return np.where(x > 0, x, slope * x)
 
 
 def interval(
@@ -49,7 +51,7 @@ def interval(
     lower = np.where(inside, np.minimum(0.0, np.minimum(first, last)), np.minimum(first, last))
     upper = np.where(inside, np.maximum(0.0, np.maximum(first, last)), np.maximum(first, last))
     slack = (4 * U + executed * 2.0**-22) * (kind == "leaky")
-    return lower - slack * abs(lower), upper + slack * abs(upper)
+    return lower - slack * abs(lower) - TINY, upper + slack * abs(upper) + TINY
 
 
 def unstable(kind: str, low: Array, high: Array) -> Array:

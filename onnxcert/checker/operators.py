@@ -284,6 +284,7 @@ def _batch_normalization(
     """
     need(net.outputs == 1, "training outputs")
     root = calculated("Sqrt", calculated("Add", variance, Known(np.array(epsilon))))
+    net.executed_apart(scale, root)
     column = partial(np.reshape, shape=(-1, *(1,) * (len(x.shape) - 2)))
     factor = calculated("Div", scale, root).moved(column)
     picks = (net.ids(x), factor), (net.ids(mean.moved(column)), Known(-factor.value, factor.error))
@@ -327,6 +328,7 @@ def _gemm(
     )
     scale, factor = Known(np.array(alpha)), Known(np.array(beta))
     need(not turned, f"{turned}")
+    net.executed_apart(scale, factor)
     if not isinstance(c, Known):
         return _product(net, a, b, scale, (c, factor))
     return _product(net, a, b, scale, offset=c if beta == 1 else calculated("Mul", c, factor))

@@ -305,7 +305,7 @@ class Group:
 
     def _layer(self, number: int, position: Array) -> tuple[int, Array]:
         """Block and scalars read at positions of a layer."""
-        if number >= len(self._layers) or (position >= self._layers[number][1].size).any():
+        if not 0 <= number < len(self._layers) or (position >= self._layers[number][1].size).any():
             raise Rejected("R10", f"layer {number}", "there is no such neuron")
         k, block = self._layers[number]
         return k, block.ids[position]

@@ -60,10 +60,11 @@ def replay(session: Session, arrays: Mapping[str, Array], decimals: Any) -> tupl
     ):
         if outputs is None or not session.query.holds(exact, outputs):
             continue
-        for position in fixed:  # a decimal is for inputs for which no number of their type will do
-            number = _nearest(exact[position], kinds[position]) or Fraction()
-            if session.query.holds([*exact[:position], number, *exact[position + 1 :]], outputs):
-                raise Rejected("R13", "decimals", "the input itself would do")
+        for position, value in fixed.items():
+            for number in _neighbours(value, kinds[position]):
+                other = [*exact[:position], number, *exact[position + 1 :]]
+                if session.query.holds(other, outputs):
+                    raise Rejected("R13", "decimals", "a number of the input's type would do")
         claims.append(name)
     if not claims:
         raise Rejected("R13", "witness", "the outputs do not meet the specification")
@@ -88,6 +89,13 @@ def _nearest(value: Fraction, kind: str) -> Fraction | None:
         return Fraction(float(number)) if np.isfinite(number) else None
     except OverflowError:
         return None
+
+
+def _neighbours(value: Fraction, kind: str) -> list[Fraction]:
+    """The numbers of a type on both sides of a number; decimals are for intervals without any."""
+    nearest = np.dtype(kind).type(float(value))
+    sides = (nearest, *(np.nextafter(nearest, np.dtype(kind).type(end)) for end in (-1e30, 1e30)))
+    return [Fraction(float(number)) for number in sides if np.isfinite(number)]
 
 
 def _evaluate(session: Session, exact: list[Fraction]) -> list[Fraction] | None:

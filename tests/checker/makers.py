@@ -200,9 +200,7 @@ def members_of(certificate: bytes) -> list[tuple[str, bytes]]:
         return [(info.filename, file.read(info)) for info in file.infolist()]
 
 
-def archive(
-    members: Sequence[tuple[str, bytes]], compression: int = zipfile.ZIP_DEFLATED
-) -> bytes:
+def archive(members: Sequence[tuple[str, bytes]], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
     """An archive of any members."""
     result = io.BytesIO()
     with zipfile.ZipFile(result, "w") as file:

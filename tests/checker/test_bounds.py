@@ -87,7 +87,22 @@ def hold(kind: str, low: float, high: float, slope: float, free: float | None, c
             assert least <= y <= most, (float(x), executed)
 
 
-MAGNITUDES = [5e-324, 1e-300, 1e-160, 1e-40, 1e-20, 1e-8, 1e-3, 0.3, 1.0, 4.0, 19.0, 40.0, 1e3, 1e30]
+MAGNITUDES = [
+    5e-324,
+    1e-300,
+    1e-160,
+    1e-40,
+    1e-20,
+    1e-8,
+    1e-3,
+    0.3,
+    1.0,
+    4.0,
+    19.0,
+    40.0,
+    1e3,
+    1e30,
+]
 ENDS = sorted([0.0, *MAGNITUDES, *(-m for m in MAGNITUDES)])
 
 
@@ -247,7 +262,9 @@ def test_bounds_of_all_scalars(name: str, data: st.DataObject, seed: int, backwa
 def test_bounds_that_are_known_are_kept(data: st.DataObject, seed: int) -> None:
     """Rule R11: what holds on a box holds on its halves, and makes their bounds no wider."""
     low, high, points = data.draw(boxes(2))
-    bounder = Bounder(question(dense([2, 4, 3, 2], seed), low, high).session.network, executed=False)
+    bounder = Bounder(
+        question(dense([2, 4, 3, 2], seed), low, high).session.network, executed=False
+    )
     with np.errstate(all="ignore"):
         whole = bounder.bound(np.array([low]), np.array([high]))
         known = whole.lower[:, bounder.known_ids], whole.upper[:, bounder.known_ids]
@@ -304,9 +321,7 @@ STORED = st.sampled_from([0, coarse(1e-30), coarse(0.1), coarse(1.0), coarse(50.
 @pytest.mark.parametrize("semantics", [REAL, EXECUTED])
 @pytest.mark.parametrize("name", list(EXACT_MODELS))
 @given(data=st.data(), seed=st.integers(0, 30))
-def test_leaves_of_neuron_trees(
-    name: str, semantics: str, data: st.DataObject, seed: int
-) -> None:
+def test_leaves_of_neuron_trees(name: str, semantics: str, data: st.DataObject, seed: int) -> None:
     """Any splits, slopes, multipliers, hints and weights: the bound holds where the leaf is."""
     model = EXACT_MODELS[name](seed)
     low, high, points = data.draw(boxes(2))
@@ -314,9 +329,12 @@ def test_leaves_of_neuron_trees(
     values = [scalars(bounder, x) for x in points]
     outputs = [[v[i] for i in bounder.network.output] for v in values]
     bounds = [float(max(y[i] for y in outputs)) + 0.125 for i in range(2)]
-    instance = question(model, low, high, [([1, 0], bounds[0]), ([0, -1], 0.125 - min(
-        float(y[1]) for y in outputs
-    ))])
+    instance = question(
+        model,
+        low,
+        high,
+        [([1, 0], bounds[0]), ([0, -1], 0.125 - min(float(y[1]) for y in outputs))],
+    )
     labelled = [b for b in bounder.blocks if isinstance(b, Curve)]
     layers = [block.label for block in labelled]
     neurons = [(k, i) for k, block in enumerate(labelled) for i in range(block.size)]

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import onnxcert
 from onnxcert import Settings
 from onnxcert.arrays import Device
 from onnxcert.bounds import crown
@@ -25,7 +24,6 @@ from onnxcert.ops.two_slope import TwoSlope
 from onnxcert.proof.certify import Certifier
 from onnxcert.search import input_split, neuron_split, solve
 from onnxcert.search.branching import Bounded, Children
-from onnxcert.search.candidates import Candidates
 from onnxcert.search.cases import Cases
 from onnxcert.search.deadline import Deadline
 from onnxcert.search.frontier import Batch, take
@@ -151,7 +149,7 @@ def stale_bounds(patch: Patch) -> None:
 
 def stale_splits(patch: Patch) -> None:
     """The split neurons of a path have the bounds of the other half."""
-    right = NeuronSplit._apply_paths  # noqa: SLF001
+    right = NeuronSplit._apply_paths
 
     def apply(self: NeuronSplit, batch: Batch) -> Any:
         return right(self, batch | {"sign": abs(batch["sign"])})
@@ -210,7 +208,7 @@ def _lose(patch: Patch, *, lower: bool) -> None:
 
 def lower_halves_twice(patch: Patch) -> None:
     """Both children of a split are the lower half."""
-    right = NeuronSplit._extend  # noqa: SLF001
+    right = NeuronSplit._extend
     patch.setattr(
         NeuronSplit,
         "_extend",
@@ -219,7 +217,7 @@ def lower_halves_twice(patch: Patch) -> None:
 
 
 def upper_halves_twice(patch: Patch) -> None:
-    right = NeuronSplit._extend  # noqa: SLF001
+    right = NeuronSplit._extend
     patch.setattr(
         NeuronSplit,
         "_extend",

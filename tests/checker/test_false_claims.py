@@ -197,6 +197,60 @@ def test_underflow_that_is_multiplied_afterwards() -> None:
     refuses(it, EXECUTED)
 
 
+@pytest.mark.parametrize("through", ["input", "relu", "bias"])
+def test_subnormal_numbers_that_are_flushed(through: str) -> None:
+    """2^125 times 2^-130 is 2^-5, and 0 where the executor knows no subnormal numbers."""
+    nodes = [helper.make_node("MatMul", ["h", "w"], ["y"])]
+    constants = {"w": single([[2.0**125]])}
+    tiny = 2.0**-130
+    if through == "bias":
+        nodes.insert(0, helper.make_node("Gemm", ["x", "e", "b"], ["h"]))
+        constants |= {"e": single([[1]]), "b": single([tiny])}
+    else:
+        first = "Relu" if through == "relu" else "Identity"
+        nodes.insert(0, helper.make_node(first, ["x"], ["h"]))
+    x = 0.0 if through == "bias" else tiny
+    it = instance(nodes, [1, 1], constants, [(x, x)], [([1], 2.0**-6)])
+    assert it.outcome(by_hand(it)) == ACCEPTED
+    refuses(it, EXECUTED)
+
+
+@pytest.mark.parametrize(("alpha", "x"), [(0.5, -(2.0**-126)), (2.0**-20, -(2.0**-120))])
+def test_subnormal_values_of_leaky_relu_that_are_flushed(alpha: float, x: float) -> None:
+    nodes = [
+        helper.make_node("LeakyRelu", ["x"], ["h"], alpha=alpha),
+        helper.make_node("MatMul", ["h", "w"], ["y"]),
+    ]
+    it = instance(
+        nodes, [1, 1], {"w": single([[2.0**125]])}, [(x, x)], [([-1], -alpha * x * -(2.0**124))]
+    )
+    assert it.outcome(by_hand(it)) == ACCEPTED
+    refuses(it, EXECUTED)
+
+
+def test_sign_of_a_subnormal_number_that_is_flushed() -> None:
+    nodes = [helper.make_node("Sign", ["x"], ["y"])]
+    it = instance(nodes, [1, 1], {}, [(2.0**-130, 2.0**-129)], [([1], 0.5)])
+    assert it.outcome(by_hand(it)) == ACCEPTED
+    refuses(it, EXECUTED)
+
+
+def test_products_that_underflow_in_the_checker() -> None:
+    """-2^-1074 / 8 is no number of float64; 2^1143 times that is -2^66, and the bias only 2^60."""
+    count = 8
+    nodes = [helper.make_node("LeakyRelu", ["x"], ["h0"], alpha=0.125)]
+    nodes += [helper.make_node("MatMul", [f"h{i}", "w"], [f"h{i + 1}"]) for i in range(count)]
+    nodes += [
+        helper.make_node("Gemm", [f"h{count}", "w", "b"], ["z"]),
+        helper.make_node("Sign", ["z"], ["y"]),
+    ]
+    constants = {"w": single([[2.0**127]]), "b": single([2.0**60])}
+    x = -5e-324
+    it = instance(nodes, [1, 1], constants, [(x, x)], [([1], 0)])
+    assert it.is_solved_by([x])
+    refuses(it)
+
+
 # More of something than was counted
 
 

@@ -26,7 +26,6 @@ from onnxcert.checker.errors import Unusable
 from tests.checker.makers import (
     ACCEPTED,
     PLANS,
-    UNUSABLE,
     Arrays,
     Header,
     Instance,
@@ -907,7 +906,9 @@ def _witness(bound: float, high: float = 1.0) -> Instance:
     return Instance(model.SerializeToString(), text.encode())
 
 
-def _sat(instance: Instance, x: Any, decimals: object = MappingProxyType({}), **changes: Any) -> bytes:
+def _sat(
+    instance: Instance, x: Any, decimals: object = MappingProxyType({}), **changes: Any
+) -> bytes:
     header = {
         "format": container.FORMAT,
         "verdict": "sat",
