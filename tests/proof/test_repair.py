@@ -3,72 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
 from onnxcert import Reason, Unknown
 from onnxcert.checker import Rejected, Unusable
 from onnxcert.checker.certificate import Session
-from onnxcert.checker.proof import Boxes, Prover
 from onnxcert.search.solve import Failure, Solver
 from tests.checker.makers import dense, spec
 from tests.proof.networks import Files, hard, least
+from tests.proof.skeptic import LACKING, Skeptic
 
 REAL = "VERIFIED UNSAT (real)"
-LACKING = 2.0**-7
-"""By how much the bound of a refused leaf is too small."""
-
-
-@dataclass
-class Skeptic:
-    """A checker that refuses every third leaf in its first rounds, whatever their bounds.
-
-    Attributes:
-        rounds: in how many.
-        seen: rounds so far.
-        lowest: per round the smallest bound of a leaf of trees over neurons.
-        refused: how many leaves in all.
-    """
-
-    rounds: int
-    seen: int = 0
-    refused: int = 0
-    lowest: list[float] = field(default_factory=list)
-
-    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Put this in the place of the checker."""
-        check, boxes, paths = Session.check, Prover.boxes, Prover.paths
-
-        def doubtful_check(session: Session, *arguments: Any, **options: Any) -> object:
-            self.seen += 1
-            self.lowest.append(np.inf)
-            return check(session, *arguments, **options)
-
-        def doubtful_boxes(
-            prover: Prover, ids: np.ndarray, nodes: Boxes, leaf: np.ndarray, *rest: Any
-        ) -> tuple[np.ndarray, Boxes, np.ndarray]:
-            left, still, worst = boxes(prover, ids, nodes, leaf, *rest)
-            doubted = np.setdiff1d(np.flatnonzero(leaf), left)[self._doubts]
-            worst = np.concatenate([worst, np.full(len(doubted), -LACKING)])
-            return np.concatenate([left, doubted]), still.joined(nodes[doubted]), worst
-
-        def doubtful_paths(prover: Prover, *arguments: Any) -> np.ndarray:
-            lower = paths(prover, *arguments)
-            self.lowest[-1] = min(self.lowest[-1], lower.min())
-            lower[self._doubts] = -LACKING
-            return lower
-
-        monkeypatch.setattr(Session, "check", doubtful_check)
-        monkeypatch.setattr(Prover, "boxes", doubtful_boxes)
-        monkeypatch.setattr(Prover, "paths", doubtful_paths)
-
-    @property
-    def _doubts(self) -> slice:
-        return slice(0, None, 3) if self.seen <= self.rounds else slice(0, 0)
 
 
 def doubt(monkeypatch: pytest.MonkeyPatch, rounds: int) -> Skeptic:
@@ -112,7 +59,7 @@ def test_trees_over_neurons_are_made_anew_with_a_margin(
     files = hard(tmp_path, 0.05)
     result = files.verify(splitting="neuron")
     assert (result.word, skeptic.seen) == ("unsat", rounds + 1)
-    assert skeptic.lowest[0] < 1.9 * LACKING <= skeptic.lowest[-1] < np.inf
+    assert skeptic.lowest[0] < 1.9 * LACKING <= skeptic.lowest[-1] < float("inf")
     assert files.check() == REAL
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from onnxcert import Reason, Result, Unknown
 from onnxcert.arrays import IntArray
-from onnxcert.checker import Rejected, Verified
+from onnxcert.checker import Rejected
 from onnxcert.checker.certificate import Session
 from onnxcert.checker.errors import Expired
 from onnxcert.checker.proof import Prover
@@ -26,6 +26,7 @@ from onnxcert.proof.trace import InputTrees
 from onnxcert.proof.watch import Reply, Watch, WatchedTrees
 from tests.checker.makers import Arrays, Header, coarse, dense, edited, spec
 from tests.proof.networks import Files, hard, least
+from tests.proof.skeptic import Skeptic
 
 REAL = "VERIFIED UNSAT (real)"
 
@@ -194,22 +195,43 @@ def test_a_node_cannot_stand_for_two(tmp_path: Path, inside: Inside) -> None:
     files = boxes_and_sums(tmp_path)
     files.verify(splitting="input", watch="auto")
     ((uid, order),) = inside.known
-    for other in (np.where(order == order[1], order[2], order), order[:-1], order[::-1]):
+    (trees,) = inside.child.trees.values()
+    leaves = [place for place, node in enumerate(order) if trees.decision[node][0] < 0]
+    swapped = order.copy()
+    swapped[leaves[0]], swapped[leaves[-1]] = order[leaves[-1]], order[leaves[0]]
+    for other in (order[:-1], order[::-1], swapped):
         inside.known = [(uid, other)]
         found, answer = inside.again(inside.data)
         assert not found
         assert str(answer[0]) == REAL
 
 
-def test_leaves_that_are_not_refuted_are_not_forgotten(tmp_path: Path, inside: Inside) -> None:
-    """What the search closes by mistake, the second process refuses, and so does the rest."""
-    files = boxes_and_sums(tmp_path)
-    files.verify(splitting="input", watch="auto")
+def test_two_roots_are_two(tmp_path: Path, inside: Inside) -> None:
+    """One root is walked, and some node that is in no tree; the other root is not."""
+    model = dense([2, 5, 5, 1], 3)
+    halves = ([-1.0, -1.0], [0.0, 1.0]), ([0.0, -1.0], [1.0, 1.0])
+    text = spec(*((*half, [([1.0], -1000.0)]) for half in halves))
+    Files.write(tmp_path, model, text).verify(splitting="input", watch="auto")
+    assert inside.again(inside.data)[0]
+    ((uid, order),) = inside.known
     (trees,) = inside.child.trees.values()
-    trees.refuted = False
+    assert len(order) == 2
+    del trees.roots[int(order[0])]
+    inside.known = [(uid, order[[1, 1]])]
     found, answer = inside.again(inside.data)
     assert not found
-    assert isinstance(answer[0], Verified)
+    assert str(answer[0]) == REAL
+
+
+def test_leaves_that_are_not_refuted_are_looked_at_again(
+    tmp_path: Path, inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checker doubts some of them while the search runs, and finds them right at the end."""
+    Skeptic(rounds=0).install(monkeypatch)
+    files = boxes_and_sums(tmp_path)
+    assert files.verify(splitting="input", watch="auto").word == "unsat"
+    assert inside.agreed == [False]
+    assert inside.bounded > 0
 
 
 def test_rejections_are_answers(tmp_path: Path, inside: Inside) -> None:

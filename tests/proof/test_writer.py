@@ -112,10 +112,11 @@ def written(trace: Trace, known: CaseNumbers) -> tuple[Writer, dict[str, np.ndar
 def test_plain_bounds_are_leaves_one_for_each_box() -> None:
     """Only sums of rows need words: single rows are all tried."""
     cases: Disjuncts = [(SQUARE, FIRST), (HALF, FIRST), (SQUARE, SECOND), (HALF, SECOND)]
-    known, made = numbered(cases), problem(cases)
+    known = numbered(cases)
+    made = problem([(box, list(reversed(rows))) for box, rows in cases])
     known.add(made)
     trace = Trace()
-    trace.refuted(made, np.array([3, 1]), np.array([[1.0, 0, 0], [0.5, 2.0, 0.0]]))
+    trace.refuted(made, np.array([3, 1]), np.array([[1.0, 0, 0], [0.0, 2.0, 0.5]]))
     trace.refuted(made, np.array([], int))
     trace.refuted(made, np.array([2, 0]))
     writer, arrays = written(trace, known)
@@ -211,8 +212,8 @@ def test_neurons_are_numbered_as_in_the_file(tmp_path: Path) -> None:
     assert splits <= set(unstable)
     assert (arrays["hint"][:, 0] == 1).all()
     assert set(arrays["hint_row"].tolist()) == {3, 6, 7}
-    columns_before = 5
-    assert len(arrays["hint_slope"]) == columns_before * len(arrays["hint_row"])
+    slopes = arrays["hint_slope"].reshape(len(arrays["hint_row"]), 5)  # the columns of `first`
+    assert (slopes > 0).any(axis=0).all()
 
 
 def _pre_activations(files: Files) -> list[np.ndarray]:
