@@ -82,7 +82,7 @@ class Progress:
 
     Attributes:
         seconds: since the call began.
-        phase: ``reading``, ``attack``, ``bounds`` or ``search``.
+        phase: ``reading``, ``attack``, ``bounds``, ``search``, ``checking`` or ``repair``.
         open, closed: subproblems.
         bound: the smallest lower bound among open subproblems (positive would be proved).
         disjuncts_open, disjuncts: cases of the query, open and in all.

@@ -77,10 +77,10 @@ class Session:
             )
         if query.version == "1.0":
             return
-        for kind, found in (("input", network.inputs), ("output", network.outputs)):
-            declared = [tensor for tensor in query.tensors if tensor.kind == kind]
+        for kinds, found in ((("input",), network.inputs), (("output", "hidden"), network.outputs)):
+            declared = [tensor for kind in kinds for tensor in query.tensors if tensor.kind == kind]
             if len(declared) != len(found):
-                raise Unusable(f"the specification declares {len(declared)} {kind} tensors")
+                raise Unusable(f"the specification declares {len(declared)} {kinds[0]} tensors")
             for tensor, (name, shape, element_type) in zip(declared, found, strict=True):
                 if math.prod(tensor.shape) != math.prod(shape):
                     raise Unusable(f"{tensor.name} has another shape than the model's {name}")

@@ -374,14 +374,14 @@ class Solver:
         self._enter("search", self._open_disjuncts)
         problem = candidates.cases.problem
         leaves = np.full(len(problem), np.inf)
-        seen = np.zeros(len(problem), dtype=bool)
+        seen = np.full(len(problem), roots is not None)  # given roots are parts of boxes
 
         def record(bounded: Bounded) -> None:
             cases, lower = to_host(bounded.cases), to_host(bounded.case_lower)
             known = cases >= 0
-            roots = known & ~seen[cases]  # a case is first bounded on the whole of its box
-            self._record(problem, cases[roots], lower[roots])
-            seen[cases[roots]] = True
+            first = known & ~seen[cases]  # a case is first bounded on the whole of its box
+            self._record(problem, cases[first], lower[first])
+            seen[cases[first]] = True
             refuted = known & (lower > 0)
             np.minimum.at(leaves, cases[refuted], lower[refuted])
 
