@@ -238,7 +238,8 @@ class InputSplit(Brancher):
                 best[:, case], rows[:, case] = lower[:, case, 0], coefficients[:, case, 0]
             part = clip_box(box, *arguments)
             empty = (part.lower > part.upper).any(axis=1)
-            best[:, case] = xp.where(empty, xp.inf, best[:, case])
+            # What no row refutes alone may still be refuted by several, each from its side.
+            best[:, case] = xp.where(empty & ~(best[:, case] > 0), xp.inf, best[:, case])
             keep = ~(refuted[:, case] | empty | (best[:, case] > 0))[:, None]
             hull_low = xp.where(keep, xp.minimum(hull_low, part.lower), hull_low)
             hull_high = xp.where(keep, xp.maximum(hull_high, part.upper), hull_high)
