@@ -45,6 +45,9 @@ _NUMBERS = 1 << 19
 _PATIENCE = 1.0
 """Seconds of search before a child is started, which itself takes half a second to be ready."""
 
+_LONGEST_WAIT = 10.0
+"""Seconds after which no child is started any more."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -289,8 +292,12 @@ class Watch:
             return
         self._waiting.append(message)
         self._began = min(self._began, time.monotonic())
-        if time.monotonic() - self._began > _PATIENCE and _idle_processors() >= 1:
+        waited = time.monotonic() - self._began
+        if waited > _PATIENCE and _idle_processors() >= 1:
             self._start()
+        elif waited > _LONGEST_WAIT:  # what is kept grows, and a late child would only lag behind
+            self.close()
+            self._waiting.clear()
 
     def _start(self) -> None:
         environment = os.environ | {

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
-from onnxcert import Settings
+import onnxcert
+from onnxcert import Settings, Unknown
 from onnxcert.arrays import Device
 from onnxcert.bounds import crown
 from onnxcert.bounds.optimised import Optimised
@@ -24,6 +27,7 @@ from onnxcert.ops.two_slope import TwoSlope
 from onnxcert.proof.certify import Certifier
 from onnxcert.search import input_split, neuron_split, solve
 from onnxcert.search.branching import Bounded, Children
+from onnxcert.search.candidates import Candidates
 from onnxcert.search.cases import Cases
 from onnxcert.search.deadline import Deadline
 from onnxcert.search.frontier import Batch, take
@@ -271,3 +275,23 @@ def test_certificate_of_an_engine_with_a_bug(
         assert answer is None, "the engine does not close everything: the bug does nothing"
         data = certificate()
     assert search.instance.outcome(data) == "R8"
+
+
+@pytest.mark.parametrize(
+    ("bug", "name"),
+    [(tolerance, "inputs"), (dropped_intercept, "neurons"), (lost_lower_halves, "combined")],
+)
+def test_verifier_with_a_bug(
+    bug: Callable[[Patch], None], name: str, monkeypatch: Patch, tmp_path: Path
+) -> None:
+    """Repair or not, ``unsat`` is not the answer, and no certificate is written."""
+    search = search_of(name)
+    path, out = tmp_path / "spec.vnnlib", tmp_path / "proof.onnxcert"
+    path.write_bytes(search.instance.spec)
+    model = onnx.ModelProto.FromString(search.instance.model)
+    settings = Settings(splitting=search.splitting, attack_restarts=0)  # type: ignore[arg-type]
+    monkeypatch.setattr(Candidates, "test", lambda self, points, cases: None)
+    bug(monkeypatch)
+    result = onnxcert.verify(model, path, timeout=1.5, settings=settings, certificate=out)
+    assert isinstance(result.verdict, Unknown)
+    assert not out.exists()

@@ -20,6 +20,7 @@ from onnx import helper
 from onnxcert.checker import container, curves
 from onnxcert.checker.certificate import EXECUTED, REAL, Session
 from onnxcert.checker.errors import Rejected, Unusable
+from onnxcert.checker.trees import Refusal
 from tests.checker.makers import (
     ACCEPTED,
     UNUSABLE,
@@ -249,6 +250,109 @@ def test_products_that_underflow_in_the_checker() -> None:
     it = instance(nodes, [1, 1], constants, [(x, x)], [([1], 0)])
     assert it.is_solved_by([x])
     refuses(it)
+
+
+# Errors of sums, charged where each of them counts
+
+
+def steps(constants: dict[str, np.ndarray], x: np.ndarray) -> np.float32:
+    """One after the other in binary32: ((0 + w_0 x_0) + w_1 x_1) + ... + bias."""
+    total = np.float32(0)
+    for weight, value in zip(constants["w"][:, 0], x, strict=True):
+        total = np.float32(total + weight * value)
+    return np.float32(total + constants["b"][0])
+
+
+WIDE = 2.0**22  # where binary32 has steps of one half
+
+
+def test_sum_that_only_a_curve_reads() -> None:
+    """y = relu(2^22 - 2^22 + x + 16); what x loses is charged with the line of the relu."""
+    constants = {"w": single([[WIDE], [1], [-WIDE]]), "b": single([16])}
+    nodes = [
+        helper.make_node("Gemm", ["x", "w", "b"], ["z"]),
+        helper.make_node("Relu", ["z"], ["y"]),
+    ]
+    x = single([1, 7 / 32, 1])
+    assert steps(constants, x) == 16
+    box = [(1, 1), (7 / 32, 7 / 32), (1, 1)]
+    it = instance(nodes, [1, 3], constants, box, [([1], 16 + 3 / 32)])
+    assert it.outcome(by_hand(it)) == ACCEPTED
+    refuses(it, EXECUTED)
+
+
+def test_sum_that_makes_a_neuron_inactive() -> None:
+    """relu(2^22 h - 2^22 h - 7/32 + 1/8) is 0 in the reals; binary32 may lose the 7/32."""
+    constants = {
+        "w": single([[-WIDE], [WIDE], [-7 / 32]]),
+        "b": single([1 / 8]),
+        "one": single([[1]]),
+    }
+    nodes = [
+        helper.make_node("Relu", ["x"], ["h"]),
+        helper.make_node("Concat", ["h", "h", "one"], ["k"], axis=1),
+        helper.make_node("Gemm", ["k", "w", "b"], ["z"]),
+        helper.make_node("Relu", ["z"], ["y"]),
+    ]
+    # The constant is added to the first product: that leaves 1/8, not -3/32.
+    sums = {"w": constants["w"][[0, 2, 1]], "b": constants["b"]}
+    assert steps(sums, single([1, 1, 1])) == 1 / 8
+    it = instance(nodes, [1, 1], constants, [(0.5, 1)], [([-1], -1 / 16)])
+    assert it.outcome(by_hand(it)) == ACCEPTED
+    refuses(it, EXECUTED)
+
+
+def test_multiplier_of_a_neuron_whose_sum_is_rounded() -> None:
+    """Where 13/32 - x_1 <= 1/64 as it is executed, y = x_1 may be 9/32."""
+    constants = {
+        "w": single([[-WIDE], [-1], [WIDE]]),
+        "b": single([13 / 32]),
+        "v": single([[0], [1], [0], [0]]),
+    }
+    nodes = [
+        helper.make_node("Gemm", ["x", "w", "b"], ["z"]),
+        helper.make_node("Relu", ["z"], ["h"]),
+        helper.make_node("Concat", ["x", "h"], ["k"], axis=1),
+        helper.make_node("MatMul", ["k", "v"], ["y"]),
+    ]
+    assert steps(constants, single([1, 9 / 32, 1])) <= 1 / 64
+    it = instance(nodes, [1, 3], constants, [(1, 1), (0, 1), (1, 1)], [([1], 10 / 32)])
+    arrays = {
+        "group": [[1, 1, 3, 0, 0, 0]],
+        "case": [0],
+        "op": [1, 0, 0],
+        "arg": [0],
+        "layer": [0],
+        "point": [1 / 64],
+        "multiplier": [coarse(1.0), 0],
+        "weight": [coarse(1.0), coarse(1.0)],
+    }
+    for semantics, refused in ((REAL, [2]), (EXECUTED, [1, 2])):
+        found: list[Refusal] = []
+        certificate = by_hand(it, arrays, layers=["h"], semantics=semantics)
+        it.session.check(certificate, refused=found)
+        assert [leaf.node for leaf in found] == refused
+
+
+@pytest.mark.parametrize("count", [100, 1000])
+def test_constants_that_are_lost_one_by_one(count: int) -> None:
+    """Layers that each add a little less than half a unit of what they are subtracted from."""
+    little = np.float32(0.99 * 2.0**-53)
+    nodes, value = [helper.make_node("Neg", ["x"], ["v0"])], "v0"
+    for number in range(1, count + 1):
+        # A product by one between the offsets, so that nothing can add them up beforehand.
+        nodes.append(helper.make_node("Gemm", [value, "e", "b"], [f"v{number}"]))
+        value = f"v{number}"
+    nodes.append(helper.make_node("Gemm", [value, "n", "c"], ["y"]))
+    top = 1 + 2.0**-23
+    constants = {"e": single([[1]]), "b": single([little]), "n": single([[-1]]), "c": single([top])}
+    lowest = Fraction(top) - count * Fraction(float(little))
+    it = instance(nodes, [1, 1], constants, [(0, 0)], [([1], 4)])
+    refused: list[Refusal] = []
+    it.session.check(by_hand(it), refused=refused)
+    assert Fraction(refused[0].lower) <= lowest - 4
+    below = instance(nodes, [1, 1], constants, [(0, 0)], [([1], top - 1e-6)])
+    assert below.outcome(by_hand(below)) == ACCEPTED
 
 
 # More of something than was counted

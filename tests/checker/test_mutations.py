@@ -31,6 +31,7 @@ from tests.checker.makers import (
     Instance,
     Made,
     archive,
+    bound_to,
     by_hand,
     dense,
     hashes,
@@ -1132,3 +1133,25 @@ def test_equal_contents_give_equal_bytes() -> None:
     it = made("inputs")
     assert it.edited(lambda header, arrays: None) == it.certificate
     assert dense([2, 3, 1], 0).SerializeToString() == dense([2, 3, 1], 0).SerializeToString()
+
+
+@pytest.mark.parametrize("name", ["neurons", "groups", "weights", "sigmoid"])
+def test_two_processes(name: str) -> None:
+    it = made(name)
+    assert it.instance.outcome(it.certificate, jobs=2) == ACCEPTED
+    assert it.sibling.outcome(bound_to(it.sibling, it.certificate), jobs=2) == "R8"
+
+
+@pytest.mark.parametrize("audit", [0, 5])
+def test_two_processes_share_a_large_tree(audit: int) -> None:
+    """The square in 2^10 boxes, of which one or two hold the solution of the sibling."""
+    levels = [(1, number % 2) for number in range(10)]
+    op, inputs = [0], list[int]()
+    for code, chosen in reversed(levels):
+        op, inputs = [code, *op, *op], [chosen, *inputs, *inputs]
+    arrays = {"group": [[0, 1, len(op), 0, 0, 0]], "case": [0], "op": op, "arg": inputs}
+    it = made("inputs")
+    for jobs in (1, 2):
+        options = {"jobs": jobs, "audit": audit}
+        assert it.instance.outcome(by_hand(it.instance, arrays), **options) == ACCEPTED
+        assert it.sibling.outcome(by_hand(it.sibling, arrays), **options) == "R8"
