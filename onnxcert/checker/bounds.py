@@ -31,7 +31,7 @@ from onnxcert.checker.network import Affine, Block, Curve, Entries, Network, Pic
 _SLACK = 1 + 1e-6
 """Covers the rounding of error terms themselves."""
 
-_NUMBERS = 1 << 19
+_NUMBERS = 1 << 18
 """Float64 numbers in a row block; its temporaries stay in cache."""
 
 _WIDE = 200

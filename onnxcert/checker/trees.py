@@ -21,7 +21,7 @@ from onnxcert.checker.network import Curve
 from onnxcert.checker.proof import Boxes, Combined, Paths, Prover, Rows
 from onnxcert.checker.spec import Case
 
-_NUMBERS = 1 << 19
+_NUMBERS = 1 << 20
 """Float64 numbers of bounds in one batch of nodes."""
 
 
