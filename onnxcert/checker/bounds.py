@@ -37,6 +37,11 @@ _NUMBERS = 1 << 18
 _WIDE = 200
 """Rows shorter than this are not searched for zeros."""
 
+_SPARSE_FROM, _SPARSE = 5_000, 0.03
+"""Matrices with so many entries of which a smaller share is not zero are stored by those."""
+
+_LARGEST_MATRIX = 1 << 24
+
 _SINGLE = 2.0**-24
 _RANGE = 2.0**60
 """Sums of magnitudes beyond this, and errors below its inverse, are left to binary32 to spoil.
@@ -270,38 +275,96 @@ class Hint:
     slopes: Array
 
 
-def merged(network: Network) -> list[Block]:
-    """The blocks, with offsets that follow a sum in a block of their own moved into the sum's.
+def merged(network: Network, *, executed: bool) -> list[Block]:
+    """The blocks, with sums that only one other sum reads moved into that.
 
-    Scalars that nothing reads any more become empty sums.
+    An offset that follows a sum in a block of its own joins it. Two matrices in a row become their
+    product if float64 has that exactly, and if no execution makes roundings between them. Scalars
+    that nothing reads any more become empty sums.
     """
     blocks = list(network.blocks)
     readers = np.zeros(network.size + 1, np.int64)
     np.add.at(readers, network.output, 2)
     for block in blocks:
-        lists = [term.ids for term in block.terms] if isinstance(block, Affine) else []
+        lists = [np.unique(term.ids) for term in block.terms] if isinstance(block, Affine) else []
         lists += [block.ids] if isinstance(block, Curve) else []
         lists += (block.maximum or ()) if isinstance(block, Affine) else ()
         for ids in lists:
             np.add.at(readers, ids, 1)
     starts = {block.start: k for k, block in enumerate(blocks)}
     for k, block in enumerate(blocks):
-        term = block.terms[0] if isinstance(block, Affine) and len(block.terms) == 1 else None
-        if not isinstance(term, Pick) or term.factor is not None or not len(term.ids):
+        if not isinstance(block, Affine) or len(block.terms) != 1 or not block.terms[0].ids.size:
             continue
-        j = starts.get(int(term.ids[0]), k)
+        read = np.unique(block.terms[0].ids)
+        j = starts.get(int(read[0]), k)
         inner = blocks[j]
         whole = np.arange(inner.start, inner.start + inner.size)
-        if not isinstance(inner, Affine) or inner.maximum is not None:
+        if j == k or not isinstance(inner, Affine) or inner.maximum is not None:
             continue
-        if inner.offset is not None or inner.offset_error is not None:
+        if inner.offset_error is not None or not (readers[whole] <= 1).all():
             continue
-        if np.array_equal(term.ids, whole) and (readers[whole] == 1).all():
-            assert isinstance(block, Affine)
-            roundings = max(inner.roundings, block.roundings)
-            blocks[k] = replace(block, terms=inner.terms, roundings=roundings)
-            blocks[j] = replace(inner, terms=())
+        made = _offset_moved(block, inner)
+        if made is None and not executed:
+            made = _contracted(block, inner)
+        if made is not None:
+            blocks[k], blocks[j] = made, replace(inner, terms=(), offset=None)
     return blocks
+
+
+def _offset_moved(block: Affine, inner: Affine) -> Affine | None:
+    """``inner + offset`` in one block."""
+    term = block.terms[0]
+    whole = np.arange(inner.start, inner.start + inner.size)
+    plain = isinstance(term, Pick) and term.factor is None and np.array_equal(term.ids, whole)
+    if not plain or inner.offset is not None:
+        return None
+    return replace(block, terms=inner.terms, roundings=max(inner.roundings, block.roundings))
+
+
+def _contracted(block: Affine, inner: Affine) -> Affine | None:
+    """The product of two matrices in a row, if it is exact and no larger than both."""
+    if len(inner.terms) != 1 or block.maximum is not None:
+        return None
+    outer, first = _matrix(block.terms[0], block.size), _matrix(inner.terms[0], inner.size)
+    if outer is None or first is None:
+        return None
+    read = outer[1] - inner.start
+    if read[0] < 0 or read[-1] >= inner.size:
+        return None
+    a, (w, ids) = outer[0], (first[0][read], first[1])
+    picks = bool(np.isin(a, (-1.0, 0.0, 1.0)).all() and (np.count_nonzero(a, axis=1) <= 1).all())
+    if inner.offset is not None and not (picks and block.offset is None):
+        return None
+    whole = bool((a == np.rint(a)).all() and (w == np.rint(w)).all())
+    if not picks and not (whole and (abs(a) @ abs(w)).max(initial=0.0) < 2.0**52):
+        return None
+    product = a @ w
+    if np.count_nonzero(product) > np.count_nonzero(a) + np.count_nonzero(w):
+        return None
+    offset = block.offset if inner.offset is None else a @ inner.offset[read]
+    rows, columns = np.nonzero(product)
+    term: Term = Product(ids[None, :, None], weight=product[None])
+    if product.size >= _SPARSE_FROM and len(rows) < _SPARSE * product.size:
+        term = Entries(ids[columns], out=rows, value=product[rows, columns])
+    return replace(block, terms=(term,), offset=offset)
+
+
+def _matrix(term: Term, size: int) -> tuple[Array, Array] | None:
+    """A term as a matrix (size, K) over scalars (K,), if it is one and has no errors."""
+    if term.error is not None:
+        return None
+    if isinstance(term, Product) and term.ids.shape[0] == term.ids.shape[2] == 1:
+        ids = term.ids[0, :, 0]
+        return (term.weight[0], ids) if (np.diff(ids) > 0).all() and ids[0] >= 0 else None
+    if isinstance(term, Entries):
+        ids, column = np.unique(term.ids, return_inverse=True)
+        if ids[0] < 0 or size * len(ids) > _LARGEST_MATRIX:
+            return None
+        matrix = np.zeros((size, len(ids)))
+        np.add.at(matrix, (term.out, column), term.value)
+        once = len(np.unique(term.out * len(ids) + column)) == len(column)
+        return (matrix, ids) if once else None
+    return None
 
 
 class Bounder:
@@ -312,7 +375,7 @@ class Bounder:
         # Executors may take numbers below 2^-126 for zero, before and after every step. As the size
         # of what is read, this charges a product with 2^-24 2^-100 |W|, which is more.
         self.flushed = 2.0**-100 if executed else 0.0
-        self.blocks: Sequence[Block] = merged(network)
+        self.blocks: Sequence[Block] = merged(network, executed=executed)
         self.ends = np.array([block.start + block.size for block in self.blocks])
         self.parts: dict[int, list[Part]] = {}
         self.outputs = Part(Pick(ids=network.output), self.ends)
