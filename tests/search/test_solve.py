@@ -127,6 +127,32 @@ def test_neuron_splits_decide_what_input_splits_do() -> None:
     assert solve(graph, problem, splitting="neuron", attack_restarts=0) is None
 
 
+def test_flat_lines_do_not_hide_the_input_that_matters() -> None:
+    """Lines that are flat along one input made the search halve the other one without end."""
+    nodes = (
+        Node(
+            "z",
+            Linear(np.array([[-1.5, 0.25, -0.5], [-1.25, 0.0, 2.25]]), np.array([0.0, 0.0, -0.5])),
+            ("x",),
+        ),
+        Node("h", Relu(3), ("z",)),
+        Node(
+            "u",
+            Linear(
+                np.array([[1.25, 1.0, 1.5], [0.5, -1.0, -0.25], [-1.25, 0.5, 0.25]]),
+                np.array([0.0, 1.0, -0.5]),
+            ),
+            ("h",),
+        ),
+        Node("v", Relu(3), ("u",)),
+        Node("y", Linear(np.array([[0.0, -1.0], [0.75, 0.25], [0.25, -1.25]])), ("v",)),
+    )
+    graph = Graph("x", 2, nodes, "y")
+    problem = make_problem([([-1.0] * 2, [1.0] * 2)], [(0, [([1.5, -0.25], -0.80898568)])])
+    assert smallest_violation(graph, problem, 0) > _CLEAR
+    assert solve(graph, problem, splitting="input", attack_restarts=0) is None
+
+
 @settings(max_examples=10)
 @given(instance=instances())
 def test_a_batch_of_one_gives_the_same_answers(instance: Instance) -> None:
