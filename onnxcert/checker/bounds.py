@@ -301,7 +301,9 @@ def merged(network: Network, *, executed: bool) -> list[Block]:
         whole = np.arange(inner.start, inner.start + inner.size)
         if j == k or not isinstance(inner, Affine) or inner.maximum is not None:
             continue
-        if inner.offset_error is not None or not (readers[whole] <= 1).all():
+        # What this block reads nobody else may, and what it leaves out nobody at all.
+        alone = np.array_equal(readers[whole], np.isin(whole, read))
+        if inner.offset_error is not None or not alone:
             continue
         made = _offset_moved(block, inner)
         if made is None and not executed:
@@ -344,7 +346,7 @@ def _contracted(block: Affine, inner: Affine) -> Affine | None:
     offset = block.offset if inner.offset is None else a @ inner.offset[read]
     rows, columns = np.nonzero(product)
     term: Term = Product(ids[None, :, None], weight=product[None])
-    if product.size >= _SPARSE_FROM and len(rows) < _SPARSE * product.size:
+    if product.size >= _SPARSE_FROM and 0 < len(rows) < _SPARSE * product.size:
         term = Entries(ids[columns], out=rows, value=product[rows, columns])
     return replace(block, terms=(term,), offset=offset)
 
@@ -385,7 +387,7 @@ class Bounder:
             terms = block.terms if isinstance(block, Affine) else ()
             if isinstance(block, Curve):
                 terms = (Pick(ids=block.ids),)
-            self.parts[k] = [Part(term, self.ends) for term in terms]
+            self.parts[k] = [Part(term, self.ends) for term in terms if term.ids.size]
             depth = max(depth, len(terms))
             for part in self.parts[k]:
                 np.add.at(fan, part.targets[part.targets >= 0], part.fan)
@@ -585,7 +587,9 @@ class Bounder:
 
     def _places(self, k: int) -> int:
         """Places of an image at which a block computes the same; 1 for other blocks."""
-        return max(p.ids.shape[1] if isinstance(p.term, Product) else 1 for p in self.parts[k])
+        return max(
+            (p.ids.shape[1] for p in self.parts[k] if isinstance(p.term, Product)), default=1
+        )
 
     def _units(self, r: Relaxation, k: int, ids: Array, sign: float) -> Array:
         """Lower bounds of ``sign * scalar``: ids (B, R) of block k -> (B, R)."""

@@ -64,6 +64,7 @@ def _chains() -> Sequence[tuple[str, int, list[np.ndarray | str]]]:
         ("whole numbers", 2, [np.round(3 * weights), whole, "Relu", rng.normal(size=(3, 2))]),
         ("not smaller", 4, [weights, large, _picks(rng, 100, 99), "Relu", many]),
         ("sparse", 3, [wide, "Relu", _picks(rng, 100, 100), _picks(rng, 100, 99), "Relu", many]),
+        ("nothing but zeros", 2, [np.zeros((100, 100)), "Relu", rng.normal(size=(100, 2))]),
         ("not exact", 3, [weights, more, "Relu", rng.normal(size=(5, 2))]),
         ("two offsets", 3, [weights, offset, _picks(rng, 4, 6), rng.normal(size=6), "Relu", last]),
     ]
@@ -88,6 +89,38 @@ def test_merged_sums_bound_what_the_network_computes(
         if radius == 0.0:  # the bounds are as tight as the arithmetic
             width = r.upper[0, network.output] - r.lower[0, network.output]
             assert (width < 1e-9).all()
+
+
+def test_a_sum_that_a_curve_reads_too_stays() -> None:
+    """One half of a sum goes through picks, the other through a relu."""
+    rng = np.random.default_rng(2)
+    weights, picks = rng.normal(size=(3, 8)).astype(np.float32), _picks(rng, 4, 4)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["z"]),
+        helper.make_node("Split", ["z", "sizes"], ["a", "b"], axis=1),
+        helper.make_node("MatMul", ["a", "p"], ["c"]),
+        helper.make_node("Relu", ["b"], ["r"]),
+        helper.make_node("Add", ["c", "r"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "halves",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4])],
+        [
+            numpy_helper.from_array(weights, "w"),
+            numpy_helper.from_array(picks.astype(np.float32), "p"),
+            numpy_helper.from_array(np.array([4, 4]), "sizes"),
+        ],
+    )
+    opsets = [helper.make_opsetid("", 17)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    network = read_network(model.SerializeToString())
+    bounder = Bounder(network, executed=False)
+    point = rng.normal(size=(1, 3))
+    r, y = bounder.bound(point, point), network.forward(point)[0]
+    assert (r.lower[0, network.output] <= y + 1e-9).all()
+    assert (r.upper[0, network.output] >= y - 1e-9).all()
 
 
 def test_an_execution_rounds_between_matrices() -> None:
