@@ -1,4 +1,4 @@
-"""What a run leaves behind: a versioned JSON record, and files that are whole or absent.
+"""What a run leaves behind: a versioned JSON record.
 
 A record holds everything needed to judge or repeat a run: versions, hashes of both files, verdict,
 the arithmetic it speaks of, whether the checker accepted a proof of it, times, proved bounds, the
@@ -6,31 +6,24 @@ witness with the outcome of its replay, settings and seed. One key of the
 top level stands on one line, so that a record with a large witness is still read by eye and by
 ``grep``. JSON has no infinities: they are written as the strings ``"Infinity"``, ``"-Infinity"``
 and ``"NaN"``, as in protocol buffers.
-
-Every file is written beside its place and then renamed, so a reader never sees half of one, even
-after ``kill -9``.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
 import platform
-import stat
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from enum import Enum
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from onnxcert import __version__
-from onnxcert.errors import OnnxcertError, UsageError
+from onnxcert.errors import OnnxcertError
 from onnxcert.frontend.write import decimal
 from onnxcert.spec import Query
 from onnxcert.verdict import Counterexample, Result, Sat, Unknown
@@ -203,69 +196,3 @@ def _tensor(name: str, values: object) -> Record:
         "shape": list(array.shape),
         "values": plain(array.ravel()),
     }
-
-
-def write_file(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Write a whole file or none of it; an existing one is replaced in one step.
-
-    Devices and pipes, such as ``/dev/stderr``, are written to directly; a symbolic link stays one.
-
-    Raises:
-        UsageError: the file cannot be written.
-    """
-    data = content.encode() if isinstance(content, str) else content
-    place = os.path.realpath(path)
-    try:
-        if _is_special(place):
-            with open(place, "wb") as stream:
-                stream.write(data)
-        else:
-            _replace(Path(place), data)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def check_writable(path: str | os.PathLike[str]) -> None:
-    """Find out before a long search whether `write_file` will work.
-
-    Raises:
-        UsageError: the path is a folder, or nothing can be written beside it.
-    """
-    place = Path(os.path.realpath(path))
-    if place.is_dir():
-        raise UsageError("the output file is a folder", place=os.fspath(path))
-    try:
-        if place.exists() and not os.access(place, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        if not _is_special(os.fspath(place)):
-            with tempfile.TemporaryFile(dir=place.parent):
-                pass
-    except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def _is_special(place: str) -> bool:
-    try:
-        return not stat.S_ISREG(os.stat(place).st_mode)
-    except FileNotFoundError:
-        return False
-
-
-def _replace(place: Path, data: bytes) -> None:
-    temporary = place.with_name(f".{place.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(place)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _unwritable(path: str | os.PathLike[str], error: OSError) -> UsageError:
-    return UsageError(
-        f"the output file cannot be written: {error.strerror}",
-        place=os.fspath(path),
-        help="choose a path in a folder that exists and is writable",
-    )

@@ -36,7 +36,6 @@ from onnxcert.bounds.crown import Bounds, crown_bounds, output_bounds
 from onnxcert.errors import SpecError, UsageError
 from onnxcert.files import check_writable, write_file
 from onnxcert.frontend.lower import Lowered, lower_query
-from onnxcert.frontend.model_file import read_bytes
 from onnxcert.frontend.onnx import Model, TensorInfo, load_model
 from onnxcert.frontend.replay import Replayer, check_lowering
 from onnxcert.frontend.vnnlib import read_query
@@ -84,6 +83,8 @@ _log = logging.getLogger(__name__)
 
 _ROUNDING_SECONDS, _ROUNDING_FACTOR = 10.0, 30.0
 """How long a proof for every execution may take: this, plus so many times what the reals took."""
+
+_TOOL = {"name": "onnxcert", "version": __version__}
 
 _REPAIRS = 3
 """How often a proof that the checker refuses is repaired."""
@@ -238,13 +239,6 @@ class _Run:
         rng = np.random.default_rng(self.seed)
         executed = semantics == EXECUTED
         graph = instance.model.lowered if executed else instance.model.graph
-        certifier = Certifier(
-            instance.model_bytes,
-            instance.spec_bytes,
-            instance.directory,
-            semantics,
-            {"name": "onnxcert", "version": __version__},
-        )
         self.solver = solver = Solver(
             graph.to(self.device),
             instance.confirmation(replayer),
@@ -257,9 +251,10 @@ class _Run:
             execution_unit=UNIT_ROUNDOFF_FLOAT32 if executed else 0.0,
         )
         if prove and self.certified and self.settings.watch == "auto":
-            self.watch = watch = certifier.watch()
+            self.watch = watch = Watch(lambda: instance.stored(semantics))
             solver.follow = watch.follow
         result: Reason | None = None
+        problems: list[Problem] = []
         for number, problem in enumerate(instance.lowered.cases):
             if number == 0:
                 self._compare(instance, replayer, problem, rng)
@@ -267,9 +262,10 @@ class _Run:
                 return Unknown(Reason.TIMEOUT)
             if self.watch is not None:
                 self.watch.problem(problem)
+            problems.append(problem)
             answer = solver.solve(problem)
             if isinstance(answer, Counterexample):
-                self._attest(instance, certifier, answer)
+                self._attest(instance, answer)
                 return Sat(answer)
             if answer is Reason.TIMEOUT:
                 return Unknown(answer)
@@ -278,7 +274,10 @@ class _Run:
             result = Reason.UNCONFIRMED
         if result is not None:
             return Unknown(result)
-        return self._certify(instance, solver, certifier) if prove else Unsat()
+        if not prove or not (self.certified or self.certificate):
+            return Unsat()
+        certifier = Certifier(*instance.stored(semantics), _TOOL)
+        return self._certify(instance, solver, certifier, problems)
 
     def _compare(
         self,
@@ -294,7 +293,7 @@ class _Run:
         with self._timed("replay"):
             check_lowering(instance.model, *box, rng, points, replayer=replayer)
 
-    def _attest(self, instance: Instance, certifier: Certifier, answer: Counterexample) -> None:
+    def _attest(self, instance: Instance, answer: Counterexample) -> None:
         """Make the certificate of a witness, if one is asked for."""
         if self.certificate is None:
             return
@@ -308,20 +307,24 @@ class _Run:
             exact = answer.decimals.get(tensor.name, {})
             decimals |= {start + position: value for position, value in exact.items()}
             start += np.asarray(array).size
+        certifier = Certifier(*instance.stored(REAL), _TOOL)
         certificate = certifier.witness(_split(flat, instance.model.inputs), decimals)
         try:
             self._check(certifier, certificate)
         except Unusable as error:
             self.proof = Proof(accepted=False, message=str(error))
 
-    def _certify(self, instance: Instance, solver: Solver, certifier: Certifier) -> Verdict:
+    def _certify(
+        self,
+        instance: Instance,
+        solver: Solver,
+        certifier: Certifier,
+        problems: Sequence[Problem],
+    ) -> Verdict:
         """Make the certificate, have it checked, and repair what is refused."""
-        if not self.certified and self.certificate is None:
-            return Unsat()
         self.report(Progress(self.deadline.elapsed, "checking"))
         try:
             with self._timed("checking"):
-                problems = list(instance.lowered.cases)
                 for problem in problems:
                     certifier.add(problem)
                 certificate = certifier.refutation(solver.trace)
@@ -333,7 +336,7 @@ class _Run:
                 _log.info("%d leaves were not accepted; they are proved again", len(doubts))
                 answer = solver.repair(_failures(problems, doubts))
                 if isinstance(answer, Counterexample):
-                    self._attest(instance, certifier, answer)
+                    self._attest(instance, answer)
                     return Sat(answer)
                 if answer is not None:
                     return Unknown(answer)
@@ -487,22 +490,24 @@ class Instance:
         }
         return cls(network, query, lowered, files)
 
-    @property
-    def model_bytes(self) -> bytes:
-        """The model's file as it is, or what saving the object would write."""
-        proto = self.model.proto
-        return bytes(proto.SerializeToString()) if proto else read_bytes(Path(self.model.source))
+    def stored(self, semantics: str) -> tuple[bytes, bytes, Path | None, str]:
+        """What the checker reads: the bytes of the model and of the specification, as the files are
+        or as saving the objects would write them; the folder of the model; and the semantics.
 
-    @property
-    def spec_bytes(self) -> bytes:
-        """The specification's file as it is, or what saving the query would write."""
-        path = Path(self.query.source)
-        return path.read_bytes() if path.is_file() else format_vnnlib(self.query).encode()
+        Raises:
+            InputError: a file has changed since it was read.
+        """
+        directory = None if self.model.proto else Path(self.model.source).parent
+        return self.model.stored(), self._stored_query(), directory, semantics
 
-    @property
-    def directory(self) -> Path | None:
-        """The folder of the model's file."""
-        return None if self.model.proto else Path(self.model.source).parent
+    def _stored_query(self) -> bytes:
+        path, known = Path(self.query.source), self.files["spec"]["sha256"]
+        if not known:
+            return format_vnnlib(self.query).encode()
+        data = path.read_bytes() if path.is_file() else b""
+        if hashlib.sha256(data).hexdigest() != known:
+            raise SpecError("the file has changed since it was read", place=str(path))
+        return data
 
     @property
     def input_type(self) -> type[np.floating]:

@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 
 from onnxcert.errors import UnsupportedSpec, UsageError
+from onnxcert.files import check_writable, write_file
 from onnxcert.report import (
-    check_writable,
     error_record,
     is_certified,
     plain,
     result_record,
     to_json,
-    write_file,
 )
 from onnxcert.settings import Settings
 from onnxcert.verdict import Counterexample, Proof, Reason, Result, Sat, Unknown, Unsat

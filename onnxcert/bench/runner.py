@@ -19,7 +19,8 @@ from onnxcert.bench.journal import Journal, Outcome
 from onnxcert.bench.summary import Summary, results_csv
 from onnxcert.bench.worker import Limits, solve
 from onnxcert.errors import UsageError
-from onnxcert.report import SCHEMA, to_json, write_file
+from onnxcert.files import write_file
+from onnxcert.report import SCHEMA, to_json
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _TICK_SECONDS = 0.5

@@ -16,7 +16,7 @@ from typing import Any
 
 from onnxcert.bench.instances import Instance
 from onnxcert.bench.journal import Outcome
-from onnxcert.report import write_file
+from onnxcert.files import write_file
 
 _LAUNCH = Path(__file__).with_name("launch.py")
 _RESULTS = {"sat": "sat", "unsat": "unsat", "unknown": "unknown", "timed-out": "timeout"}

@@ -81,16 +81,23 @@ class Boxes:
         known = self.known[0][index], self.known[1][index]
         return Boxes(self.low[index], self.high[index], self.cases[index], known)
 
-    def joined(self, other: Boxes) -> Boxes:
-        """Both batches in one."""
-        width = max(self.cases.shape[1], other.cases.shape[1])
+    @staticmethod
+    def joined(parts: Sequence[Boxes]) -> Boxes:
+        """All batches in one."""
+        width = max(part.cases.shape[1] for part in parts)
         cases = [
-            np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=-1)
-            for part in (self.cases, other.cases)
+            np.pad(p.cases, ((0, 0), (0, width - p.cases.shape[1])), constant_values=-1)
+            for p in parts
         ]
-        low, high = np.concatenate([self.low, other.low]), np.concatenate([self.high, other.high])
-        below, above = (np.concatenate([self.known[i], other.known[i]]) for i in (0, 1))
-        return Boxes(low, high, np.concatenate(cases), (below, above))
+        return Boxes(
+            np.concatenate([part.low for part in parts]),
+            np.concatenate([part.high for part in parts]),
+            np.concatenate(cases),
+            (
+                np.concatenate([part.known[0] for part in parts]),
+                np.concatenate([part.known[1] for part in parts]),
+            ),
+        )
 
 
 @dataclass(frozen=True, eq=False)

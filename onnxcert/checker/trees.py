@@ -272,7 +272,7 @@ class Group:
         most = max(1, _NUMBERS // (numbers + 1))
         while stack and len(ids) + len(stack[-1][0]) <= most:
             more, others = stack.pop()
-            ids, nodes = np.concatenate([ids, more]), nodes.joined(others)
+            ids, nodes = np.concatenate([ids, more]), Boxes.joined([nodes, others])
         if len(ids) > most:
             stack.append((ids[most:], nodes[most:]))
             ids, nodes = ids[:most], nodes[:most]

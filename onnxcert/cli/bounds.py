@@ -38,7 +38,7 @@ def run(words: Sequence[str], console: Console, clock: Clock) -> int:
         return 0
     console.configure(options.verbosity)
     if options.json is not None:
-        from onnxcert.report import check_writable
+        from onnxcert.files import check_writable
 
         check_writable(options.json)
     from onnxcert.verifier import compute_bounds
@@ -48,7 +48,8 @@ def run(words: Sequence[str], console: Console, clock: Clock) -> int:
     )
     console.answer(bounds_page(report))
     if options.json is not None:
-        from onnxcert.report import bounds_record, to_json, write_file
+        from onnxcert.files import write_file
+        from onnxcert.report import bounds_record, to_json
 
         write_file(options.json, to_json(bounds_record(report, options.method)))
     return 0

@@ -139,7 +139,7 @@ def _check_outputs(options: argparse.Namespace) -> None:
             raise UsageError(f"--{option} would overwrite an input", place=path)
     if not files and options.assignments_folder is None:
         return
-    from onnxcert.report import check_writable
+    from onnxcert.files import check_writable
 
     for path in files.values():
         check_writable(path)
@@ -162,7 +162,8 @@ def _errors_recorded(options: argparse.Namespace, console: Console) -> Iterator[
         raise
     except (Exception, KeyboardInterrupt) as error:
         if options.json is not None:
-            from onnxcert.report import error_record, to_json, write_file
+            from onnxcert.files import write_file
+            from onnxcert.report import error_record, to_json
 
             try:
                 write_file(options.json, to_json(error_record(error, _files(options))))
@@ -318,7 +319,8 @@ def _deliver(result: Result, options: argparse.Namespace, console: Console) -> N
         console.answer(f"{result.word}\n")
     _remark(result, options, console)
     if options.json is not None:
-        from onnxcert.report import result_record, to_json, write_file
+        from onnxcert.files import write_file
+        from onnxcert.report import result_record, to_json
 
         write_file(options.json, to_json(result_record(result)))
 
@@ -326,8 +328,8 @@ def _deliver(result: Result, options: argparse.Namespace, console: Console) -> N
 def _deliver_witness(
     query: Query, found: Counterexample, options: argparse.Namespace, console: Console
 ) -> None:
+    from onnxcert.files import write_file
     from onnxcert.frontend.witness import format_witness, write_assignments
-    from onnxcert.report import write_file
 
     values = {**found.inputs, **found.outputs}
     text = f"{format_witness(query, values, found.decimals)}\n"

@@ -13,18 +13,20 @@ The graph computes in real arithmetic what the file says, with its weights taken
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import onnx
 
 from onnxcert.errors import ModelError, UnsupportedModel
 from onnxcert.frontend.canonical import NEWEST_OPSET, Canonical, canonical
-from onnxcert.frontend.model_file import ModelFile
+from onnxcert.frontend.model_file import ModelFile, read_bytes
 from onnxcert.frontend.rules import RULES
 from onnxcert.frontend.shapes import TensorInfo, element_type
 from onnxcert.frontend.tensors import Shape
@@ -81,6 +83,19 @@ class Model:
     parameters: int
     layers: tuple[Layer, ...] = field(repr=False)
     proto: onnx.ModelProto | None = field(repr=False, default=None)
+
+    def stored(self) -> bytes:
+        """The bytes that `sha256` is of: the file as it is, or the serialised object.
+
+        Raises:
+            ModelError: the file cannot be read, or has changed since it was.
+        """
+        if self.proto is not None:
+            return bytes(self.proto.SerializeToString())
+        data = read_bytes(Path(self.source))
+        if hashlib.sha256(data).hexdigest() != self.sha256:
+            raise ModelError("the file has changed since it was read", place=self.source)
+        return data
 
 
 @dataclass(frozen=True)

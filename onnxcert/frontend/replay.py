@@ -8,7 +8,6 @@ before anything is concluded from it.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +21,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as runtime_errors
 
 from onnxcert.arrays import UNIT_ROUNDOFF, Array, Device, FloatArray
 from onnxcert.errors import ModelError
-from onnxcert.frontend.model_file import decompressed, read_bytes
+from onnxcert.frontend.model_file import decompressed
 from onnxcert.frontend.onnx import Model
 from onnxcert.graph import Graph
 from onnxcert.ops import Sign
@@ -128,13 +127,7 @@ class Replayer:
     def _bytes(self) -> bytes:
         """The serialised model, with hidden tensors among its outputs."""
         model = self.model
-        if model.proto is not None:
-            data = bytes(model.proto.SerializeToString())
-        else:
-            stored = read_bytes(Path(model.source))
-            if hashlib.sha256(stored).hexdigest() != model.sha256:
-                raise ModelError("the file has changed since it was read", place=model.source)
-            data = decompressed(stored, model.source)
+        data = decompressed(model.stored(), model.source)
         if not model.hidden:
             return data
         proto = onnx.ModelProto()

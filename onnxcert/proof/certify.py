@@ -22,7 +22,6 @@ from onnxcert.checker.container import FORMAT, pack
 from onnxcert.checker.errors import Expired
 from onnxcert.checker.trees import Refusal
 from onnxcert.proof.trace import InputTrees, NeuronTrees, Trace
-from onnxcert.proof.watch import Watch
 from onnxcert.proof.writer import CaseNumbers, Writer
 from onnxcert.spec import Problem
 
@@ -154,10 +153,6 @@ class Certifier:
             Rejected, Unusable, Expired: as `Session.check`.
         """
         return self.session.check(certificate.data, refused=refused, expired=expired)
-
-    def watch(self) -> Watch:
-        """Someone who checks while the search runs."""
-        return Watch(self.model, self.spec, self.directory, self.semantics)
 
     def _header(self, verdict: str, semantics: str) -> dict[str, object]:
         return {

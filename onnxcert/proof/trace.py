@@ -24,18 +24,15 @@ from onnxcert.ops.base import Elementwise
 from onnxcert.sets import Box
 from onnxcert.spec import Problem
 
+NOTHING: IntArray = np.zeros(0, np.int64)
+"""No nodes."""
+
 
 @dataclass(eq=False)
 class _Nodes:
-    """Trees under construction.
-
-    Attributes:
-        count: nodes so far.
-        last: the halves that were made last.
-    """
+    """Trees under construction: how many nodes there are, and which are whose halves."""
 
     count: int = 0
-    last: tuple[IntArray, IntArray] = field(default_factory=lambda: (np.zeros(0, int),) * 2)
     _links: list[tuple[IntArray, IntArray]] = field(default_factory=list)
 
     def add(self, count: int) -> IntArray:
@@ -47,7 +44,6 @@ class _Nodes:
         """Two children for each parent: the lower and the upper half."""
         low, high = self.add(len(parents)), self.add(len(parents))
         self._links.append((parents, np.stack([low, high], axis=1)))
-        self.last = low, high
         return low, high
 
     @property
@@ -59,8 +55,23 @@ class _Nodes:
         return table
 
 
-def _ignore(*arguments: object) -> None:
-    """Nobody listens."""
+@dataclass(frozen=True, eq=False)
+class Step:
+    """What the search did with a batch of boxes.
+
+    Attributes:
+        closed: (N,) nodes of which nothing is left.
+        cut, inputs, low, high: (M,) nodes that were cut in the middle of an input, and the nodes of
+            their lower and upper halves.
+        combined: nodes, cases and weights (K, R): cases that a sum of their rows refutes there.
+    """
+
+    closed: IntArray
+    cut: IntArray
+    inputs: IntArray
+    low: IntArray
+    high: IntArray
+    combined: tuple[IntArray, IntArray, FloatArray]
 
 
 @dataclass(eq=False)
@@ -70,58 +81,39 @@ class InputTrees:
     Attributes:
         problem: where the cases come from.
         roots: (R,) nodes, and for each the cases open there, (R, C) with -1 for none.
-        inputs: (nodes, input) of every cut.
-        combined: (nodes, cases, weights): cases that a weighted sum of their rows refutes.
+        steps: all batches in order.
+        planted, stepped: told of new roots and of every batch.
     """
 
     problem: Problem
     nodes: _Nodes = field(default_factory=_Nodes)
     roots: list[tuple[IntArray, IntArray]] = field(default_factory=list)
-    inputs: list[tuple[IntArray, IntArray]] = field(default_factory=list)
-    combined: list[tuple[IntArray, IntArray, FloatArray]] = field(default_factory=list)
-    _planted: Callable[..., None] = field(default=_ignore)
-    _stepped: Callable[..., None] = field(default=_ignore)
-    _closed: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
-    _told: tuple[int, int] = (0, 0)
-
-    def follow(self, planted: Callable[..., None], stepped: Callable[..., None]) -> None:
-        """Have someone told of new roots, and of every batch (see `commit`)."""
-        self._planted, self._stepped = planted, stepped
+    steps: list[Step] = field(default_factory=list)
+    planted: Callable[[IntArray, IntArray], None] = lambda nodes, cases: None
+    stepped: Callable[[Step], None] = lambda step: None
 
     def plant(self, cases: IntArray) -> IntArray:
         """New roots with their cases (R, C); their numbers."""
         numbers = self.nodes.add(len(cases))
         self.roots.append((numbers, cases))
-        self._planted(numbers, cases)
+        self.planted(numbers, cases)
         return numbers
 
-    def close(self, nodes: Array) -> None:
-        """Nothing is left of these boxes."""
-        self._closed = to_host(nodes)
-
-    def commit(self) -> None:
-        """A batch is done: what was closed and combined, and cut last, belongs together."""
-        nothing: IntArray = np.zeros(0, np.int64)
-        combined: tuple[IntArray, IntArray, FloatArray] = (nothing, nothing, np.zeros((0, 0)))
-        if len(self.combined) > self._told[0]:
-            combined = self.combined[-1]
-        cut: tuple[IntArray, ...] = (nothing, nothing, nothing, nothing)
-        if len(self.inputs) > self._told[1]:
-            low, high = self.nodes.last
-            cut = (*self.inputs[-1], low, high)
-        self._told = len(self.combined), len(self.inputs)
-        self._stepped(self._closed, *cut, combined)
-
-    def combine(self, nodes: Array, cases: Array, weights: Array) -> None:
-        """Cases (M,) that sums of rows with weights (M, R) refute at nodes (M,)."""
-        if len(nodes):
-            self.combined.append((to_host(nodes), to_host(cases), to_host(weights)))
-
-    def cut(self, nodes: Array, inputs: Array) -> tuple[IntArray, IntArray]:
-        """Boxes cut in the middle of an input: the numbers of their lower and upper halves."""
-        parents = to_host(nodes)
-        self.inputs.append((parents, to_host(inputs)))
-        return self.nodes.link(parents)
+    def step(
+        self,
+        closed: Array,
+        cut: Array,
+        inputs: Array,
+        combined: tuple[Array, Array, Array] = (NOTHING, NOTHING, NOTHING[:, None]),
+    ) -> tuple[IntArray, IntArray]:
+        """Note a batch (see `Step`): the numbers of the lower and upper halves."""
+        parents = to_host(cut)
+        low, high = self.nodes.link(parents)
+        nodes, cases, weights = map(to_host, combined)
+        step = Step(to_host(closed), parents, to_host(inputs), low, high, (nodes, cases, weights))
+        self.steps.append(step)
+        self.stepped(step)
+        return low, high
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,18 +24,20 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 
-from onnxcert.arrays import Array, FloatArray, IntArray
+from onnxcert.arrays import IntArray
+from onnxcert.checker.audit import Auditor
 from onnxcert.checker.bounds import Bounder
 from onnxcert.checker.certificate import EXECUTED, Session, Verified
 from onnxcert.checker.errors import Expired, Rejected, Unusable
 from onnxcert.checker.proof import Boxes, Combined, Prover, Rows
 from onnxcert.checker.trees import InputGroup, Refusal
-from onnxcert.proof.trace import InputTrees, NeuronTrees
+from onnxcert.proof.trace import InputTrees, NeuronTrees, Step
 from onnxcert.proof.writer import CaseNumbers
 from onnxcert.spec import Problem
 
@@ -54,24 +56,6 @@ _log = logging.getLogger(__name__)
 Reply: TypeAlias = "tuple[Verified | Rejected | Unusable, list[Refusal]]"
 
 
-@dataclass(frozen=True, eq=False)
-class Step:
-    """What the search did with a batch of boxes.
-
-    Attributes:
-        closed: (N,) nodes of which nothing is left.
-        cut, inputs, low, high: (M,) nodes that were cut, where, and the nodes of the halves.
-        combined: nodes, disjuncts and weights (K, R) of sums of rows that refuted a case.
-    """
-
-    closed: IntArray
-    cut: IntArray
-    inputs: IntArray
-    low: IntArray
-    high: IntArray
-    combined: tuple[IntArray, IntArray, FloatArray]
-
-
 @dataclass(eq=False)
 class WatchedTrees:
     """Trees over inputs, as the child walks them.
@@ -79,6 +63,7 @@ class WatchedTrees:
     Attributes:
         prover: for the cases of these trees.
         numbers: (K,) the checker's numbers of those cases, in the prover's order.
+        auditor: audits nothing.
         boxes: open nodes; None below a node that is refuted already.
         decision: node -> input and halves; -1 for leaves.
         roots: node -> numbers of its cases.
@@ -88,6 +73,7 @@ class WatchedTrees:
 
     prover: Prover
     numbers: IntArray
+    auditor: Auditor
     boxes: dict[int, Boxes | None] = field(default_factory=dict)
     decision: dict[int, tuple[int, int, int]] = field(default_factory=dict)
     roots: dict[int, frozenset[int]] = field(default_factory=dict)
@@ -117,9 +103,9 @@ class WatchedTrees:
         parts = [boxes for _, boxes in known if boxes is not None]
         if not parts:
             return
-        batch = _joined(parts)
+        batch = Boxes.joined(parts)
         chosen = self._inputs(ids)
-        left, rest, _ = self.prover.boxes(ids, batch, chosen < 0, combined, _NO_AUDIT)
+        left, rest, _ = self.prover.boxes(ids, batch, chosen < 0, combined, self.auditor)
         for node in np.setdiff1d(ids, ids[left]).tolist():
             self._hand_on(node, None, None)
         inner = chosen[left] >= 0
@@ -188,7 +174,7 @@ class _Child:
         cases = [self.cases[number] for number in numbers]
         network = self.session.network
         rows = Rows.of(cases, network.n_inputs, len(network.output))
-        trees = WatchedTrees(Prover(self.bounder, rows), numbers)
+        trees = WatchedTrees(Prover(self.bounder, rows), numbers, Auditor(self.bounder, 0, 0))
         roots = trees.prover.roots(cases)
         place = {frozenset(numbers[r[r >= 0]].tolist()): k for k, r in enumerate(roots.cases)}
         for node, row in zip(nodes.tolist(), known, strict=True):
@@ -226,37 +212,17 @@ class _Child:
             return error, refused
 
 
-class _Nobody:
-    """Audits nothing."""
-
-    left = 0
-
-    def choose(self, candidates: Array) -> Array:
-        return candidates[:0]
-
-
-_NO_AUDIT: Any = _Nobody()
-
-
-def _joined(parts: Sequence[Boxes]) -> Boxes:
-    width = max(part.cases.shape[1] for part in parts)
-    cases = [
-        np.pad(p.cases, ((0, 0), (0, width - p.cases.shape[1])), constant_values=-1) for p in parts
-    ]
-    known = tuple(np.concatenate([part.known[side] for part in parts]) for side in (0, 1))
-    low, high = (np.concatenate([getattr(p, s) for p in parts]) for s in ("low", "high"))
-    return Boxes(low, high, np.concatenate(cases), (known[0], known[1]))
-
-
 class Watch:
     """The parent's side.
 
     Args:
-        model, spec, directory, semantics: as for `onnxcert.proof.certify.Certifier`.
+        begin: what the child begins with: model, spec, directory and semantics, as for
+            `onnxcert.proof.certify.Certifier`; called when a child is started.
     """
 
-    def __init__(self, model: bytes, spec: bytes, directory: Path | None, semantics: str) -> None:
-        self._waiting: list[tuple[Any, ...]] = [("begin", model, spec, directory, semantics)]
+    def __init__(self, begin: Callable[[], tuple[bytes, bytes, Path | None, str]]) -> None:
+        self._begin = begin
+        self._waiting: list[tuple[Any, ...]] = []
         self._queue: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
         self._child: subprocess.Popen[bytes] | None = None
         self._sender: threading.Thread | None = None
@@ -271,14 +237,8 @@ class Watch:
     def follow(self, trees: InputTrees) -> None:
         """Be told of every step of some trees."""
         uid = self._trees[id(trees)] = len(self._trees)
-
-        def planted(nodes: IntArray, cases: IntArray) -> None:
-            self._tell("plant", uid, nodes, cases)
-
-        def stepped(*parts: Any) -> None:
-            self._tell("step", uid, Step(*parts))
-
-        trees.follow(planted, stepped)
+        trees.planted = partial(self._tell, "plant", uid)
+        trees.stepped = partial(self._tell, "step", uid)
 
     def _tell(self, *message: Any) -> None:
         """Send a message, or keep it until the search has taken long enough for a child to pay.
@@ -318,7 +278,7 @@ class Watch:
             _log.info("no second process: %s", error)
             self.close()
             return
-        for message in self._waiting:
+        for message in (self._begin(), *self._waiting):
             self._queue.put(message)
         self._waiting.clear()
         self._sender = threading.Thread(target=self._send, args=(self._child.stdin,), daemon=True)
@@ -393,8 +353,7 @@ def main() -> None:
     """The child: read messages, answer the last."""
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     with np.errstate(all="ignore"):
-        kind, *arguments = pickle.load(source)
-        child = _Child(*arguments)
+        child = _Child(*pickle.load(source))
         while True:
             kind, *arguments = pickle.load(source)
             reply = getattr(child, kind)(*arguments)

@@ -187,16 +187,14 @@ class Writer:
         order = np.array(list(_preorder([node for _, node in roots], children)), np.int64)
         split = children[order, 0] >= 0
         inputs = np.zeros(len(children), np.int64)
-        for nodes, chosen in trees.inputs:
-            inputs[nodes] = chosen
+        for step in trees.steps:
+            inputs[step.cut] = step.inputs
         place = np.full(len(children), -1)
         place[order] = np.arange(len(order))
-        # A batch that ran out of memory is bounded once more, and its sums are noted twice.
         combined = {
             (int(place[node]), self.cases[disjunct].number): (self.cases[disjunct], row)
-            for nodes, disjuncts, weights in trees.combined
-            for node, disjunct, row in zip(nodes, disjuncts, weights, strict=True)
-            if place[node] >= 0
+            for step in trees.steps
+            for node, disjunct, row in zip(*step.combined, strict=True)
         }
         cases = sorted(number for known, _ in roots for number in known)
         self._group(0, cases, len(order), len(combined), 0, 0)

@@ -22,7 +22,7 @@ import numpy as np
 from onnxcert.arrays import Array, IntArray, array_module, concatenate, to_host
 from onnxcert.bounds.crown import crown_bounds
 from onnxcert.graph import Graph
-from onnxcert.proof.trace import InputTrees
+from onnxcert.proof.trace import NOTHING, InputTrees
 from onnxcert.search.branching import Bounded, Brancher, Children
 from onnxcert.search.cases import Cases
 from onnxcert.search.clipping import clip_box, combine_rows
@@ -50,6 +50,7 @@ class _State:
         box: the part of each box that the linear bounds leave to the open cases.
         known: bounds of pre-activations for the children.
         weights: of the rows in the best bound of each case, (B, C, R).
+        combined: rows of the batch, numbers of cases, and weights of the sums that refute them.
     """
 
     steepness: Array
@@ -57,6 +58,7 @@ class _State:
     box: Box
     known: Batch
     weights: Array
+    combined: tuple[Array, Array, Array]
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ class InputSplit(Brancher):
         count = 2 * len(nodes)
         middle = 0.5 * lower[each, chosen] + 0.5 * upper[each, chosen]
         batch = {
-            "node": xp.asarray(np.concatenate(self.trees.cut(nodes, chosen))),
+            "node": xp.asarray(np.concatenate(self.trees.step(NOTHING, nodes, chosen))),
             "lower": xp.asarray(np.concatenate([lower, lower])),
             "upper": xp.asarray(np.concatenate([upper, upper])),
             "cases": xp.asarray(np.concatenate([cases, cases])),
@@ -176,8 +178,7 @@ class InputSplit(Brancher):
         forms_of = pulled.coefficients, lower, forms.used
         clipped, per_case, rows, smear, weights = self._per_case(box, *forms_of, refuted)
         node, column = xp.nonzero((per_case > 0) & xp.isfinite(per_case) & ~refuted)
-        numbers = self._numbers(cases[node, column])
-        self.trees.combine(batch["node"][node], numbers, weights[node, column])
+        combined = node, self._numbers(cases[node, column]), weights[node, column]
         refuted = refuted | (per_case > 0)
         case_lower = xp.where(bounds.empty[:, None], xp.inf, per_case)
         per_case = xp.where(refuted, xp.inf, per_case)
@@ -186,7 +187,6 @@ class InputSplit(Brancher):
         coefficients = rows[each, worst]
         open_cases = xp.where(refuted, -1, cases)
         closed = cast(Array, refuted.all(axis=1))
-        self.trees.close(batch["node"][closed])
         minimiser = xp.where(coefficients >= 0, box.lower, box.upper)
         remembered = {
             f"known_{side}": concatenate(
@@ -202,7 +202,7 @@ class InputSplit(Brancher):
             open_cases[~closed],
             cases,
             case_lower,
-            _State(smear[each, worst], open_cases, clipped, remembered, weights),
+            _State(smear[each, worst], open_cases, clipped, remembered, weights, combined),
         )
 
     @staticmethod
@@ -276,9 +276,12 @@ class InputSplit(Brancher):
         low["upper"][each, position] = cut
         high["lower"] = parent["lower"].copy()
         high["lower"][each, position] = cut
-        low["node"], high["node"] = map(xp.asarray, self.trees.cut(parent["node"], position))
+        nodes, (rows, numbers, weights) = batch["node"], state.combined
+        halves = self.trees.step(
+            nodes[bounded.closed], parent["node"], position, (nodes[rows], numbers, weights)
+        )
+        low["node"], high["node"] = map(xp.asarray, halves)
         children = {name: concatenate([low[name], high[name]]) for name in parent}
-        self.trees.commit()
         score = bounded.score[keep]
         stuck = int((is_open & ~divisible).sum())
         return Children(children if len(position) else None, concatenate([score, score]), stuck)

@@ -46,7 +46,7 @@ class Skeptic:
             left, still, worst = boxes(prover, ids, nodes, leaf, *rest)
             doubted = np.setdiff1d(np.flatnonzero(leaf), left)[self._doubts]
             worst = np.concatenate([worst, np.full(len(doubted), -LACKING)])
-            return np.concatenate([left, doubted]), still.joined(nodes[doubted]), worst
+            return np.concatenate([left, doubted]), Boxes.joined([still, nodes[doubted]]), worst
 
         def doubtful_paths(prover: Prover, *arguments: Any) -> np.ndarray:
             lower = paths(prover, *arguments)

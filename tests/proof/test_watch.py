@@ -55,7 +55,7 @@ class Inside:
 
         def tell(parent: Watch, kind: str, *parts: Any) -> None:
             if self.child is None:
-                self.child = watch._Child(*parent._waiting[0][1:])
+                self.child = watch._Child(*parent._begin())
             getattr(self.child, kind)(*pickle.loads(pickle.dumps(parts)))
 
         def finish(parent: Watch, data: bytes, groups: Sequence[Any], expired: object) -> Reply:
@@ -366,7 +366,7 @@ def test_a_process_that_reads_nothing_of_the_model_says_nothing(
     processes: Processes, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Its complaints would end up among the words of the program; the parent finds out itself."""
-    parent = Watch(b"no model", b"no specification", None, "real")
+    parent = Watch(lambda: (b"no model", b"no specification", None, "real"))
     parent._tell("problem", None)
     assert parent.finish(b"", [], lambda: False) is None
     processes.assert_gone()
@@ -376,7 +376,7 @@ def test_a_process_that_reads_nothing_of_the_model_says_nothing(
 def test_the_time_may_be_up_while_a_process_is_asked(processes: Processes) -> None:
     """It never gets its messages here, so it waits for them as long as it is let."""
     questions = iter([False, False, True])
-    parent = Watch(b"", b"", None, "real")
+    parent = Watch(lambda: (b"", b"", None, "real"))
     blocked = threading.Event()
     parent._send = lambda pipe: (blocked.wait(), None)[1]  # type: ignore[method-assign]
     parent._tell("problem", None)
@@ -412,10 +412,10 @@ def test_witnesses_and_interrupts_end_the_process(
     assert run(files, attack_restarts=0).word == "sat"
     assert files.check().startswith("VERIFIED SAT")
 
-    def interrupt(trees: InputTrees) -> None:
+    def interrupt(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(InputTrees, "commit", interrupt)
+    monkeypatch.setattr(InputTrees, "step", interrupt)
     assert run(hard(tmp_path)).verdict == Unknown(Reason.INTERRUPTED)
     assert (len(processes.started), processes.answers) == (2, [])
     processes.assert_gone()
@@ -423,12 +423,11 @@ def test_witnesses_and_interrupts_end_the_process(
 
 def test_nobody_listens_to_trees_that_are_repaired(processes: Processes) -> None:
     """They were asked about, the process has ended, and none is started for what follows."""
-    parent = Watch(b"", b"", None, "real")
+    parent = Watch(lambda: (b"", b"", None, "real"))
     trees = InputTrees(None)  # type: ignore[arg-type]
     parent.follow(trees)
     parent.close()
     nodes = trees.plant(np.array([[0]]))
-    trees.cut(nodes, np.array([0]))
-    trees.commit()
+    trees.step(nodes[:0], nodes, np.array([0]))
     assert (processes.started, parent._waiting) == ([], [])
     assert parent.finish(b"", [], lambda: False) is None

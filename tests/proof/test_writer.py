@@ -15,7 +15,7 @@ from onnxcert.checker import Unusable, container
 from onnxcert.checker.spec import read_spec
 from onnxcert.frontend.lower import lower_query
 from onnxcert.frontend.write import format_vnnlib
-from onnxcert.proof.trace import InputTrees, Trace
+from onnxcert.proof.trace import NOTHING, InputTrees, Trace
 from onnxcert.proof.writer import CaseNumbers, Writer
 from onnxcert.spec import Problem
 from tests.checker.makers import Rows, spec
@@ -136,12 +136,14 @@ def test_nodes_are_in_preorder_below_roots_in_the_order_of_boxes() -> None:
     known.add(made)
     trees = InputTrees(made)
     second, first = trees.plant(np.array([[1, -1], [2, 0]])).tolist()
-    low, high = trees.cut(np.array([first]), np.array([1]))
-    inner = trees.cut(np.array([high[0], second]), np.array([0, 1]))
+    low, high = trees.step(NOTHING, np.array([first]), np.array([1]))
+    inner = trees.step(NOTHING, np.array([high[0], second]), np.array([0, 1]))
     (high_low, second_low), (high_high, second_high) = (side.tolist() for side in inner)
     nodes, numbers = np.array([second_low, low[0]]), np.array([1, 0])
-    trees.combine(nodes, numbers, np.array([[3.0, 0, 0], [0.5, 0.25, 4.0]]))
-    trees.combine(nodes[:1], numbers[:1], np.array([[3.0, 0, 0]]))  # once more, for want of memory
+    sums = nodes, numbers, np.array([[3.0, 0, 0], [0.5, 0.25, 4.0]])
+    trees.step(
+        np.array([low[0], high_low, high_high, *inner[0][1:], second_high]), *[NOTHING] * 2, sums
+    )
     trace = Trace(groups=[trees])
     writer, arrays = written(trace, known)
     assert writer.groups[0][1].tolist() == [
