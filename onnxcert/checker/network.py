@@ -7,7 +7,7 @@ Every scalar that is computed has a number; -1 stands for the constant zero. Dat
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxcert.checker.errors import Unusable
+from onnxcert.checker.errors import Expired, Unusable
 
 Array = NDArray[Any]
 _fraction = np.frompyfunc(Fraction, 1, 1)
@@ -194,25 +194,31 @@ class Network:
         """Evaluate in float64, roundings and all: (B, n_in) -> (B, n_out)."""
         return np.array([self._run(np.asarray(row, np.float64)) for row in x])
 
-    def evaluate(self, x: Sequence[Fraction]) -> list[Fraction]:
+    def evaluate(
+        self, x: Sequence[Fraction], expired: Callable[[], bool] = lambda: False
+    ) -> list[Fraction]:
         """Evaluate exactly.
 
         Raises:
             Unusable: a factor of the network is known approximately only, or a curve has values
                 that are not rational.
+            Expired: asked before a layer, ``expired`` says that it takes too long.
         """
         for block in self.blocks:
             smooth = isinstance(block, Curve) and block.kind in ("sigmoid", "tanh")
             if smooth or (isinstance(block, Affine) and not block.exact):
                 raise Unusable(f"the values of {block.name!r} are not exact")
-        return [Fraction(y) for y in self._run(_fraction(np.array([*x, 0], object))[:-1])]
+        exact = _fraction(np.array([*x, 0], object))[:-1]
+        return [Fraction(y) for y in self._run(exact, expired)]
 
-    def _run(self, x: Array) -> Array:
+    def _run(self, x: Array, expired: Callable[[], bool] = lambda: False) -> Array:
         if x.shape != (self.n_inputs,):
             raise ValueError(f"an input of shape {x.shape}, not {(self.n_inputs,)}")
         v = np.zeros(self.size + 1, x.dtype)
         v[: self.n_inputs] = x
         for block in self.blocks[1:]:
+            if expired():
+                raise Expired
             v[block.start : block.start + block.size] = block.values(v)
         return v[self.output]
 

@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -138,6 +138,24 @@ class Spec:
             )
             truth[id(node)] = all(children) if node.is_and else any(children)
         return truth[id(self.formula)]
+
+    @cached_property
+    def _readers(self) -> dict[int, list[_Atom]]:
+        """Input -> atoms of the outermost conjunction that read it."""
+        readers: dict[int, list[_Atom]] = {}
+        for child in self.formula.children if self.formula.is_and else ():
+            if isinstance(child, _Atom):
+                for variable, _ in child.terms:
+                    readers.setdefault(variable, []).append(child)
+        return readers
+
+    def excludes(
+        self, number: Fraction, position: int, inputs: Sequence[Fraction], outputs: list[Fraction]
+    ) -> bool:
+        """Whether the formula fails with another number for one input; asks its bounds first."""
+        other = [*inputs[:position], number, *inputs[position + 1 :]]
+        bounds = self._readers.get(position, ())
+        return not all(a.holds(other, outputs) for a in bounds) or not self.holds(other, outputs)
 
     def cases(self) -> Iterator[Case]:
         """The disjuncts whose box is not exactly empty, depth first and one at a time.

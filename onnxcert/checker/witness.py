@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gzip
 import re
+import time
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -18,11 +19,15 @@ import numpy as np
 import onnx
 
 from onnxcert.checker.curves import Array
-from onnxcert.checker.errors import Rejected, Unusable
+from onnxcert.checker.errors import Expired, Rejected, Unusable
 from onnxcert.checker.network import Affine, Product
 
 _MOST_PRODUCTS = 3_000_000
-"""Multiplications in rationals that are worth waiting for: about ten seconds."""
+"""Multiplications in rationals that are worth beginning: about ten seconds, more in deep networks,
+where numbers grow from layer to layer."""
+
+_MOST_SECONDS = 10.0
+"""Seconds after which no further layer is begun."""
 
 if TYPE_CHECKING:
     from onnxcert.checker.certificate import Session
@@ -62,8 +67,7 @@ def replay(session: Session, arrays: Mapping[str, Array], decimals: Any) -> tupl
             continue
         for position, value in fixed.items():
             for number in _neighbours(value, kinds[position]):
-                other = [*exact[:position], number, *exact[position + 1 :]]
-                if session.query.holds(other, outputs):
+                if not session.query.excludes(number, position, exact, outputs):
                     raise Rejected("R13", "decimals", "a number of the input's type would do")
         claims.append(name)
     if not claims:
@@ -107,10 +111,13 @@ def _evaluate(session: Session, exact: list[Fraction]) -> list[Fraction] | None:
         for term in block.terms
         if isinstance(term, Product)
     )
+    if work > _MOST_PRODUCTS:
+        return None
+    end = time.monotonic() + _MOST_SECONDS
     try:
-        return session.network.evaluate(exact) if work <= _MOST_PRODUCTS else None
-    except Unusable:
-        return None  # smooth curves and rounded constants
+        return session.network.evaluate(exact, lambda: time.monotonic() > end)
+    except (Unusable, Expired):
+        return None  # smooth curves and rounded constants; deep networks
 
 
 def _run(session: Session, given: list[Array]) -> list[Fraction] | None:
