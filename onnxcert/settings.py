@@ -28,7 +28,7 @@ class Settings:
 
     attack_restarts: int = _option(64, "points per round of the gradient attack", 0)
     attack_steps: int = _option(40, "gradient steps per round", 1)
-    attack_share: float = _option(0.2, "largest share of the time limit for the first attack", 0, 1)
+    attack_share: float = _option(0.2, "share of the elapsed time that the attack may take", 0, 1)
     splitting: Splitting = _option("auto", "what branch and bound splits")  # noqa: RUF009
     input_split_limit: int = _option(24, "free inputs up to which inputs are split", 0)
     slope_steps: int = _option(20, "optimisation steps of relaxation slopes at the root", 0)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxcert.arrays import Array, array_module
+from onnxcert.arrays import Array, array_module, to_host
 from onnxcert.graph import Graph
 from onnxcert.search.candidates import Candidates
 from onnxcert.search.deadline import Deadline
@@ -38,49 +38,30 @@ class GradientAttack:
     steps: int = 40
     precision: type[np.floating] = np.float32
 
-    def search(
-        self,
-        graph: Graph,
-        candidates: Candidates,
-        open_cases: Array,
-        rng: np.random.Generator,
-        deadline: Deadline,
-        *,
-        rounds: int,
-    ) -> Counterexample | None:
-        """Run rounds until a witness is confirmed, they are used up or the deadline expires.
-
-        Args:
-            graph: the network, in the precision of this attack.
-            candidates: tests and confirms points.
-            open_cases: (K,) indices of cases that are not refuted yet.
-            rng: chooses starts and cases.
-            deadline: one more step is not begun after it.
-            rounds: at most this many; all open cases get at least one restart before it counts.
-        """
-        if len(open_cases) == 0 or self.restarts == 0:
-            return None
-        order = rng.permutation(open_cases)
-        position = 0
-        while not deadline.expired() and position < max(rounds * self.restarts, len(order)):
-            chosen = np.resize(np.roll(order, -position), self.restarts)
-            position += self.restarts
-            found = self._round(graph, candidates, chosen, rng, deadline)
-            if found:
-                return found
-        return None
-
-    def _round(
+    def round(
         self,
         graph: Graph,
         candidates: Candidates,
         cases: Array,
         rng: np.random.Generator,
         deadline: Deadline,
+        points: Array | None = None,
     ) -> Counterexample | None:
+        """Descend once from as many points as there are cases.
+
+        Args:
+            graph: the network, in the precision of this attack.
+            candidates: tests and confirms points.
+            cases: (R,) the case that each restart pursues.
+            rng: chooses starts.
+            deadline: one more step is not begun after it.
+            points: (P, n_in) with P <= R, where the first restarts begin.
+        """
         problem = candidates.cases.problem
         lower, upper = (side[problem.case_box[cases]] for side in (problem.lower, problem.upper))
         x = _starts(lower, upper, rng)
+        if points is not None:
+            x[: len(points)] = np.clip(to_host(points), lower[: len(points)], upper[: len(points)])
         xp = array_module(candidates.cases.offset)
         x, low, high = (xp.asarray(part, dtype=self.precision) for part in (x, lower, upper))
         width = high - low
@@ -118,6 +99,88 @@ class GradientAttack:
             x = xp.clip(x - step * width * xp.sign(gradient), low, high)
         final = xp.concatenate([best, x])
         return candidates.test(final, xp.concatenate([case_column, case_column]))
+
+
+_FIRST_SECONDS = 1.0
+"""After so long a first attack begins no further round."""
+
+
+@dataclass
+class Falsifier:
+    """Rounds of an attack that begin as long as they take no more than their share of the time.
+
+    An attack that is scheduled by the clock alone costs most where it is needed least: a query that
+    is refuted in three seconds has no use for ten seconds of it. So what it may take grows with
+    the run. During branch and bound half of the restarts begin where the bounds of the most
+    promising subproblems are attained.
+
+    Attributes:
+        attack: what a round is.
+        graph: the network, in the precision of the attack.
+        rng: chooses starts and cases.
+        deadline: of the run.
+        share: of the time since the start of the run that all rounds together may take.
+        spent: seconds that they have taken.
+    """
+
+    attack: GradientAttack
+    graph: Graph
+    rng: np.random.Generator
+    deadline: Deadline
+    share: float
+    spent: float = 0.0
+    _longest: float = 0.0
+
+    def sweep(
+        self, candidates: Candidates, open_cases: Array, seconds: float
+    ) -> Counterexample | None:
+        """Rounds from random points until all cases (K,) were pursued or it takes too long."""
+        if len(open_cases) == 0 or self.attack.restarts == 0:
+            return None
+        limit, enough = self.deadline.slice(seconds), self.deadline.slice(_FIRST_SECONDS)
+        order = self.rng.permutation(open_cases)
+        for start in range(0, len(order), self.attack.restarts):
+            if start and enough.expired():
+                break
+            cases = np.resize(np.roll(order, -start), self.attack.restarts)
+            if found := self._timed(candidates, cases, limit):
+                return found
+        return None
+
+    def catch_up(self, candidates: Candidates, open_cases: Array) -> Counterexample | None:
+        """Rounds from random points while they are due."""
+        while len(open_cases) and self._due():
+            cases = self.rng.choice(open_cases, self.attack.restarts)
+            if found := self._timed(candidates, cases, self.deadline):
+                return found
+        return None
+
+    def follow(self, candidates: Candidates, points: Array, cases: Array) -> Counterexample | None:
+        """A round, if it is due, of which half begins at points (P, n_in) with cases (P, C)."""
+        if len(points) == 0 or not self._due():
+            return None
+        cases = to_host(cases)
+        begun = points[: max(1, self.attack.restarts // 2)]
+        own = cases[: len(begun)].max(axis=1)
+        others = self.rng.choice(cases[cases >= 0], self.attack.restarts - len(begun))
+        return self._timed(candidates, np.concatenate([own, others]), self.deadline, begun)
+
+    def _due(self) -> bool:
+        """Whether another round keeps to the share."""
+        allowed = self.share * self.deadline.elapsed
+        within = self.spent + self._longest <= allowed and not self.deadline.expired()
+        return within and self.attack.restarts > 0
+
+    def _timed(
+        self, candidates: Candidates, cases: Array, limit: Deadline, points: Array | None = None
+    ) -> Counterexample | None:
+        started = self.deadline.elapsed
+        try:
+            return self.attack.round(self.graph, candidates, cases, self.rng, limit, points)
+        finally:
+            seconds = self.deadline.elapsed - started
+            self.spent += seconds
+            self._longest = max(self._longest, seconds)
 
 
 def _starts(lower: Array, upper: Array, rng: np.random.Generator) -> Array:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from onnxcert.graph import Graph
 from onnxcert.ops.base import Elementwise
-from onnxcert.search.attack import GradientAttack
 from onnxcert.settings import Settings
 from onnxcert.spec import Problem
 
@@ -17,14 +16,12 @@ class Plan:
 
     Attributes:
         splitting: ``input``, ``neuron`` or ``none``.
-        attack: the falsifier.
         free_inputs: the largest number of inputs that vary in one box.
         neurons: nonlinear neurons of the network.
         why: one sentence for ``-v`` and the JSON record.
     """
 
     splitting: str
-    attack: GradientAttack
     free_inputs: int
     neurons: int
     why: str
@@ -45,5 +42,4 @@ def choose_plan(graph: Graph, problem: Problem, settings: Settings) -> Plan:
         why = f"{free} inputs vary and {neurons} neurons are nonlinear: {splitting} splits"
     else:
         why = f"asked for: splitting={splitting}"
-    attack = GradientAttack(settings.attack_restarts, settings.attack_steps)
-    return Plan(splitting, attack, free, neurons, why)
+    return Plan(splitting, free, neurons, why)

@@ -117,7 +117,7 @@ class BranchAndBound:
     ) -> tuple[Counterexample | None, int]:
         bounded = brancher.bound(batch, deadline.expired)
         self.record(bounded)
-        found = candidates.test(bounded.points, bounded.point_cases)
+        found = candidates.pursue(bounded.points, bounded.point_cases)
         if found:
             return found, 0
         children = brancher.split(batch, bounded)

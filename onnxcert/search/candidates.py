@@ -49,6 +49,7 @@ class Candidates:
             for decimals that the element type cannot represent.
         dtype: the element type of the model.
         replays_left: how many replays may still be spent.
+        follow: takes points that `pursue` tested in vain, to look round them.
     """
 
     graph: Graph
@@ -57,6 +58,7 @@ class Candidates:
     dtype: type[np.floating] = np.float32
     replays_left: int = 200
     unconfirmed: int = 0
+    follow: Callable[[Array, Array], Counterexample | None] = lambda points, cases: None
     _tried: set[bytes] = field(default_factory=set)
 
     def test(self, points: Array, cases: Array) -> Counterexample | None:
@@ -83,6 +85,10 @@ class Candidates:
             if found := self._replay(rounded[index], int(box[index]), thin):
                 return found
         return None
+
+    def pursue(self, points: Array, cases: Array) -> Counterexample | None:
+        """Test points, then hand them to ``follow``; arrays as for `test`."""
+        return self.test(points, cases) or self.follow(points, cases)
 
     def _replay(self, point: FloatArray, box: int, thin: IntArray) -> Counterexample | None:
         key = point.tobytes()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from onnxcert.bounds.optimised import Forms, FreeRelaxation, Optimised, Start, o
 from onnxcert.graph import Graph
 from onnxcert.passes import drop_dead_neurons
 from onnxcert.proof.trace import InputTrees, NeuronTrees, Trace, free_neurons
-from onnxcert.search.attack import GradientAttack
+from onnxcert.search.attack import Falsifier, GradientAttack
 from onnxcert.search.auto import Plan, choose_plan
 from onnxcert.search.bab import BranchAndBound, Statistics
 from onnxcert.search.branching import Bounded, Brancher
@@ -37,8 +38,9 @@ from onnxcert.verdict import Counterexample, Progress, Reason
 
 _log = logging.getLogger(__name__)
 
-_QUICK_ATTACK_SECONDS = 1.0
-_LONG_ATTACK_SECONDS = 10.0
+_FIRST_ATTACK_SHARE = 0.05
+"""Share of the time limit that the attack before any bounds may take; one round is the aim."""
+
 _INTERMEDIATE_SHARE = 0.25
 """Share of the time left that optimised bounds of intermediate layers may take."""
 
@@ -103,7 +105,11 @@ class Solver:
     follow: Callable[[InputTrees], None] = lambda trees: None
 
     def __post_init__(self) -> None:
-        self._attacked = self.graph.to(self.device, GradientAttack.precision)
+        settings, attacked = self.settings, self.graph.to(self.device, GradientAttack.precision)
+        attack = GradientAttack(settings.attack_restarts, settings.attack_steps)
+        self._falsifier = Falsifier(
+            attack, attacked, self.rng, self.deadline, settings.attack_share
+        )
         self._seen = 0
         self._phase = "attack"
         self._open_disjuncts = 0
@@ -115,6 +121,7 @@ class Solver:
         _log.info("%s", plan.why)
         cases = Cases.build(problem, self.device)
         candidates = Candidates(self.graph, cases, self.confirm, self.dtype)
+        candidates.follow = partial(self._falsifier.follow, candidates)
         self._seen += len(problem)
         open_cases = np.arange(len(problem))
         try:
@@ -131,7 +138,8 @@ class Solver:
         open_cases: Array,
     ) -> Counterexample | Reason | None:
         self._enter("attack", len(open_cases))
-        if found := self._attack(plan, candidates, open_cases, _QUICK_ATTACK_SECONDS, 0.05, 1):
+        seconds = _FIRST_ATTACK_SHARE * self.deadline.limit
+        if found := self._falsifier.sweep(candidates, open_cases, seconds):
             return found
         return self._refute(problem, cases, candidates, plan, open_cases)
 
@@ -247,8 +255,7 @@ class Solver:
         if len(open_cases) == 0:
             return None
         self._enter("attack", len(open_cases))
-        share = self.settings.attack_share
-        if found := self._attack(plan, candidates, open_cases, _LONG_ATTACK_SECONDS, share, 16):
+        if found := self._falsifier.catch_up(candidates, open_cases):
             return found
         if plan.splitting == "none":
             return Reason.INCOMPLETE
@@ -397,21 +404,6 @@ class Solver:
             self._record(problem, open_cases, leaves[open_cases])
         self._enter("search", self._open_disjuncts)
         return answer
-
-    def _attack(
-        self,
-        plan: Plan,
-        candidates: Candidates,
-        open_cases: Array,
-        seconds: float,
-        share: float,
-        rounds: int,
-    ) -> Counterexample | None:
-        budget = min(seconds, share * self.deadline.limit, share * self.deadline.remaining)
-        limit = self.deadline.slice(budget)
-        return plan.attack.search(
-            self._attacked, candidates, open_cases, self.rng, limit, rounds=rounds
-        )
 
     def _record(self, problem: Problem, cases: Array, lower: Array) -> None:
         """Keep the best known bound of each disjunct."""
