@@ -284,7 +284,8 @@ class _Pass:
     ) -> None:
         """Hand flat rows (B x R, n) to the inputs of a node."""
         for name, (part, columns) in zip(node.inputs, parts, strict=True):
-            self.push(name, sign * part.reshape(*self.shape, part.shape[1]), columns)
+            rows = part.reshape(*self.shape, part.shape[1])
+            self.push(name, rows if sign == 1.0 else sign * rows, columns)
 
     def _through_curve(self, node: Node, rows: Array, columns: Columns) -> None:
         curve = self.relaxation.curves[node.name]

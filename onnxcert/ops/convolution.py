@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self, cast
 
 import numpy as np
@@ -23,6 +24,8 @@ measured took 1.1 to 1.6 times as long with 16 MB, and as long or longer with 0.
 
 _DEVICE_NUMBERS = 1 << 26
 """The same where launching a kernel costs more than memory does."""
+
+Padding = tuple[int, int, int, int]
 
 _TILE = 4
 """Side of the square of positions whose neurons are bounded together."""
@@ -111,8 +114,30 @@ class Convolution(Affine):
         width = self.output_size // self.images
         return self._by_chunks(images, run, width).reshape(len(x), self.output_size)
 
+    @cached_property
+    def _reversed(self) -> Convolution | None:
+        """The transpose as a convolution with the kernel turned round.
+
+        That is one with stride 1. It gathers where col2im adds up, which is 1.3 to 1.8 times as
+        fast unless its images have many more channels (3 to 16: half as fast).
+        """
+        window, (groups, per_group, fan_in) = self.window, self.weight.shape
+        channels = fan_in // (window.kernel[0] * window.kernel[1])
+        spans = [d * (k - 1) for d, k in zip(window.dilation, window.kernel, strict=True)]
+        padding = tuple(span - p for span, p in zip(spans * 2, window.padding, strict=True))
+        if window.stride != (1, 1) or per_group > 2 * channels or min(padding) < 0:
+            return None
+        weight = self.weight.reshape(groups, per_group, channels, *window.kernel)
+        turned = weight[:, :, :, ::-1, ::-1].transpose(0, 2, 1, 3, 4)
+        image = (groups * per_group, *window.positions)
+        back = Window(image, window.kernel, (1, 1), window.dilation, cast(Padding, padding))
+        kernel = array_module(turned).ascontiguousarray(turned.reshape(groups, channels, -1))
+        return Convolution(kernel, back, None, self.images)
+
     def transpose(self, rows: Array) -> list[Array]:
-        """One product per group, then col2im."""
+        """A convolution where it is one; else one product per group, then col2im."""
+        if self._reversed is not None:
+            return [self._reversed.apply([rows])]
         groups, per_group, _ = self.weight.shape
         taps = self.window.kernel[0] * self.window.kernel[1]
         adjoint = self.weight.transpose(0, 2, 1)
