@@ -10,11 +10,11 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-python3}
 
-extra=""
+extra="[lp]"
 if command -v nvidia-smi >/dev/null && driver=$(nvidia-smi 2>/dev/null); then
   case $driver in
-    *"CUDA Version: 12."*) extra="[cuda12]" ;;
-    *"CUDA Version: "*) extra="[cuda13]" ;;
+    *"CUDA Version: 12."*) extra="[lp,cuda12]" ;;
+    *"CUDA Version: "*) extra="[lp,cuda13]" ;;
   esac
 fi
 

@@ -94,8 +94,10 @@ def tighten(
             found shall hold; see `onnxcert.bounds.backward.Relaxation`.
 
     Returns:
-        Bounds of every value, nowhere looser. Those of a layer follow from the boxes given, from
-        intervals of the layers before, and from the rows recorded; nothing else is used.
+        Bounds of every value, nowhere looser; lower bounds above upper ones where the given bounds
+        contradict the network, and then those of later layers are as they were. Those of a layer
+        follow from the boxes given, from intervals of the layers before, and from the rows
+        recorded; nothing else is used.
     """
     result = {graph.input: boxes[graph.input]}
     free = FreeRelaxation.begin(graph, result[graph.input], execution_unit)
@@ -103,6 +105,8 @@ def tighten(
     for node in graph.nodes:
         box = enclose(graph, node, result, execution_unit)
         result[node.name] = box.intersect(boxes[node.name])
+        if _is_empty(result[node.name]):
+            return dict(boxes) | result
         free.add(node, result)
         if node.name in free.free:
             assert isinstance(node.op, Elementwise)
@@ -117,7 +121,13 @@ def tighten(
             found = layer.refinement()
             if found.rows:
                 record(found)
+            if _is_empty(layer.box):
+                return dict(boxes) | result
     return result
+
+
+def _is_empty(box: Box) -> bool:
+    return bool((box.lower > box.upper).any())
 
 
 class _Side:

@@ -12,6 +12,11 @@ where m and d are mean and half difference of the two line slopes, m' and d' the
 respect to the position of the free line, and M the signed multiplier subtracted from the row of z.
 One backward pass and one forward pass per step; the best iterate of each row is kept.
 
+Slopes are numbers in [0, 1] and take steps of one size in every network. A multiplier is worth
+comparing only with the row that it is subtracted from, |M_i| <~ |A_i|, so its steps are shares of
+|A_i|, and they shrink to a tenth over the ascent, however long it is: a subproblem starts where its
+parent ended, and steps that stay large lose that place and find none better in the few there are.
+
 The ascent moves fine variables, but every bound is evaluated at a copy rounded to the grid of
 `onnxcert.bounds.hints`, and that copy is what is kept: a bound can be had again from what is
 written down of it. The gradient is taken at the rounded copy (a straight-through estimate, Bengio
@@ -31,9 +36,12 @@ from onnxcert.ops.base import Elementwise, gamma
 from onnxcert.sets import Box, Lines
 
 _SLOPE_RATE = 0.25
-_MULTIPLIER_RATE = 0.1
+_MULTIPLIER_RATE = 0.3
 _WEIGHT_RATE = 0.1
 _DECAY = 0.95
+_MULTIPLIER_FALL = 0.1
+"""What is left of the multipliers' rate after an ascent."""
+
 _MOMENTUM, _SECOND_MOMENTUM = 0.9, 0.999
 
 
@@ -243,24 +251,31 @@ class Optimised:
 
 
 class _Ascent:
-    """Projected Adam on one dictionary of arrays (Kingma and Ba, 2015)."""
+    """Projected Adam on one dictionary of arrays (Kingma and Ba, 2015).
 
-    def __init__(self, values: dict[str, Array], rate: float) -> None:
+    Attributes:
+        values: the variables.
+        rate: size of the first step.
+        decay: ratio of a step's size to that of the step before.
+    """
+
+    def __init__(self, values: dict[str, Array], rate: float, decay: float = _DECAY) -> None:
         self.values = values
         self.rate = rate
+        self.decay = decay
         self._first = {name: 0.0 * value for name, value in values.items()}
         self._second = {name: 0.0 * value for name, value in values.items()}
 
-    def step(self, number: int, name: str, gradient: Array) -> Array:
-        """The proposed new value, not yet projected."""
+    def step(self, number: int, name: str, gradient: Array, unit: Array | float = 1.0) -> Array:
+        """The proposed new value, not yet projected; ``unit`` is what the rate is a share of."""
         first, second = self._first[name], self._second[name]
         first *= _MOMENTUM
         first += (1.0 - _MOMENTUM) * gradient
         second *= _SECOND_MOMENTUM
         second += (1.0 - _SECOND_MOMENTUM) * gradient * gradient
-        rate = self.rate * _DECAY**number / (1.0 - _MOMENTUM ** (number + 1))
+        rate = self.rate * self.decay**number / (1.0 - _MOMENTUM ** (number + 1))
         scale = (second / (1.0 - _SECOND_MOMENTUM ** (number + 1))) ** 0.5 + 1e-12
-        return self.values[name] + rate * first / scale
+        return self.values[name] + unit * (rate * first / scale)
 
 
 @dataclass(frozen=True)
@@ -285,7 +300,12 @@ class _Variables:
     """
 
     def __init__(
-        self, free: FreeRelaxation, forms: Forms, signs: Mapping[str, Array], start: Start
+        self,
+        free: FreeRelaxation,
+        forms: Forms,
+        signs: Mapping[str, Array],
+        start: Start,
+        steps: int,
     ) -> None:
         xp = array_module(forms.rows)
         count = len(forms.rows)
@@ -304,6 +324,7 @@ class _Variables:
                 for name, sign in signs.items()
             },
             _MULTIPLIER_RATE,
+            _MULTIPLIER_FALL ** (1.0 / max(1, steps)),
         )
         self.weights = _Ascent({"": start.weights.copy()}, _WEIGHT_RATE)
         self.anchor = start.anchor
@@ -364,7 +385,7 @@ def optimise(
         expired: asked before each step.
     """
     splits = splits or Splits()
-    variables = _Variables(free, forms, splits.signs, start)
+    variables = _Variables(free, forms, splits.signs, start, steps)
     relaxation = free.relaxation
     target = target or relaxation.graph.output
     for number in range(steps + 1):
@@ -401,6 +422,12 @@ def _round_down(total: Array) -> Array:
 def _minimiser(box: Box, coefficients: Array) -> Array:
     xp = array_module(coefficients)
     return xp.where(coefficients >= 0, box.lower, box.upper)  # type: ignore[no-any-return]
+
+
+def _row_size(graph: Graph, name: str, pulled: Pulled) -> Array | float:
+    """|A_i| over what is made of each neuron of a pre-activation, summed over its curves."""
+    rows = (pulled.activations.get(node.name) for node in graph.pre_activations[name])
+    return sum((abs(row[:, 0]) for row in rows if row is not None), start=0.0)
 
 
 def _step(
@@ -440,7 +467,8 @@ def _step(
         if node.name in splits.signs:
             sign = splits.signs[node.name]
             gradient = (splits.points[node.name] - values[node.name]) * (sign != 0)
-            moved = variables.multipliers.step(number, node.name, gradient)
+            size = _row_size(graph, node.name, pulled)
+            moved = variables.multipliers.step(number, node.name, gradient, size)
             variables.multipliers.values[node.name] = xp.where(moved * sign > 0, moved, 0.0)
         for name in node.inputs:
             if graph.last_use[name] == position and name != target:

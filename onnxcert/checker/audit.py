@@ -8,6 +8,7 @@ few leaves: it takes hundreds of times as long as float64.
 
 from __future__ import annotations
 
+import multiprocessing
 from collections import defaultdict
 from collections.abc import Mapping
 from fractions import Fraction
@@ -20,29 +21,43 @@ from onnxcert.checker.curves import Array
 from onnxcert.checker.errors import Rejected
 from onnxcert.checker.network import Affine, Block, Curve, Entries, Pick, Product, Term
 
+_METHODS = multiprocessing.get_all_start_methods()
+FORKS = multiprocessing.get_context("fork") if "fork" in _METHODS else None
+"""Makes processes that inherit what is in memory and may share some of it; None if none can."""
+
+_MOST = 1 << 62
+
 
 class Auditor:
     """Bounds some of the refuted cases that it is shown again, chosen at random.
 
     Args:
         bounder: the network.
-        count: how many at most.
+        count: how many at most, in this process and its forks together.
         leaves: how many there will be, about.
-
-    Attributes:
-        left, done: how many are still to be audited, and how many were.
     """
 
     def __init__(self, bounder: Bounder, count: int, leaves: int) -> None:
-        self.bounder, self.left, self.done = bounder, count, 0
-        self._share = 2 * count / max(1, leaves)
+        self.bounder, self.count = bounder, min(count, _MOST)
+        self._share = 2 * self.count / max(1, leaves)
         self._rng = np.random.default_rng()
+        # In memory that forks share; without audits there is nothing to share.
+        self._left = (FORKS or multiprocessing).Value("q", self.count) if count else None
+
+    @property
+    def done(self) -> int:
+        """How many were audited, in this process and its forks together."""
+        return self.count - self._left.value if self._left else 0
 
     def choose(self, candidates: Array) -> Array:
-        """Those of the candidates (N, .) that are to be audited."""
-        if self.left <= 0:
+        """Those of the candidates (N, .) that are to be audited; the caller audits them all."""
+        if self._left is None:
             return candidates[:0]
-        return candidates[self._rng.random(len(candidates)) < self._share][: self.left]
+        chosen = candidates[self._rng.random(len(candidates)) < self._share]
+        with self._left.get_lock():
+            chosen = chosen[: self._left.value]
+            self._left.value -= len(chosen)
+        return chosen
 
     def audit(
         self,
@@ -63,7 +78,6 @@ class Auditor:
         Raises:
             Rejected: a line crosses its curve, or the form is not positive.
         """
-        self.left, self.done = self.left - 1, self.done + 1
         pending = defaultdict(Fraction, rows)
         for k in range(len(self.bounder.blocks) - 1, 0, -1):
             block = self.bounder.blocks[k]

@@ -12,13 +12,15 @@ R2  Affine, and R3, data movement (scalar numbers that occur again). Let g >= a 
     |e| <= gamma_n(2^-24) (|W| H + |b|) + underflow, are charged in the same way.
 R4, R5  Curves are replaced by lines that hold on the neuron's interval (`onnxcert.checker.curves`).
     With mean m and half difference d of the slopes, A f(z) >= (A m - |A| d) z + offsets.
+    Which of the lines is open: the default, what a certificate names, or what an ascent of the
+    bound finds (`onnxcert.checker.ascent`); rounding is charged for the lines that are taken.
 R7  If s (z - p) >= 0 on S, then A z >= A z - beta s (z - p) for every beta >= 0.
 R9  A scalar whose lower bound exceeds its upper bound: S is empty.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
@@ -33,6 +35,9 @@ _SLACK = 1 + 1e-6
 
 _NUMBERS = 1 << 18
 """Float64 numbers in a row block; its temporaries stay in cache."""
+
+_FEWEST = 1 << 16
+"""The same from which on a block is worth a pass of its own."""
 
 _WIDE = 200
 """Rows shorter than this are not searched for zeros."""
@@ -217,6 +222,17 @@ class Relaxation:
         self.radius[:, span] = np.maximum(high - center, center - low)
         self.reach[:, span] = np.maximum(np.maximum(abs(low), abs(high)), floor)
 
+    def at(self, index: Array, *, lines: bool = True) -> Relaxation:
+        """Some of the sets, by their numbers (P,); without ``lines`` none are chosen yet."""
+        names = ("lower", "upper", "noise", "center", "radius", "reach", "empty")
+        taken = {name: getattr(self, name)[index] for name in names}
+        items = self.curves.items() if lines else ()
+        chosen = {
+            k: (mean[index], half[index], middle[index], gap[index])
+            for k, (mean, half, middle, gap) in items
+        }
+        return Relaxation(**taken, curves=chosen)
+
 
 @dataclass(frozen=True)
 class Form:
@@ -353,7 +369,7 @@ def _contracted(block: Affine, inner: Affine) -> Affine | None:
 
 def _matrix(term: Term, size: int) -> tuple[Array, Array] | None:
     """A term as a matrix (size, K) over scalars (K,), if it is one and has no errors."""
-    if term.error is not None:
+    if term.error is not None or not term.ids.size:
         return None
     if isinstance(term, Product) and term.ids.shape[0] == term.ids.shape[2] == 1:
         ids = term.ids[0, :, 0]
@@ -437,6 +453,7 @@ class Bounder:
         high: Array,
         known: tuple[Array, Array] | None = None,
         *,
+        splits: tuple[Array, Array, Array] | None = None,
         backward: bool = True,
         hints: Mapping[int, Sequence[Hint]] = MappingProxyType({}),
         columns: Columns = Columns({}, {}),
@@ -445,6 +462,7 @@ class Bounder:
 
         Args:
             known: bounds of ``known_ids`` that hold there (B, len), intersected (rule R11).
+            splits: scalars, sides and points (D,) of constraints that hold there (rule R10).
             backward: bound unstable neurons by linear forms, too.
             hints: block -> forms to pull back with slopes of their own, where B is 1.
             columns: the neurons that those slopes belong to.
@@ -466,6 +484,8 @@ class Bounder:
                     there = slice(column, column := column + len(ids))
                     r.lower[:, ids] = np.maximum(r.lower[:, ids], known[0][:, there])
                     r.upper[:, ids] = np.minimum(r.upper[:, ids], known[1][:, there])
+                if splits is not None:
+                    _split(r, block, *splits)
                 for hint in hints.get(k, ()):
                     self._repeat(r, k, hint, columns.before(k))
                 if len(ids) and backward:
@@ -572,18 +592,18 @@ class Bounder:
         for block, read in self.tracked[k][1]:
             unstable[:, read] |= curves.unstable(block.kind, r.lower[:, read], r.upper[:, read])
         unstable = unstable[:, ids]
-        width = int(unstable.sum(axis=1).max(initial=0))
         # Neurons at one place of an image read one window: taken together their rows stay narrow.
         key = (ids - self.blocks[k].start) % self._places(k) + ~unstable * len(r.lower[0])
-        order = np.argsort(key, axis=1, kind="stable")[:, :width]
-        step = max(1, _NUMBERS // (self.widest * len(r.lower)), 64 // len(r.lower))
-        for start in range(0, width, step):
-            chosen = ids[order[:, start : start + step]]
-            wanted = np.take_along_axis(unstable, order[:, start : start + step], axis=1)
-            for sign, side, better in ((1.0, r.lower, np.maximum), (-1.0, r.upper, np.minimum)):
-                found = sign * self._units(r, k, chosen, sign)
-                here = np.arange(len(side))[:, None], chosen
-                side[here] = np.where(wanted, better(side[here], found), side[here])
+        order = np.argsort(key, axis=1, kind="stable")
+        for members, width in _alike(unstable.sum(axis=1), self.widest):
+            part = r if len(members) == len(unstable) else r.at(members)
+            step = max(1, _NUMBERS // (self.widest * len(members)), 64 // len(members))
+            for start in range(0, width, step):
+                index = order[members, start : min(start + step, width)]
+                here, wanted = (members[:, None], ids[index]), unstable[members[:, None], index]
+                for sign, side, better in ((1.0, r.lower, np.maximum), (-1.0, r.upper, np.minimum)):
+                    found = sign * self._units(part, k, ids[index], sign)
+                    side[here] = np.where(wanted, better(side[here], found), side[here])
 
     def _places(self, k: int) -> int:
         """Places of an image at which a block computes the same; 1 for other blocks."""
@@ -613,6 +633,7 @@ class Bounder:
         pending: dict[int, Array],
         start: Array,
         multipliers: Mapping[int, Array] = MappingProxyType({}),
+        kept: dict[int, Array] | None = None,
     ) -> Form:
         """Pull forms back to the input.
 
@@ -622,6 +643,7 @@ class Bounder:
             start: (B, R) constants of the forms.
             multipliers: block -> (B, n) to subtract from the rows over its scalars (rule R7); the
                 caller charges for them.
+            kept: takes the rows that reach the curves: block -> (B, R, n).
         """
         shape = start.shape
         constant, error, size = start, np.zeros(shape), abs(start)
@@ -634,6 +656,8 @@ class Bounder:
                 continue
             rows, a = a.reshape(*shape, -1), a.reshape(shape[0] * shape[1], -1)
             if isinstance(block, Curve):
+                if kept is not None:
+                    kept[k] = rows
                 mean, half, middle, gap = r.curves[k]
                 absolute = abs(rows)
                 moved, lost = _times(rows, middle), _times(absolute, gap)
@@ -648,13 +672,46 @@ class Bounder:
                 if block.offset is not None:
                     constant = constant + (moved := rows @ block.offset)
                     size += abs(moved)
-            for part in self.parts[k]:
-                part.push(pending, a)
+            for last, part in enumerate(self.parts[k], 1 - len(self.parts[k])):
+                # What a plain term hands on is the array itself, and to that others add in place.
+                part.push(pending, a.copy() if part.plain and last else a)
         error = error * _SLACK + gamma(8 * len(self.blocks) + 16) * size + TINY
         # Coefficients that underflow are off by up to 2^-1074 for each product in them.
         error += 1e-300 * r.reach.sum(axis=1)[:, None]
         inputs = pending.get(0, np.zeros((shape[0] * shape[1], self.network.n_inputs)))
-        return Form(inputs.reshape(*shape, -1), constant - error)
+        inputs = inputs.reshape(*shape, -1)
+        if 0 in multipliers:  # curves may read inputs
+            inputs = inputs - multipliers[0][:, None]
+        return Form(inputs, constant - error)
+
+
+def _alike(counts: Array, widest: int) -> Iterator[tuple[Array, int]]:
+    """Groups of sets with about as many rows (B,): their numbers and the most rows of one.
+
+    Rows of the same group are padded to that number. Sets with less than half as many are left to
+    the next group, unless there are so few rows that a pass of their own is not worth it.
+    """
+    order = np.argsort(-counts, kind="stable")
+    ordered = counts[order]
+    start, end = 0, int(np.count_nonzero(counts))
+    while start < end:
+        width = int(ordered[start])
+        alike = int(np.count_nonzero(2 * ordered > width)) - start
+        size = max(alike, _FEWEST // (widest * width))
+        size = max(1, min(size, _NUMBERS // (widest * width), end - start))
+        members = order[start : start + size]
+        yield (np.sort(members) if size == len(counts) else members), width
+        start += size
+
+
+def _split(r: Relaxation, block: Affine, scalar: Array, side: Array, point: Array) -> None:
+    """Intersect with the constraints on scalars of a block."""
+    here = (scalar >= block.start) & (scalar < block.start + block.size)
+    for neuron, sign, value in zip(scalar[here], side[here], point[here], strict=True):
+        if sign > 0:
+            r.lower[:, neuron] = np.maximum(r.lower[:, neuron], value)
+        else:
+            r.upper[:, neuron] = np.minimum(r.upper[:, neuron], value)
 
 
 def _times(rows: Array, vector: Array) -> Array:

@@ -146,7 +146,14 @@ class Session:
         numbers = [stream.take("case", row[1]).astype(np.int64) for row in headers.tolist()]
         owner = np.full(sum(map(len, numbers)), -1)
         for g, members in enumerate(numbers):
-            if len(members) == 0 or (np.diff(members) <= 0).any() or members[-1] >= len(owner):
+            inherited = (
+                headers[g, 0] == 2
+            )  # the cases of a half of a region are those of the region
+            if (
+                (len(members) == 0) != inherited
+                or (np.diff(members) <= 0).any()
+                or (members >= len(owner)).any()
+            ):
                 raise Rejected("R0", f"group {g}", "its cases are not in order, or too many")
             if (owner[members] >= 0).any():
                 raise Rejected("R0", f"group {g}", "one of its cases is in another group, too")
@@ -160,6 +167,7 @@ class Session:
             raise Rejected("R0", "case", "there are more cases than the specification has")
         for g, of_group in enumerate(cases):
             group.refute(of_group, numbers[g], headers[g], g)
+        group.finish()
         stream.finish()
         claims = (header["semantics"],)
         return Verified("unsat", claims, len(owner), group.leaves, group.auditor.done)

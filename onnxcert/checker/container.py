@@ -13,8 +13,9 @@
     case           uint32         per group: the cases it refutes, as numbers in the order of
                                   `onnxcert.checker.spec`
     op             uint8          per group: one tree per root in preorder, 0 leaf, 1 split, the
-                                  lower half first
-    arg            uint32         per split: the input, or the position of the neuron
+                                  lower half first; 2 for a root that is handed on
+    arg            uint32         per split: the input, or the position of the neuron; the split of
+                                  a group that hands cases on comes before those of its trees
     layer          uint16         per split of a neuron: its layer
     point          float64        per split of a neuron: where
     combine        uint32 (., 2)  per input group, ordered: node and case whose rows are combined
@@ -30,8 +31,13 @@
 
 A group of kind 0 splits inputs; its roots are the distinct boxes of its cases in order of
 appearance, and a node is a box with the cases still open there. A group of kind 1 splits neurons;
-all its cases share one box, and each case is a root. Slopes are positions k / 255 of the free line
-between the two slopes of a curve. Multipliers and weights are the upper 16 bits of a binary32.
+all its cases share one box, and each case is a root. Cases that it hands on are refuted by the two
+groups of kind 2 that follow, each with all that it hands on in turn: the lower and the upper half
+of a split of the whole. They have no entries in ``case``. The bounds known at the root of a group
+hold in its halves, and are tightened there from what the split makes of them, without plain bounds
+in between; multipliers of leaves are for the splits of the halves first. Slopes are positions
+k / 255 of the free line between the two slopes of a curve. Multipliers and weights are the upper 16
+bits of a binary32.
 A neuron is a label and a position: see `onnxcert.checker.model`.
 
 Everything is a hint or a decision; no bound is believed. What is missing, left over, of another

@@ -7,7 +7,7 @@ What is not understood exactly is refused with `Unusable`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,55 +69,94 @@ def _read(
     directory: Path | None,
 ) -> Network:
     graph = proto.graph
+    opset = _opset(proto)
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    need(len(stored) == len(graph.initializer), "two stored tensors of the same name")
+    _need_operators(graph.node)
+    inputs = _bound([v for v in graph.input if v.name not in stored], shapes, count)
+    n_inputs = sum(math.prod(bounded(shape)) for _, shape, _ in inputs)
+    tensors = _Tensors(Builder(n_inputs, directory), stored)
+    tensors.define_inputs(inputs)
+    for node in graph.node:
+        tensors.define_outputs(node, opset)
+    return _network(tensors, graph, inputs, hidden)
+
+
+def _opset(proto: onnx.ModelProto) -> int:
+    """Version of the operators; the file holds nothing but a graph of plain ones."""
     versions = {o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")}
     opset = min(versions) if len(versions) == 1 else 0
     need(opset in _OPSETS, f"operator sets {versions}, not one from 1 to {_OPSETS[-1]}")
-    plain = not (proto.functions or graph.sparse_initializer or proto.ir_version > onnx.IR_VERSION)
+    newer = proto.ir_version > onnx.IR_VERSION
+    plain = not (proto.functions or proto.graph.sparse_initializer or newer)
     need(plain, "local functions, sparse stored tensors or a newer IR version")
-    stored = {tensor.name: tensor for tensor in graph.initializer}
-    need(len(stored) == len(graph.initializer), "two stored tensors of the same name")
+    return opset
+
+
+def _need_operators(nodes: Iterable[onnx.NodeProto]) -> None:
+    """All operators are known here; if not, all that are missing are named."""
     known, missing = OPERATORS.keys() | FOLDED, set()
-    for node in graph.node:
+    for node in nodes:
         if node.domain not in ("", "ai.onnx") or node.op_type not in known:
             missing.add(f"{node.domain}.{node.op_type}".lstrip("."))
     need(not missing, f"operators that are not supported: {', '.join(sorted(missing))}")
 
-    inputs = _bound([v for v in graph.input if v.name not in stored], shapes, count)
-    ends = np.cumsum([0] + [math.prod(bounded(shape)) for _, shape, _ in inputs])
-    net = Builder(int(ends[-1]), directory)
-    values: dict[str, tuple[Operand, str]] = {}  # with their element types
 
-    def define(name: str, operand: Operand, element: str) -> None:
-        need(name not in values and name not in stored, f"the tensor {name!r} is defined twice")
+class _Tensors:
+    """The tensors of a graph that are made so far, with their element types.
+
+    Args:
+        net: what they are made of.
+        stored: tensors that the file holds, loaded when they are first read.
+    """
+
+    def __init__(self, net: Builder, stored: Mapping[str, onnx.TensorProto]) -> None:
+        self.net, self._stored = net, stored
+        self._values: dict[str, tuple[Operand, str]] = {}
+
+    def __getitem__(self, name: str) -> tuple[Operand, str]:
+        if name not in self._values:
+            need(name in self._stored, f"the tensor {name!r} is never made")
+            known = self.net.load(self._stored[name])
+            self._values[name] = known, str(known.value.dtype)
+        return self._values[name]
+
+    def _define(self, name: str, operand: Operand, element: str) -> None:
+        is_new = name not in self._values and name not in self._stored
+        need(is_new, f"the tensor {name!r} is defined twice")
         bounded(operand.shape)
-        values[name] = operand, element
+        self._values[name] = operand, element
 
-    def value(name: str) -> tuple[Operand, str]:
-        if name not in values:
-            need(name in stored, f"the tensor {name!r} is never made")
-            known = net.load(stored[name])
-            values[name] = known, str(known.value.dtype)
-        return values[name]
+    def define_inputs(self, inputs: Inputs) -> None:
+        """The scalars of the first block, one input after the other."""
+        start = 0
+        for name, shape, element in inputs:
+            end = start + math.prod(shape)
+            self._define(name, np.arange(start, end).reshape(shape), element)
+            self.net.types.add(element)
+            start = end
 
-    for start, (name, shape, element) in zip(ends, inputs, strict=False):
-        define(name, np.arange(start, start + math.prod(shape)).reshape(shape), element)
-        net.types.add(element)
-    for node in graph.node:
+    def define_outputs(self, node: onnx.NodeProto, opset: int) -> None:
+        """What a node makes."""
         name = next((name for name in node.output if name), node.name)
         try:
-            made, element = _run(
-                net, node, name, opset, [value(n) if n else None for n in node.input]
-            )
+            read = [self[n] if n else None for n in node.input]
+            made, element = _run(self.net, node, name, opset, read)
             for result, operand in zip(node.output, made, strict=False):
                 if result:
-                    define(result, operand, element)
+                    self._define(result, operand, element)
         except (Unusable, *_FAILURES) as error:
             reason = error if isinstance(error, Unusable) else f"makes no sense: {error!r}"
             raise Unusable(f"node {name!r} ({node.op_type}): {reason}") from error
 
-    inner = {name for node in graph.node for name in node.output}
+
+def _network(
+    tensors: _Tensors, graph: onnx.GraphProto, inputs: Inputs, hidden: Sequence[str]
+) -> Network:
+    """The network whose outputs are those of the graph, then the hidden tensors."""
+    net, inner = tensors.net, {name for node in graph.node for name in node.output}
     need(graph.output and inner.issuperset(hidden), f"no outputs, or no inner tensors {[*hidden]}")
-    results = [(name, *value(name)) for name in (*(o.name for o in graph.output), *hidden)]
+    results = [(name, *tensors[name]) for name in (*(o.name for o in graph.output), *hidden)]
     net.begin("outputs")
     output = np.concatenate([net.ids(operand).ravel() for _, operand, _ in results])
     declared = [FLOATS.get(o.type.tensor_type.elem_type) for o in graph.output]
@@ -126,7 +165,8 @@ def _read(
     infos = [(name, operand.shape, element) for name, operand, element in results]
     need({element for *_, element in infos} <= {*FLOATS.values()}, "outputs that are no numbers")
     binary32 = net.types <= {"float32"}
-    return Network(net.blocks, inputs, int(ends[-1]), output, net.size, infos, binary32)
+    n_inputs = net.blocks[0].size
+    return Network(net.blocks, inputs, n_inputs, output, net.size, infos, binary32)
 
 
 def _run(

@@ -5,6 +5,8 @@ R0   The certificate names the SHA-256 of the model and the specification, which
      is the specification.
 R8   A case asks for g_m <= 0 for all its rows m. It has no solution on a set where one row, or a
      sum of rows with weights >= 0, has a positive lower bound (for a strict row, one that is >= 0).
+     At leaves, and for the sums that the certificate names, R4 lets the checker look for lines of
+     its own (`onnxcert.checker.ascent`).
      Where a row g(x) >= a . x + c must be <= 0, x_i keeps a distance of at most -min(g) / |a_i|
      from the end where the form is least: the box is clipped to the hull over its open cases.
 R10  A set is split into x_d <= p and x_d >= p with p the middle of the clipped box, or into
@@ -25,10 +27,14 @@ from fractions import Fraction
 
 import numpy as np
 
+from onnxcert.checker.ascent import Ascent
 from onnxcert.checker.audit import Auditor
 from onnxcert.checker.bounds import Bounder, Columns, Form, Relaxation, gamma
 from onnxcert.checker.curves import TINY, Array, U
 from onnxcert.checker.spec import Case
+
+_NUMBERS = 1 << 18
+"""Float64 numbers of bounds in one batch of ascents; its temporaries stay in cache."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,24 +244,30 @@ class Prover:
         if leaf.any() and (tried < 200 or 4 * closed > tried):
             quick = np.flatnonzero(leaf)
             sums = combined.at(ids[quick], nodes.cases[quick])
-            done, _, _ = self._boxes(nodes[quick], sums, auditor, backward=False)
+            at_leaf = np.ones(len(quick), bool)
+            done, _, _ = self._boxes(nodes[quick], at_leaf, sums, auditor, backward=False)
             left = np.setdiff1d(left, quick[done])
             self.quickly[:] = tried + len(quick), closed + int(done.sum())
         if not len(left):
             return left, nodes[left], np.zeros(0)
         sums = combined.at(ids[left], nodes.cases[left])
-        done, rest, worst = self._boxes(nodes[left], sums, auditor, backward=True)
+        done, rest, worst = self._boxes(nodes[left], leaf[left], sums, auditor, backward=True)
         return left[~done], rest[~done], worst[~done]
 
     def _boxes(
         self,
         nodes: Boxes,
+        leaf: Array,
         combined: tuple[Array, Array, Array],
         auditor: Auditor,
         *,
         backward: bool,
     ) -> tuple[Array, Boxes, Array]:
-        """Refuted nodes, what is left, worst bounds; ``combined`` are rows, columns, weights."""
+        """Refuted nodes, what is left, worst bounds; ``combined`` are rows, columns, weights.
+
+        What a sum does not refute by its bound is tried with better lines (`ascend`). At leaves a
+        case without a sum is tried with the row that has the best bound.
+        """
         r = self.bounder.bound(nodes.low, nodes.high, nodes.known, backward=backward)
         form, lower, refuted = self.refute(r, nodes.cases, nodes.low, nodes.high)
         shape = (*lower.shape, -1)
@@ -279,6 +291,14 @@ class Prover:
             self._audit(auditor, r, number, nodes.cases[number, at], weight, nodes)
         clipped_low, clipped_high = self._clip(nodes, coefficients, lower)
         refuted |= (clipped_low > clipped_high).any(axis=2)
+        weight = np.zeros(lower.shape)
+        at_leaf, at = np.nonzero(leaf[:, None] & ~refuted)
+        best = np.where(self.rows.used[some], lower, -np.inf)[at_leaf, at].argmax(axis=1)
+        weight[at_leaf, at, best] = 1.0
+        weight[node, column] = weights
+        number, at = np.nonzero(weight.any(axis=2) & ~refuted)
+        one = replace(nodes[number], cases=nodes.cases[number, at][:, None])
+        refuted[number, at] = self._ascend(r, number, one, weight[number, at], auditor)
         still = ~refuted[:, :, None]
         low = np.where(still, clipped_low, np.inf).min(axis=1)
         high = np.where(still, clipped_high, -np.inf).max(axis=1)
@@ -288,6 +308,44 @@ class Prover:
         used = np.asarray((cases >= 0).any(axis=0))
         cases = cases[:, used] if used.any() else cases[:, :1]
         return np.asarray(refuted.all(axis=1)), Boxes(low, high, cases, known), worst
+
+    def _ascend(
+        self, r: Relaxation, index: Array, nodes: Boxes, weights: Array, auditor: Auditor
+    ) -> Array:
+        """Which sums of rows other choices of lines refute: (P,); see `onnxcert.checker.ascent`.
+
+        Args:
+            r: a batch of boxes.
+            index: (P,) which of them.
+            nodes: those, each with one case: ``cases`` has the shape (P, 1).
+            weights: (P, R) of the rows of that case.
+            auditor: bounds some refuted cases again.
+        """
+        refuted = np.zeros(len(index), bool)
+        tried = np.flatnonzero(
+            ((weights == 0) | self.rows.used[nodes.cases[:, 0]]).all(axis=1)  # no row that is none
+        )
+        step = max(1, _NUMBERS // self.bounder.network.size)
+        for start in range(0, len(tried), step):
+            part = tried[start : start + step]
+            some = r.at(index[part], lines=False)
+            refuted[part] = self._passes(some, nodes[part], weights[part], auditor)
+        return refuted
+
+    def _passes(self, r: Relaxation, nodes: Boxes, weights: Array, auditor: Auditor) -> Array:
+        """`_ascend` for bounds ``r`` of just these nodes."""
+        refuted, case = np.zeros(len(weights), bool), nodes.cases[:, 0]
+        ascent = Ascent(self.bounder, r)
+        for chosen, lower in ascent.passes(
+            lambda r: self.forms(r, nodes.cases, weights), nodes.low, nodes.high
+        ):
+            found = (lower > 0) & ~refuted
+            for number in auditor.choose(np.flatnonzero(found)):
+                self._audit(auditor, chosen, number, case[number], weights[number], nodes)
+            refuted |= found
+            if refuted.all():
+                break
+        return refuted
 
     def _audit(
         self,

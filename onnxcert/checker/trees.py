@@ -6,15 +6,15 @@ leaves to `onnxcert.checker.proof.Prover` and rejects the first leaf that is not
 
 from __future__ import annotations
 
-import multiprocessing
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from onnxcert.checker.audit import Auditor
-from onnxcert.checker.bounds import Bounder, Columns, Hint
+from onnxcert.checker.audit import FORKS, Auditor
+from onnxcert.checker.bounds import Bounder, Columns, Hint, Relaxation
 from onnxcert.checker.curves import Array
 from onnxcert.checker.errors import Expired, Rejected
 from onnxcert.checker.network import Curve
@@ -83,26 +83,25 @@ def children(op: Array, roots: int) -> Array:
     return result
 
 
-_WORK: Callable[[Any], int] = int
+_WORK: Callable[[Any], object] = repr
 """What `spread` has its processes do; they are forks and inherit it."""
 
 
-def _work(item: Any) -> int:
-    return _WORK(item)
+def _work(item: Any) -> None:
+    _WORK(item)
 
 
-def spread(work: Callable[[Any], int], items: Iterable[Any], jobs: int, start: int) -> int:
-    """Do some work that counts something from ``start`` on, on several processors if it pays.
-
-    Returns:
-        The count after all work.
-    """
+def spread(work: Callable[[Any], None], items: Iterable[Any], jobs: int) -> None:
+    """Do some work, in several processes where there are forks; what it raises is raised here."""
     global _WORK  # noqa: PLW0603 - a fork takes it along; closures cannot be sent
-    if jobs == 1 or "fork" not in multiprocessing.get_all_start_methods():
-        return max((work(item) for item in items), default=start)
+    if jobs == 1 or FORKS is None:
+        for item in items:
+            work(item)
+        return
     _WORK = work
-    with multiprocessing.get_context("fork").Pool(jobs) as pool:
-        return max((count for count in pool.imap_unordered(_work, items)), default=start)
+    with FORKS.Pool(jobs) as pool:
+        for _ in pool.imap_unordered(_work, items):
+            pass
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +121,40 @@ class Refusal:
     low: Array
     high: Array
     lower: float
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """Where the cases of a neuron group are open.
+
+    Attributes:
+        cases: all over one box.
+        known: bounds of ``Bounder.known_ids`` that hold there, (1, .) each; None for the whole box.
+        scalar, side, point: (D,) the splits that make it, as in `Paths`.
+    """
+
+    cases: Sequence[Case]
+    known: tuple[Array, Array] | None = None
+    scalar: Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    side: Array = field(default_factory=lambda: np.zeros(0))
+    point: Array = field(default_factory=lambda: np.zeros(0))
+
+    @property
+    def path(self) -> tuple[Array, Array, Array]:
+        """The splits."""
+        return self.scalar, self.side, self.point
+
+    def half(
+        self, cases: Sequence[Case], known: tuple[Array, Array], scalar: int, split: Array
+    ) -> Region:
+        """One side of a split of the region; ``split`` is side and point."""
+        return Region(
+            cases,
+            known,
+            np.append(self.scalar, scalar),
+            np.append(self.side, split[0]),
+            np.append(self.point, split[1]),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,6 +209,7 @@ class Group:
                 raise Rejected("R10", "layers", f"the model has no layer {label!r}")
         self._layers = [named[label] for label in layers]
         self._sizes = {k: block.size for k, block in curves}
+        self._regions: list[Region] = []
         self.leaves = 0
 
     def refute(self, cases: Sequence[Case], numbers: Array, header: Array, place: int) -> None:
@@ -185,22 +219,29 @@ class Group:
             Rejected: a leaf is not refuted, or the group is not as described.
         """
         kind, _, nodes, combined, columns, hints = header.tolist()
-        network = self.bounder.network
+        if (kind == 2) != bool(self._regions):
+            raise Rejected("R10", f"group {place}", "halves of a region must follow it")
+        region = self._regions.pop() if kind == 2 else Region(cases)
+        cases, network = region.cases, self.bounder.network
         prover = Prover(self.bounder, Rows.of(cases, network.n_inputs, len(network.output)))
         op = self.arrays.take("op", nodes)
-        if (kind == 0 and (columns or hints)) or (kind == 1 and combined):
+        if (kind == 0 and (columns or hints)) or (kind != 0 and combined):
             raise Rejected("container", f"group {place}", "counts that do not fit its kind")
         if kind == 0:
             roots = prover.roots(cases)
             tree = children(op, len(roots.low))
             sums = self._combined(cases, numbers, combined, nodes)
             self._over_inputs(prover, roots, tree, sums, numbers, place)
-        elif kind == 1:
-            tree = children(op, len(cases))
-            self._over_neurons(prover, cases, tree, columns, hints, place)
+        elif kind in (1, 2):
+            self._over_neurons(prover, region, op, columns, hints, place)
         else:
             raise Rejected("container", f"group {place}", f"unknown kind {kind}")
-        self.leaves += int((tree[:, 0] < 0).sum())
+        self.leaves += int((op == 0).sum())
+
+    def finish(self) -> None:
+        """Nothing may have been handed on in vain."""
+        if self._regions:
+            raise Rejected("R10", "group", "the halves of a region are missing")
 
     def _weights(self, cases: Sequence[Case], width: int) -> Array:
         """One weight for each row of each case: (len(cases), width)."""
@@ -246,12 +287,11 @@ class Group:
         firsts = np.flatnonzero(~np.isin(np.arange(len(tree)), tree))
         stack = [(firsts, roots)]
 
-        def walk(stack: list[tuple[Array, Boxes]], enough: float = np.inf) -> int:
+        def walk(stack: list[tuple[Array, Boxes]], enough: float = np.inf) -> None:
             while stack and sum(len(ids) for ids, _ in stack) < enough:
                 ids, nodes = self._next(stack, prover.rows.used.shape[1])
                 self._look_at_the_clock()
                 self._step(prover, ids, nodes, tree, inputs, combined, place, stack)
-            return self.auditor.done
 
         if self.jobs > 1:  # until there is enough to share
             walk(stack, enough=32 * self.jobs)
@@ -263,7 +303,7 @@ class Group:
         if self.jobs == 1 or self.refused is not None:
             walk(stack)
         else:
-            self.auditor.done = spread(walk, pieces, self.jobs, self.auditor.done)
+            spread(walk, pieces, self.jobs)
 
     def _next(self, stack: list[tuple[Array, Boxes]], rows: int) -> tuple[Array, Boxes]:
         """Take a batch of nodes of bounded size."""
@@ -341,37 +381,68 @@ class Group:
     def _over_neurons(
         self,
         prover: Prover,
-        cases: Sequence[Case],
-        tree: Array,
+        region: Region,
+        op: Array,
         columns: int,
         hints: int,
         place: int,
     ) -> None:
+        handed = op == 2
+        tree = children(np.where(handed, 0, op), len(region.cases))
+        first = np.flatnonzero(~np.isin(np.arange(len(tree)), tree))
+        if not np.isin(np.flatnonzero(handed), first).all():
+            raise Rejected("R10", f"group {place}", "part of a tree is handed on")
         chosen = self._columns(columns)
         given = self._hints(hints, chosen)
-        roots = prover.roots(cases)
+        roots = prover.roots(region.cases)
         if len(roots.low) != 1:
             raise Rejected("R1", f"group {place}", "cases over different boxes")
-        root = self.bounder.bound(roots.low, roots.high)
-        known = root.lower[:, self.bounder.known_ids], root.upper[:, self.bounder.known_ids]
-        if given:
+        known = region.known
+        if known is None:
+            root = self.bounder.bound(roots.low, roots.high)
+            known = self._known(root)
+        if given or region.known is not None:
             root = self.bounder.bound(
-                roots.low, roots.high, known, backward=False, hints=given, columns=chosen
+                roots.low,
+                roots.high,
+                known,
+                splits=region.path,
+                backward=False,
+                hints=given,
+                columns=chosen,
             )
-        leaf_nodes = np.flatnonzero(tree[:, 0] < 0)
+        if handed.any():
+            rest = [case for case, on in zip(region.cases, handed[first], strict=True) if on]
+            self._hand_on(region, rest, self._known(root), place)
+        leaf_nodes = np.flatnonzero(op == 0)
 
-        def bound(item: tuple[int, list[Paths]]) -> int:
+        def bound(item: tuple[int, list[Paths]]) -> None:
             done, batch = item
             self._look_at_the_clock()
             lower = prover.paths(root, _joined(batch), chosen, self.auditor)
             for b in np.flatnonzero(~(lower > 0)):
                 node, box = int(leaf_nodes[done + b]), (roots.low[0], roots.high[0])
                 self._refuse(Refusal(place, node, batch[b].case, *box, float(lower[b])))
-            return self.auditor.done
 
-        batches = self._batches(self._leaves(cases, tree, columns))
+        batches = self._batches(self._leaves(region, op, tree, columns))
         jobs = self.jobs if self.refused is None else 1
-        self.auditor.done = spread(bound, batches, jobs, self.auditor.done)
+        spread(bound, batches, jobs)
+
+    def _known(self, root: Relaxation) -> tuple[Array, Array]:
+        return root.lower[:, self.bounder.known_ids], root.upper[:, self.bounder.known_ids]
+
+    def _hand_on(
+        self, region: Region, cases: Sequence[Case], known: tuple[Array, Array], place: int
+    ) -> None:
+        """Read where a region is split, and note its halves for the groups that follow."""
+        position = self.arrays.take("arg", 1).astype(np.int64)
+        layer, point = int(self.arrays.take("layer", 1)[0]), float(self.arrays.take("point", 1)[0])
+        scalar = int(self._layer(layer, position)[1][0])
+        if not math.isfinite(point) or scalar < 0:
+            raise Rejected("R10", f"group {place}", "no number, or a neuron that reads no scalar")
+        for side in (1.0, -1.0):
+            split = np.array([side, point])
+            self._regions.append(region.half(cases, known, scalar, split))
 
     def _batches(self, leaves: Iterator[Paths]) -> Iterator[tuple[int, list[Paths]]]:
         """Leaves in batches of bounded size, each with the number of leaves before it."""
@@ -396,8 +467,9 @@ class Group:
             raise Rejected("R8", place, "a leaf is not refuted")
         self.refused.append(refusal)
 
-    def _leaves(self, cases: Sequence[Case], tree: Array, columns: int) -> Iterator[Paths]:
+    def _leaves(self, region: Region, op: Array, tree: Array, columns: int) -> Iterator[Paths]:
         """The leaves in preorder, each a batch of one."""
+        cases = region.cases
         split = tree[:, 0] >= 0
         total = int(split.sum())
         position = self.arrays.take("arg", total).astype(np.int64)
@@ -421,19 +493,23 @@ class Group:
                 path = [*path[:depth], (parent, side)]
             else:
                 case, path = case + 1, []
-            if len(path) > _DEEPEST:
+            if len(region.scalar) + len(path) > _DEEPEST:
                 raise Rejected("R10", f"node {node}", f"more than {_DEEPEST} splits on a path")
             if split[node]:
                 todo += [(len(path), number[node], 1.0), (len(path), number[node], -1.0)]
                 continue
+            if op[node] == 2:
+                continue
             splits = np.array([s for s, _ in path], np.int64)
+            sides = np.array([s for _, s in path])
+            above = len(region.scalar) + len(path)
             weights = self._weights([cases[case]], width)
             yield Paths(
                 np.array([case]),
-                scalar[splits][None],
-                np.array([[s for _, s in path]]),
-                point[splits][None],
-                coarse(self.arrays.take("multiplier", len(path)))[None],
+                np.append(region.scalar, scalar[splits])[None],
+                np.append(region.side, sides)[None],
+                np.append(region.point, point[splits])[None],
+                coarse(self.arrays.take("multiplier", above))[None],
                 self.arrays.take("slope", columns)[None],
                 weights,
             )

@@ -215,6 +215,9 @@ class Elementwise(Operator):
     piecewise_linear: ClassVar[bool] = True
     """Whether the curve is linear between its kinks."""
 
+    continuous: ClassVar[bool] = True
+    """Whether the gap between its lines shrinks with the range: a jump's does not."""
+
     roundings: ClassVar[int] = 0
     """Roundings in one evaluation of the curve; zero where the result is exact."""
 

@@ -26,6 +26,7 @@ class Sign(Elementwise):
 
     size: int
     kinks: ClassVar[tuple[float, ...]] = (0.0,)
+    continuous: ClassVar[bool] = False
 
     def value(self, x: Array) -> Array:
         """-1, 0 or 1."""

@@ -47,13 +47,11 @@ class Certificate:
         data: what a file holds.
         leaves: of all trees; 0 for a witness.
         groups: as `Writer.groups`.
-        cases: per group the numbers of its cases, as the checker counts.
     """
 
     data: bytes
     leaves: int = 0
-    groups: Sequence[tuple[InputTrees | NeuronTrees | None, IntArray]] = ()
-    cases: Sequence[IntArray] = ()
+    groups: Sequence[tuple[InputTrees | NeuronTrees | None, IntArray, IntArray]] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,18 +114,16 @@ class Certifier:
         writer = Writer(self._cases)
         arrays = writer.arrays(trace)
         header = self._header("unsat", self.semantics) | {"layers": list(writer.layers)}
-        ends = np.cumsum(arrays["group"][:, 1])
-        cases = np.split(arrays["case"].astype(np.int64), ends[:-1]) if len(ends) else []
-        return Certificate(pack(header, arrays), writer.leaves, writer.groups, cases)
+        return Certificate(pack(header, arrays), writer.leaves, writer.groups)
 
     def doubts(self, certificate: Certificate, refused: Sequence[Refusal]) -> list[Doubt]:
         """Where the search has to go on after leaves were refused."""
         doubts = []
         for refusal in refused:
-            group, order = certificate.groups[refusal.place]
+            group, order, cases = certificate.groups[refusal.place]
             node = int(order[refusal.node]) if isinstance(group, InputTrees) else -1
-            numbers = certificate.cases[refusal.place][refusal.cases]
-            doubts.append(Doubt(group, node, self._cases.disjuncts(numbers), refusal))
+            disjuncts = self._cases.disjuncts(cases[refusal.cases])
+            doubts.append(Doubt(group, node, disjuncts, refusal))
         return doubts
 
     def witness(self, inputs: Sequence[Array], decimals: Mapping[int, Fraction]) -> Certificate:

@@ -33,7 +33,7 @@ class _Nodes:
     """Trees under construction: how many nodes there are, and which are whose halves."""
 
     count: int = 0
-    _links: list[tuple[IntArray, IntArray]] = field(default_factory=list)
+    links: list[tuple[IntArray, IntArray]] = field(default_factory=list)
 
     def add(self, count: int) -> IntArray:
         """Numbers for new nodes."""
@@ -43,14 +43,14 @@ class _Nodes:
     def link(self, parents: IntArray) -> tuple[IntArray, IntArray]:
         """Two children for each parent: the lower and the upper half."""
         low, high = self.add(len(parents)), self.add(len(parents))
-        self._links.append((parents, np.stack([low, high], axis=1)))
+        self.links.append((parents, np.stack([low, high], axis=1)))
         return low, high
 
     @property
     def children(self) -> IntArray:
         """(nodes, 2)."""
         table: IntArray = np.full((self.count, 2), -1)
-        for parents, children in self._links:
+        for parents, children in self.links:
             table[parents] = children
         return table
 
@@ -134,8 +134,28 @@ class Leaves:
 
 
 @dataclass(eq=False)
+class Halves:
+    """The two sides of a split, with trees of their own over tighter bounds of all layers.
+
+    Attributes:
+        neuron, point: the split, counted as in `NeuronTrees`.
+        cases: those that are refuted in both.
+        trees: of the lower and of the upper side, once they are there.
+    """
+
+    neuron: int
+    point: float
+    cases: IntArray
+    trees: list[NeuronTrees | None] = field(default_factory=lambda: [None, None])
+
+    def keep(self, side: int, trees: NeuronTrees) -> None:
+        """Note the trees of one side."""
+        self.trees[side] = trees
+
+
+@dataclass(eq=False)
 class NeuronTrees:
-    """Trees of neuron splits below one input box.
+    """Trees of neuron splits below one input box, or in a part of it.
 
     Attributes:
         problem: where the cases come from.
@@ -147,6 +167,7 @@ class NeuronTrees:
         splits: nodes, neurons and points, (M,) each; neurons are counted over all pre-activations
             of the graph in their order.
         leaves: closed nodes.
+        halves: where the cases are refuted that have no root here; None if there are none.
     """
 
     problem: Problem
@@ -157,6 +178,7 @@ class NeuronTrees:
     roots: list[tuple[IntArray, IntArray]] = field(default_factory=list)
     splits: list[tuple[IntArray, IntArray, FloatArray]] = field(default_factory=list)
     leaves: list[Leaves] = field(default_factory=list)
+    halves: Halves | None = None
 
     def plant(self, cases: IntArray) -> IntArray:
         """One root for each case."""
@@ -185,6 +207,50 @@ class NeuronTrees:
         slopes = np.concatenate([np.zeros((len(numbers), 0), np.uint8), *parts], axis=1)
         weights = to_host(best.weights[index])
         self.leaves.append(Leaves(numbers, slopes, to_host(multipliers), weights))
+
+    @property
+    def handed(self) -> list[tuple[IntArray, IntArray]]:
+        """The cases without a root here, as roots of number -1."""
+        if self.halves is None:
+            return []
+        return [(np.full(len(self.halves.cases), -1), self.halves.cases)]
+
+    def locate(self, neuron: int) -> tuple[str, int]:
+        """The pre-activation of a neuron, and its number there."""
+        for value in self.graph.pre_activations:
+            if neuron < self.graph.sizes[value]:
+                return value, neuron
+            neuron -= self.graph.sizes[value]
+        raise IndexError(neuron)
+
+    def forget(self, cases: set[int]) -> None:
+        """Drop the trees of some cases."""
+        self.roots = [
+            (nodes[kept], numbers[kept])
+            for nodes, numbers in self.roots
+            for kept in [~np.isin(numbers, list(cases))]
+        ]
+        if self.halves is not None:
+            self.halves.cases = self.halves.cases[~np.isin(self.halves.cases, list(cases))]
+            for half in self.halves.trees:
+                if half is not None:
+                    half.forget(cases)
+            if len(self.halves.cases) == 0:
+                self.halves = None
+
+    def closed(self, nodes: IntArray) -> Array:
+        """Which of some nodes have nothing but leaves below them: (M,)."""
+        done = np.zeros(self.nodes.count, bool)
+        for leaves in self.leaves:
+            done[leaves.nodes] = True
+        for parents, halves in reversed(self.nodes.links):
+            done[parents] = done[halves].all(axis=1)
+        return done[nodes]
+
+    def halve(self, neuron: int, point: float, cases: IntArray) -> Halves:
+        """Hand cases to the two sides of a split, to be refuted by trees of their own."""
+        self.halves = Halves(neuron, point, cases)
+        return self.halves
 
     def split(self, nodes: Array, neurons: Array, points: Array) -> tuple[IntArray, IntArray]:
         """Split one neuron of each node: the numbers of the lower and upper halves."""
@@ -236,8 +302,4 @@ class Trace:
             self.refuted(problem, cases[kept], weights[kept])
         for group in self.groups:
             if isinstance(group, NeuronTrees):
-                group.roots = [
-                    (nodes[kept], cases[kept])
-                    for nodes, cases in group.roots
-                    for kept in [~np.isin(cases, list(disjuncts))]
-                ]
+                group.forget(disjuncts)

@@ -295,7 +295,7 @@ class Watch:
     def finish(
         self,
         data: bytes,
-        groups: Sequence[tuple[InputTrees | NeuronTrees | None, IntArray]],
+        groups: Sequence[tuple[InputTrees | NeuronTrees | None, IntArray, IntArray]],
         expired: Callable[[], bool],
     ) -> Reply | None:
         """What the child says of the certificate; None if there is no child that can tell.
@@ -306,7 +306,7 @@ class Watch:
         child = self._child
         if child is None or child.stdout is None:
             return None
-        known = [(self._trees.get(id(trees), -1), order) for trees, order in groups]
+        known = [(self._trees.get(id(trees), -1), order) for trees, order, _ in groups]
         self._queue.put(("finish", data, known))
         try:
             while not select.select([child.stdout], [], [], 0.05)[0]:

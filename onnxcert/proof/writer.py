@@ -24,6 +24,7 @@ from onnxcert.proof.trace import InputTrees, NeuronTrees, Trace
 from onnxcert.spec import Problem
 
 _BoxKey = tuple[bytes, bytes]
+_NOTHING: IntArray = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,13 +117,13 @@ class Writer:
     Attributes:
         layers: labels by number.
         leaves: of all trees.
-        groups: what each group was made of, None for plain bounds, and for trees over inputs the
-            nodes in the order in which they are stored.
+        groups: what each group was made of, None for plain bounds; for trees over inputs the
+            nodes in the order in which they are stored; and the numbers of its cases.
     """
 
     def __init__(self, cases: CaseNumbers) -> None:
         self.cases = cases
-        self.groups: list[tuple[InputTrees | NeuronTrees | None, IntArray]] = []
+        self.groups: list[tuple[InputTrees | NeuronTrees | None, IntArray, IntArray]] = []
         self.layers: dict[str, int] = {}
         self._parts: dict[str, list[Array]] = {name: [] for name in ARRAYS}
         self.leaves = 0
@@ -175,7 +176,7 @@ class Writer:
             self._put("combine", [boxes[case.box], case.number])
             self._weights(case, row)
         self.leaves += len(boxes)
-        self.groups.append((None, np.zeros(0, np.int64)))
+        self.groups.append((None, _NOTHING, np.array([case.number for case, _ in cases])))
 
     def _input_trees(self, trees: InputTrees) -> None:
         roots: list[tuple[list[int], int]] = []
@@ -198,7 +199,7 @@ class Writer:
         }
         cases = sorted(number for known, _ in roots for number in known)
         self._group(0, cases, len(order), len(combined), 0, 0)
-        self.groups.append((trees, order))
+        self.groups.append((trees, order, np.array(cases)))
         self._put("op", split)
         self._put("arg", inputs[order[split]])
         for key in sorted(combined):
@@ -206,27 +207,50 @@ class Writer:
             self._weights(*combined[key])
         self.leaves += int((~split).sum())
 
-    def _neuron_trees(self, trees: NeuronTrees) -> None:
+    def _neuron_trees(self, whole: NeuronTrees) -> None:
+        """Trees of a box, then those of the halves of its regions, each followed by its own."""
+        todo = [(1, whole)]
+        while todo:
+            kind, trees = todo.pop()
+            self._region(kind, trees)
+            if trees.halves is not None:
+                low, high = trees.halves.trees
+                assert low is not None  # a finished search has been in both
+                assert high is not None
+                todo += [(2, high), (2, low)]
+
+    def _region(self, kind: int, trees: NeuronTrees) -> None:
         roots = sorted(
             (self.cases[disjunct].number, int(disjunct), node)
-            for nodes, disjuncts in trees.roots
+            for nodes, disjuncts in trees.roots + trees.handed
             for node, disjunct in zip(nodes.tolist(), disjuncts, strict=True)
         )
         if not roots:
             return
         children = trees.nodes.children
         columns = _Columns(trees, self._layer)
+        splits = _Splits(trees, self._layer)
         self._put("column", columns.table)
         hints = self._hints(trees, columns)
+        if trees.halves is not None:
+            value, neuron = trees.locate(trees.halves.neuron)
+            neurons = _neurons_of(trees.graph, value)
+            self._put("arg", neurons.at(np.array([neuron])))
+            self._put("layer", [self._layer(neurons.label)])
+            self._put("point", [trees.halves.point])
         nodes = 0
-        splits = _Splits(trees, self._layer)
         for _, disjunct, root in roots:
+            if root < 0:
+                self._put("op", [2])
+                nodes += 1
+                continue
             order = np.array(list(_preorder([root], children)), np.int64)
             self._put("op", children[order, 0] >= 0)
             nodes += len(order)
             self._tree(trees, splits, order, children, self.cases[disjunct])
-        self._group(1, [number for number, _, _ in roots], nodes, 0, len(columns.table), hints)
-        self.groups.append((trees, np.zeros(0, np.int64)))
+        numbers = [number for number, _, _ in roots]
+        self._group(kind, numbers if kind == 1 else [], nodes, 0, len(columns.table), hints)
+        self.groups.append((trees, _NOTHING, np.array(numbers)))
 
     def _tree(
         self,

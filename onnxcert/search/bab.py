@@ -36,6 +36,7 @@ class Statistics:
     open: int = 0
     split: int = 0
     batches: int = 0
+    regions: int = 0
     lowest: float = float("nan")
 
 
@@ -63,6 +64,7 @@ class BranchAndBound:
         candidates: Candidates,
         deadline: Deadline,
         roots: Batch | None = None,
+        enough: Callable[[float], bool] = lambda lowest: False,
     ) -> Counterexample | Reason | None:
         """Refute everything, find a witness, or say why neither was possible.
 
@@ -71,6 +73,8 @@ class BranchAndBound:
             candidates: tests points.
             deadline: when to stop.
             roots: where to begin; None for the brancher's own roots.
+            enough: asked before each batch with the lowest open score; once True, the search is
+                given up as if its time were over.
 
         Returns:
             None when all subproblems are refuted, a confirmed witness, or a reason.
@@ -82,7 +86,7 @@ class BranchAndBound:
         size = max(1, min(_FIRST_BATCH, self.batch_limit, most))
         stuck = 0
         while len(frontier):
-            if deadline.expired():
+            if deadline.expired() or enough(frontier.lowest):
                 return Reason.TIMEOUT
             if frontier.bytes > self.memory_bytes:
                 return Reason.MEMORY

@@ -28,9 +28,11 @@ from onnxcert.search.branching import Bounded, Brancher
 from onnxcert.search.candidates import Candidates, Confirm
 from onnxcert.search.cases import Cases
 from onnxcert.search.deadline import Deadline
+from onnxcert.search.exact import LinearSearch, applicable
 from onnxcert.search.frontier import Batch, batch_length, take
 from onnxcert.search.input_split import InputSplit
 from onnxcert.search.neuron_split import NeuronSplit
+from onnxcert.search.regions import Region, RegionSearch, Turns
 from onnxcert.sets import Box
 from onnxcert.settings import Settings
 from onnxcert.spec import Problem
@@ -43,6 +45,18 @@ _FIRST_ATTACK_SHARE = 0.05
 
 _INTERMEDIATE_SHARE = 0.25
 """Share of the time left that optimised bounds of intermediate layers may take."""
+
+_LEAST_SECONDS = 1.0
+
+_REGION_COST = 3.0
+"""How many times as long as the root's optimised bounds a region takes: fewer steps for each row,
+but halves that are bounded before one is chosen, and a search."""
+
+_ROUGH_SHARE = 0.02
+"""Share of the time left for neuron splits of a small network before linear programs."""
+
+_EXACT_SHARE = 0.3
+"""Share of the time left that linear programs may take without being on the way to an end."""
 
 _ROOT_BATCH = 256
 
@@ -238,7 +252,9 @@ class Solver:
             open_cases, lower = self._bound_cases(cases, bounds, open_cases)
             if len(open_cases) == 0:
                 return None
+        started = self.deadline.elapsed
         graph, boxes, refined = self._specialise(bounds)
+        seconds = self.deadline.elapsed - started
         column = to_device(open_cases, self.device)[:, None]
         free = FreeRelaxation.build(graph, boxes, self.execution_unit)
         root = self._optimise_root(cases.forms(column), free, boxes, lower)
@@ -266,13 +282,54 @@ class Solver:
         brancher = NeuronSplit(
             graph, cases, open_cases, boxes, start, steps, trees, self.execution_unit
         )
-        answer = self._branch(brancher, candidates, open_cases)
+        patience = max(_LEAST_SECONDS, self.deadline.elapsed)
+        if applicable(graph, boxes):
+            answer = self._search_exactly(brancher, candidates)
+            if not isinstance(answer, Reason) or self.deadline.expired():
+                return answer
+        whole = Region(boxes, open_cases, start)
+        missing = -float(root.lower[still].min())
+        cost = _REGION_COST * seconds
+        answer = self._by_turns(whole, missing, patience, cost, brancher, candidates)
         if answer is Reason.INCOMPLETE:
             trees.roots.pop()
             # Leaves without unstable neurons are linear programs that the ascent left undecided;
             # halving inputs decides what is not decided exactly at a boundary.
             return self._split_inputs(graph, cases, candidates, open_cases)
         return answer
+
+    def _by_turns(
+        self,
+        whole: Region,
+        missing: float,
+        patience: float,
+        cost: float,
+        brancher: NeuronSplit,
+        candidates: Candidates,
+    ) -> Counterexample | Reason | None:
+        """Split neurons, with bounds of layers that are those of the root or of regions."""
+        settings = self.settings
+
+        def search(
+            inner: NeuronSplit, roots: Batch, enough: Callable[[], bool]
+        ) -> Counterexample | Reason | None:
+            self.statistics.regions += 1
+            cases = inner.open_cases
+            return self._branch(inner, candidates, cases, roots, lambda lowest: enough())
+
+        regions = RegionSearch(
+            brancher.graph,
+            brancher.cases,
+            settings.layer_steps // 2,
+            settings.slope_steps,
+            settings.branch_steps,
+            self.deadline,
+            search,
+            self.execution_unit,
+        )
+        turns = Turns(regions, whole, brancher.trees, missing, patience, cost)
+        answer = self._branch(brancher, candidates, brancher.open_cases, enough=turns.enough)
+        return turns.finish(answer)
 
     def _split_inputs(
         self, graph: Graph, cases: Cases, candidates: Candidates, open_cases: Array
@@ -284,6 +341,26 @@ class Solver:
         if answer is None:
             self.trace.groups.append(trees)
         return answer
+
+    def _search_exactly(
+        self, brancher: NeuronSplit, candidates: Candidates
+    ) -> Counterexample | Reason | None:
+        """Split neurons of a small network: roughly for a while, then by linear programs."""
+        problem, open_cases = candidates.cases.problem, brancher.open_cases
+        rough = self.deadline.slice(max(_LEAST_SECONDS, _ROUGH_SHARE * self.deadline.remaining))
+        answer = self._branch(brancher, candidates, open_cases, None, lambda _: rough.expired())
+        if not isinstance(answer, Reason) or self.deadline.expired():
+            return answer
+        brancher.trees.roots.pop()
+
+        def record(case: int, lower: float) -> None:
+            self._record(problem, np.array([case]), np.array([lower]))
+
+        search = LinearSearch(
+            brancher, candidates, self.statistics, lambda statistics: self._progress(), record
+        )
+        patience = self.deadline.slice(_EXACT_SHARE * self.deadline.remaining)
+        return search.run(self.deadline, patience)
 
     def _root_bounds(self, box: Box, backward: bool, expired: Callable[[], bool]) -> Bounds:
         return crown_bounds(
@@ -376,6 +453,7 @@ class Solver:
         candidates: Candidates,
         open_cases: Array,
         roots: Batch | None = None,
+        enough: Callable[[float], bool] = lambda lowest: False,
     ) -> Counterexample | Reason | None:
         """Branch and bound; when it refutes everything, the bound of a case is its worst leaf."""
         self._enter("search", self._open_disjuncts)
@@ -399,7 +477,7 @@ class Solver:
             record,
             self.statistics,
         )
-        answer = loop.run(brancher, candidates, self.deadline, roots)
+        answer = loop.run(brancher, candidates, self.deadline, roots, enough)
         if answer is None and roots is None:
             self._record(problem, open_cases, leaves[open_cases])
         self._enter("search", self._open_disjuncts)

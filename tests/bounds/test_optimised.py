@@ -174,8 +174,14 @@ class Recorder:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.gradients: list[tuple[str, Array, Array]] = []
 
-        def step(ascent: optimised._Ascent, number: int, name: str, gradient: Array) -> Array:
-            del number
+        def step(
+            ascent: optimised._Ascent,
+            number: int,
+            name: str,
+            gradient: Array,
+            unit: Array | float = 1.0,
+        ) -> Array:
+            del number, unit
             value = ascent.values[name]
             self.gradients.append(
                 (name, value.copy(), np.broadcast_to(gradient, value.shape).copy())
@@ -264,3 +270,29 @@ def _smooth_scenario(rng: np.random.Generator) -> Scenario:
     )
     free = FreeRelaxation.build(graph, boxes)
     return Scenario(graph, boxes, free, forms, signs, points, [])
+
+
+@pytest.mark.parametrize("factor", [2.0**-10, 2.0**10])
+def test_ascent_does_not_depend_on_the_size_of_the_forms(factor: float) -> None:
+    """Multipliers are of the size of rows: as forms grow, so do the steps, and so the bound."""
+    rng = np.random.default_rng(3)
+    graph = strategies.relu_network(rng, [3, 8, 8, 1])
+    boxes = crown_bounds(graph, Box(-np.ones((1, 3)), np.ones((1, 3)))).boxes
+    name = list(graph.pre_activations)[-1]
+    inside = (boxes[name].lower < 0) & (boxes[name].upper > 0)
+    sign = np.where(inside & (np.arange(8) % 2 == 0), 1.0, 0.0)
+    assert sign.any()
+    cut = Box(np.where(sign > 0, 0.0, boxes[name].lower), boxes[name].upper)
+    free = FreeRelaxation.build(graph, boxes).with_boxes({name: cut})
+    splits = Splits({name: sign}, {name: np.zeros_like(sign)})
+    found = []
+    for size in (1.0, factor):
+        forms = Forms(np.full((1, 1, 1), size), None, np.zeros((1, 1)), np.ones((1, 1), dtype=bool))
+        start = Start.at_form(np.zeros(1, dtype=int), forms)
+        forms = Forms(-forms.rows, None, forms.offset - 100.0 * size, forms.used)
+        found.append(optimise(free, forms, boxes[graph.output], start, splits=splits, steps=6))
+    assert found[0].best.multipliers[name].any()
+    np.testing.assert_allclose(found[1].lower, factor * found[0].lower, rtol=1e-9)
+    np.testing.assert_allclose(
+        found[1].best.multipliers[name], factor * found[0].best.multipliers[name], rtol=1e-9
+    )

@@ -367,6 +367,14 @@ PLANS = {
         outputs=2,
         settings=_INPUT,
     ),
+    "sums": _Plan(
+        dense([3, 6, 6, 2], 0),
+        lambda t: [(*_CUBE, [([1, 0], -1.5625 + t), ([0, 1], 2.0625 + t)])],
+        (0.9375, 0.96875),
+        (-1.0, 1.0, -0.15625),
+        outputs=2,
+        settings=_INPUT,
+    ),
     "neurons": _Plan(
         dense([3, 5, 4, 1], 4),
         lambda t: [(*_CUBE, [([1], t)])],

@@ -106,11 +106,25 @@ MAGNITUDES = [
 ENDS = sorted([0.0, *MAGNITUDES, *(-m for m in MAGNITUDES)])
 
 
-@pytest.mark.parametrize("kind", SMOOTH + KINKED)
-def test_lines_on_extreme_intervals(kind: str) -> None:
+SLOPES = [0.125, 0.3, 2.3, -0.7]
+"""Of leaky curves: exact in products, rounded, concave, and with the least value at zero."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "slope"),
+    [(kind, slope) for kind in SMOOTH + KINKED for slope in SLOPES[: 4 if kind == "leaky" else 1]],
+)
+def test_lines_on_extreme_intervals(kind: str, slope: float) -> None:
     for i, low in enumerate(ENDS):
         for high in ENDS[i:]:
-            hold(kind, low, high, 0.125, None, 4)
+            hold(kind, low, high, slope, None, 4)
+
+
+@pytest.mark.parametrize("slope", [-(2.0**53 + 2), -1e9 / 7, 1e9 / 7])
+def test_a_free_line_is_no_steeper_than_the_curve(slope: float) -> None:
+    """Steps from one slope to the other may end an ulp of the larger one beyond."""
+    for free in (0.0, 0.3, np.nextafter(1, 0), 1.0):
+        hold("leaky", -1.0, 1e3, slope, free, 4)
 
 
 @pytest.mark.parametrize("kind", SMOOTH + KINKED)

@@ -334,6 +334,23 @@ def test_multiplier_of_a_neuron_whose_sum_is_rounded() -> None:
         assert [leaf.node for leaf in found] == refused
 
 
+def test_multiplier_of_a_neuron_that_reads_an_input() -> None:
+    """The solutions are 1/2 <= x <= 1. Above the split the multiplier times 1/4 - x is negative."""
+    it = instance([helper.make_node("Relu", ["x"], ["y"])], [1, 1], {}, [(-1, 1)], [([-1], -1 / 2)])
+    assert it.is_solved_by([1.0])
+    arrays = {
+        "group": [[1, 1, 3, 0, 0, 0]],
+        "case": [0],
+        "op": [1, 0, 0],
+        "arg": [0],
+        "layer": [0],
+        "point": [1 / 4],
+        "multiplier": [0, coarse(100.0)],
+        "weight": [coarse(1.0)] * 2,
+    }
+    assert it.outcome(by_hand(it, arrays, layers=["y"])) == "R8"
+
+
 @pytest.mark.parametrize("count", [100, 1000])
 def test_constants_that_are_lost_one_by_one(count: int) -> None:
     """Layers that each add a little less than half a unit of what they are subtracted from."""

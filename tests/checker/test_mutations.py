@@ -48,7 +48,7 @@ Change = Callable[[Header, Arrays], None]
 Mutation = Callable[[Made], bytes]
 
 ALL = list(PLANS)
-INPUT_TREES = ["inputs", "boxes", "combined", "executed", "convolution"]
+INPUT_TREES = ["inputs", "boxes", "combined", "sums", "executed", "convolution"]
 NEURON_TREES = ["neurons", "weights", "sigmoid", "executed_neurons"]
 
 
@@ -271,7 +271,7 @@ def test_11_combinations_out_of_order_or_twice() -> None:
         rejected(made("combined"), made("combined").edited(change), "R8")
 
 
-@pytest.mark.parametrize("name", ["combined", "weights"])
+@pytest.mark.parametrize("name", ["sums", "weights"])
 def test_12_weights_of_the_other_row(name: str) -> None:
     def change(header: Header, arrays: Arrays) -> None:
         arrays["weight"] = arrays["weight"].reshape(-1, 2)[:, ::-1].ravel()
@@ -279,12 +279,22 @@ def test_12_weights_of_the_other_row(name: str) -> None:
     rejected(made(name), made(name).edited(change), "R8")
 
 
-@pytest.mark.parametrize("name", ["combined", "weights", "neurons", "groups", "sigmoid"])
+@pytest.mark.parametrize("name", ["sums", "weights", "neurons", "groups", "sigmoid"])
 def test_12_no_weights(name: str) -> None:
     def change(header: Header, arrays: Arrays) -> None:
         arrays["weight"][:] = 0
 
     rejected(made(name), made(name).edited(change), "R8")
+
+
+def test_12_no_sums() -> None:
+    """A leaf without weights is tried with one row at a time."""
+
+    def change(header: Header, arrays: Arrays) -> None:
+        arrays["combine"], arrays["weight"] = arrays["combine"][:0], arrays["weight"][:0]
+        arrays["group"][0, 3] = 0
+
+    rejected(made("sums"), made("sums").edited(change), "R8")
 
 
 def test_13_no_multipliers() -> None:
@@ -515,12 +525,26 @@ def test_22_another_disjunct_is_asked_for() -> None:
 
 
 def test_22_unknown_kind_of_group() -> None:
-    for kind in (2, -1, 2**40):
+    for kind in (3, -1, 2**40):
 
         def change(header: Header, arrays: Arrays, kind: int = kind) -> None:
             arrays["group"][0, 0] = kind
 
         rejected(made("inputs"), made("inputs").edited(change), "container")
+
+
+def test_22_half_of_a_region_that_does_not_exist() -> None:
+    """It has no cases of its own, and no split is there that made it."""
+
+    def own(header: Header, arrays: Arrays) -> None:
+        arrays["group"][0, 0] = 2
+
+    def none(header: Header, arrays: Arrays) -> None:
+        arrays["group"][0, :2] = 2, 0
+        arrays["case"] = arrays["case"][:0]
+
+    rejected(made("inputs"), made("inputs").edited(own), "R0")
+    rejected(made("inputs"), made("inputs").edited(none), "R10", "R0")
 
 
 @pytest.mark.parametrize("column", range(1, 6))

@@ -163,7 +163,7 @@ class Files:
 
 
 def hard(folder: Path, margin: float = 0.01) -> Files:
-    """A question whose trees over inputs and over neurons have dozens of leaves."""
+    """A question whose trees over inputs and over neurons have ten leaves and more."""
     model, box = dense([4, 6, 6, 1], 4), ([-1.0] * 4, [1.0] * 4)
     low, spread = least(model, [1.0], *box)
     return Files.write(folder, model, spec((*box, [([1.0], low - margin * spread)])))

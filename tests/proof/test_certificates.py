@@ -65,13 +65,16 @@ def test_layers_as_they_are_executed(tmp_path: Path, layer: str, splitting: str)
 
 @pytest.mark.parametrize("splitting", SPLITTING)
 def test_trees_with_many_leaves(tmp_path: Path, splitting: str) -> None:
-    files = hard(tmp_path)
+    model, box = dense([5, 12, 12, 1], 4), ([-1.0] * 5, [1.0] * 5)
+    low, spread = least(model, [1.0], *box)
+    text = spec((*box, [([1.0], low - 0.01 * spread)]))
+    files = Files.write(tmp_path, model, text)
     result = files.verify(splitting=splitting)
     assert files.check() == REAL
     held = arrays(files)
     assert set(held["group"][:, 0]) == {SPLITTING.index(splitting)}
     assert result.proof is not None
-    assert result.proof.leaves == (held["op"] == 0).sum() > 20
+    assert result.proof.leaves == (held["op"] == 0).sum() > 30
 
 
 def _boxes(model: onnx.ModelProto, count: int) -> list[Disjunct]:

@@ -60,7 +60,7 @@ class Inside:
 
         def finish(parent: Watch, data: bytes, groups: Sequence[Any], expired: object) -> Reply:
             self.data = data
-            self.known = [(parent._trees.get(id(trees), -1), order) for trees, order in groups]
+            self.known = [(parent._trees.get(id(trees), -1), order) for trees, order, _ in groups]
             self.answer = self.child.finish(data, self.known)
             return self.answer
 
@@ -93,7 +93,7 @@ def inside(monkeypatch: pytest.MonkeyPatch) -> Inside:
 
 def boxes_and_sums(folder: Path) -> Files:
     """Boxes side by side, on each a question that single rows do not settle, and an easy one."""
-    model = dense([2, 5, 5, 2], 3)
+    model = dense([2, 6, 6, 6, 2], 3)
     disjuncts: list[Any] = []
     for low, high in (([-1.0, -1.0], [0.0, 1.0]), ([0.0, -1.0], [1.0, 1.0])):
         least_sum, spread = least(model, [0.5, 0.75], low, high)

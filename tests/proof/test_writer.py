@@ -126,7 +126,7 @@ def test_plain_bounds_are_leaves_one_for_each_box() -> None:
     assert arrays["combine"].tolist() == [[1, 1]]
     weights = (arrays["weight"].astype(np.uint32) << 16).view(np.float32)
     assert weights.tolist() == [0.5, 2.0, 0.0]
-    assert (writer.leaves, [group for group, _ in writer.groups]) == (2, [None])
+    assert (writer.leaves, [group for group, _, _ in writer.groups]) == (2, [None])
 
 
 def test_nodes_are_in_preorder_below_roots_in_the_order_of_boxes() -> None:

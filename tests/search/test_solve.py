@@ -17,6 +17,7 @@ from onnxcert.search.solve import Solver
 from onnxcert.settings import Settings
 from onnxcert.spec import Problem
 from onnxcert.verdict import Counterexample, Progress, Reason
+from tests import hasty
 from tests.oracles import confirm_exactly, exact_values, satisfied_case, smallest_violation
 from tests.strategies import Row, make_problem, relu_network, seeds
 
@@ -102,6 +103,24 @@ def test_agrees_with_enumeration(splitting: str, attack: int, instance: Instance
         assert isinstance(answer, Counterexample)
     if -_CLEAR <= margin <= 0:
         assert answer is not None or margin > -1e-7  # the accuracy of the linear programs
+
+
+@settings(max_examples=15)
+@given(instance=instances())
+def test_regions_agree_with_enumeration(instance: Instance) -> None:
+    graph, problem = instance.graph, instance.problem
+    margin = min(smallest_violation(graph, problem, case) for case in range(len(problem)))
+    with pytest.MonkeyPatch.context() as patch:
+        hasty.install(patch)
+        run = solver(graph, problem, splitting="neuron", attack_restarts=0)
+        run.deadline = Deadline(_SECONDS if abs(margin) > _CLEAR else _GLANCE)
+        answer = run.solve(problem)
+    if margin > _CLEAR:
+        assert answer is None
+    if margin < -_CLEAR:
+        assert isinstance(answer, Counterexample)
+    if -_CLEAR <= margin <= 0:
+        assert answer is not None or margin > -1e-7
 
 
 def _two_relus(weight: list[list[float]], second: list[list[float]], offset: list[float]) -> Graph:

@@ -1,0 +1,447 @@
+"""Regions: neuron splits after which the bounds of all layers are tightened again.
+
+Below one input box `onnxcert.search.neuron_split` bounds thousands of subproblems a second because
+all of them share the root's bounds of intermediate layers. Splits in the last layers lose nothing
+by that. A split in an early layer does: most of what it is worth are tighter bounds of the layers
+behind it. In a fully connected network with 37 unstable neurons in its first layer and 250 in its
+fourth one such split raised the bound as much as a dozen splits of the last layer, once the layers
+between were bounded again.
+
+So there are two levels. A region is a path of splits with bounds of its own for every layer; inside
+it the fast search runs for about as long as making the region took. Cases that it does not close
+are handed to the two halves of the region, made by the neuron whose split promises most when
+everything behind it is bounded again.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+
+import numpy as np
+
+from onnxcert.arrays import Array, IntArray, array_module
+from onnxcert.bounds.backward import pull_back
+from onnxcert.bounds.intermediate import Refinement, tighten
+from onnxcert.bounds.optimised import FreeRelaxation, Optimised, Splits, Start, optimise
+from onnxcert.graph import Graph
+from onnxcert.ops.base import Elementwise
+from onnxcert.proof.trace import NeuronTrees, free_neurons
+from onnxcert.search.cases import Cases
+from onnxcert.search.deadline import Deadline
+from onnxcert.search.frontier import Batch
+from onnxcert.search.neuron_split import NeuronSplit
+from onnxcert.sets import Box
+from onnxcert.verdict import Counterexample, Reason
+
+_log = logging.getLogger(__name__)
+
+_CANDIDATES = 6
+"""Neurons whose halves are bounded before one is chosen."""
+
+_MOST_ROWS = 1 << 24
+"""Numbers in the rows that trace the influence of one layer's bounds."""
+
+_SENSITIVITY = 0.25
+"""How much of a change of a neuron's bounds reaches the line over it, roughly."""
+
+_FEWEST = 10
+"""Regions for which there must be time."""
+
+_FAVOUR = 4.0
+"""How much more time the search gets that will be done sooner."""
+
+_PATIENCE = 2.0
+"""How much longer than making a region neuron splits may take in it."""
+
+_LEAST_SECONDS = 0.2
+"""Seconds of neuron splits in a region, at least."""
+
+
+@dataclass(frozen=True, eq=False)
+class Path:
+    """Splits, (D,) each: numbers of neurons in the count of the graph, sides and points."""
+
+    neuron: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+    sign: Array = field(default_factory=lambda: np.zeros(0))
+    point: Array = field(default_factory=lambda: np.zeros(0))
+
+    def then(self, neuron: int, sign: float, point: float) -> Path:
+        """One more split."""
+        return Path(
+            np.append(self.neuron, neuron),
+            np.append(self.sign, sign),
+            np.append(self.point, point),
+        )
+
+
+@dataclass(eq=False)
+class Region:
+    """Part of an input box, and the cases open there.
+
+    Attributes:
+        boxes: bounds of every value that hold there (a batch of one).
+        cases: (K,) open cases.
+        start: where their ascents begin.
+        path: the splits that make it.
+    """
+
+    boxes: Mapping[str, Box]
+    cases: IntArray
+    start: Start
+    path: Path = field(default_factory=Path)
+
+    def only(self, chosen: Array) -> Region:
+        """The same with some of its cases, by a mask on the host."""
+        start = self.start
+        there = array_module(start.weights).asarray(chosen)
+        positions = {name: value[there] for name, value in start.positions.items()}
+        kept = Start(positions, {}, start.weights[there], start.anchor[there])
+        return replace(self, cases=self.cases[chosen], start=kept)
+
+
+Keep = Callable[[NeuronTrees], None]
+"""Notes the trees of a region where it belongs."""
+
+Search = Callable[[NeuronSplit, Batch, Callable[[], bool]], Counterexample | Reason | None]
+"""Searches by neuron splits from given roots until it is told to stop."""
+
+
+@dataclass(eq=False)
+class RegionSearch:
+    """Depth-first search through regions, one at a time.
+
+    Attributes:
+        graph: the network, or what is left of it on the input box.
+        cases: what is to be refuted.
+        layer_steps, slope_steps, branch_steps: ascent steps for each row of a layer, for the cases
+            of a region, and for its subproblems.
+        deadline: when to stop.
+        search: searches a region.
+        execution_unit: see `onnxcert.search.neuron_split.NeuronSplit`.
+        seconds: spent so far.
+        done: share of the tree that is closed, counting a region at depth d as 2^-d.
+    """
+
+    graph: Graph
+    cases: Cases
+    layer_steps: int
+    slope_steps: int
+    branch_steps: int
+    deadline: Deadline
+    search: Search
+    execution_unit: float = 0.0
+    seconds: float = 0.0
+    done: float = 0.0
+    _waiting: list[tuple[Region, Keep]] = field(default_factory=list)
+
+    def begin(self, region: Region, trees: NeuronTrees) -> bool:
+        """Halve the first region; False if it has no neuron to split."""
+        started = self.deadline.elapsed
+        self._waiting = self._halve(region, trees)
+        self.seconds += self.deadline.elapsed - started
+        return bool(self._waiting)
+
+    def advance(self) -> Counterexample | Reason | None:
+        """Close one more region, or halve it.
+
+        Returns:
+            None when all regions are closed, a witness, INCOMPLETE when a region could be neither
+            closed nor halved, TIMEOUT when there is more to do.
+        """
+        region, keep = self._waiting.pop()
+        depth, started = len(region.path.neuron), self.deadline.elapsed
+        _log.debug("region at depth %d, %d others open", depth, len(self._waiting))
+        trees = self._tighten(region)
+        keep(trees)
+        brancher = self._brancher(region, trees)
+        roots = self._roots(region, brancher)
+        answer: Counterexample | Reason | None = None
+        if _is_empty(region.boxes):  # any hints do
+            every = array_module(roots["node"]).arange(len(region.cases))
+            trees.close(roots["node"], region.start, every, 0.0 * roots["multiplier"])
+        else:
+            now = self.deadline.elapsed
+            limit = now + max(_LEAST_SECONDS, _PATIENCE * (now - started))
+            answer = self.search(brancher, roots, lambda: self.deadline.elapsed > limit)
+        if answer is None:
+            self.done += 0.5**depth
+            answer = Reason.TIMEOUT if self._waiting else None
+        elif not isinstance(answer, Counterexample) and not self.deadline.expired():
+            nodes, disjuncts = trees.roots.pop()
+            closed = trees.closed(nodes)
+            trees.roots.append((nodes[closed], disjuncts[closed]))
+            halves = self._halve(region.only(~closed), trees)
+            self._waiting += halves
+            answer = Reason.TIMEOUT if halves else Reason.INCOMPLETE
+        self.seconds += self.deadline.elapsed - started
+        return answer
+
+    def _tighten(self, region: Region) -> NeuronTrees:
+        """Bound all layers again; the trees of a region."""
+        free = FreeRelaxation.build(self.graph, region.boxes, self.execution_unit)
+        columns = free_neurons(free, region.boxes)
+        refined = list[Refinement]()
+        region.boxes = tighten(
+            self.graph,
+            region.boxes,
+            steps=self.layer_steps,
+            expired=self.deadline.expired,
+            record=refined.append,
+            execution_unit=self.execution_unit,
+        )
+        return NeuronTrees(self.cases.problem, self.graph, columns, (self.graph, refined))
+
+    def _brancher(self, region: Region, trees: NeuronTrees) -> NeuronSplit:
+        return NeuronSplit(
+            self.graph,
+            self.cases,
+            region.cases,
+            region.boxes,
+            region.start,
+            self.branch_steps,
+            trees,
+            self.execution_unit,
+        )
+
+    @staticmethod
+    def _roots(region: Region, brancher: NeuronSplit) -> Batch:
+        """The open cases of a region with its path."""
+        batch = brancher.roots()
+        xp = array_module(batch["weight"])
+        count, path = len(region.cases), region.path
+        for name, value in (
+            ("neuron", path.neuron),
+            ("sign", path.sign),
+            ("point", path.point),
+            ("multiplier", 0.0 * path.sign),
+        ):
+            batch[name] = xp.tile(xp.asarray(value), (count, 1))
+        return batch
+
+    def _halve(self, region: Region, trees: NeuronTrees) -> list[tuple[Region, Keep]]:
+        """Hand the cases of a region to its halves; nothing if no neuron can be split in time."""
+        found = self._bounds(region)
+        best, chosen = np.inf, None
+        for name, neuron, point in self._candidates(region, found):
+            if self.deadline.expired():
+                return []
+            halves = [self._half(region, name, neuron, sign, point) for sign in (-1.0, 1.0)]
+            rate = _growth(*(self._gain(half, found) for half in halves))
+            if chosen is None or rate < best:
+                best, chosen = rate, (self._first[name] + neuron, point, halves)
+        if chosen is None:
+            return []
+        neuron, point, halves = chosen
+        split = trees.halve(neuron, point, self.cases.problem.case_disjunct[region.cases])
+        return [(half, partial(split.keep, side)) for side, half in enumerate(halves)]
+
+    def _bounds(self, region: Region, steps: int | None = None) -> Optimised:
+        """Bounds of the cases of a region."""
+        free = FreeRelaxation.build(self.graph, region.boxes, self.execution_unit)
+        return optimise(
+            free,
+            self.cases.forms(array_module(region.start.weights).asarray(region.cases)[:, None]),
+            region.boxes[self.graph.output],
+            region.start,
+            splits=self._splits(region),
+            steps=self.slope_steps if steps is None else steps,
+            expired=self.deadline.expired,
+        )
+
+    def _splits(self, region: Region) -> Splits:
+        """The constraints of a path, for every case of the region."""
+        signs: dict[str, Array] = {}
+        points: dict[str, Array] = {}
+        xp = array_module(region.start.weights)
+        for neuron, sign, point in zip(
+            region.path.neuron.tolist(), region.path.sign, region.path.point, strict=True
+        ):
+            name = next(n for n, f in reversed(self._first.items()) if f <= neuron)
+            shape = (len(region.cases), self.graph.sizes[name])
+            signs.setdefault(name, xp.zeros(shape))[:, neuron - self._first[name]] = sign
+            points.setdefault(name, xp.zeros(shape))[:, neuron - self._first[name]] = point
+        return Splits(signs, points)
+
+    @cached_property
+    def _first(self) -> dict[str, int]:
+        """Pre-activation -> the number of its first neuron."""
+        sizes = [self.graph.sizes[name] for name in self.graph.pre_activations]
+        starts = np.cumsum([0, *sizes]).tolist()
+        return dict(zip(self.graph.pre_activations, starts, strict=False))
+
+    def _half(self, region: Region, name: str, neuron: int, sign: float, point: float) -> Region:
+        """One side of a split, with the bounds that follow without any ascent."""
+        box = region.boxes[name]
+        sides = box.lower.copy(), box.upper.copy()
+        sides[sign < 0][0, neuron] = point
+        boxes = dict(region.boxes) | {name: Box(*sides)}
+        path = region.path.then(self._first[name] + neuron, sign, point)
+        return replace(region, boxes=boxes, path=path)
+
+    def _gain(self, half: Region, parent: Optimised) -> float:
+        """By how much the mean bound of the open cases rises in a half of a region."""
+        boxes = tighten(
+            self.graph,
+            half.boxes,
+            steps=1,
+            expired=self.deadline.expired,
+            execution_unit=self.execution_unit,
+        )
+        if _is_empty(boxes):
+            return float(-parent.lower.mean())
+        there = self._bounds(replace(half, boxes=boxes, start=parent.best), steps=2)
+        xp = array_module(there.lower)
+        return float((xp.minimum(there.lower, 0.0) - parent.lower).mean())
+
+    def _candidates(self, region: Region, found: Optimised) -> list[tuple[str, int, float]]:
+        """The neurons whose split promises most: pre-activation, number there, and point."""
+        xp = array_module(found.lower)
+        influence = {name: abs(rows).mean(axis=0) for name, rows in found.activations.items()}
+        free = FreeRelaxation.build(self.graph, region.boxes, self.execution_unit)
+        free.choose(free.default)
+        ranked: list[tuple[float, str, int, float]] = []
+        for node in reversed(self.graph.nodes):
+            op = node.op
+            if not isinstance(op, Elementwise) or node.name not in influence:
+                continue
+            source = node.inputs[0]
+            box = region.boxes[source]
+            unstable = xp.flatnonzero(op.unstable(box)[0])
+            if len(unstable) == 0:
+                continue
+            point = op.split_point(box)
+            lines = op.relax(box)
+            above = lines.upper_slope * point + lines.upper_offset - op.value(point)
+            gap = (influence[node.name] * above[0])[unstable]
+            for index in xp.argsort(-gap)[:_CANDIDATES].tolist():
+                neuron = int(unstable[index])
+                ranked.append((float(gap[index]), source, neuron, float(point[0, neuron])))
+            self._trace_back(free, source, unstable, influence[node.name][unstable], influence)
+        ranked.sort(reverse=True)
+        return [entry[1:] for entry in ranked[:_CANDIDATES]]
+
+    def _trace_back(
+        self,
+        free: FreeRelaxation,
+        source: str,
+        neurons: Array,
+        weight: Array,
+        influence: dict[str, Array],
+    ) -> None:
+        """Add what the bounds of some neurons owe to the activations before them."""
+        xp = array_module(weight)
+        size = max(self.graph.sizes.values())
+        kept = xp.argsort(-weight)[: max(1, _MOST_ROWS // size)]
+        rows = xp.zeros((1, len(kept), self.graph.sizes[source]))
+        rows[0, xp.arange(len(kept)), neurons[kept]] = 1.0
+        pulled = pull_back(free.relaxation, source, rows, keep=True)
+        for name, traced in pulled.activations.items():
+            share = _SENSITIVITY * weight[kept] @ abs(traced[0])
+            influence[name] = influence.get(name, 0.0) + share
+
+
+def _growth(a: float, b: float) -> float:
+    """The y for which exp(-a y) + exp(-b y) = 1; infinite unless both are positive."""
+    if min(a, b) <= 0.0:
+        return math.inf
+    low, high = 0.0, math.log(2.0) / min(a, b)
+    for _ in range(50):
+        middle = 0.5 * (low + high)
+        if math.exp(-a * middle) + math.exp(-b * middle) > 1.0:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _is_empty(boxes: Mapping[str, Box]) -> bool:
+    return any(bool((box.lower > box.upper).any()) for box in boxes.values())
+
+
+@dataclass(eq=False)
+class Turns:
+    """Two searches of one input box by turns: neuron splits with its bounds, and regions.
+
+    Which of them is better differs by orders of magnitude between networks, so both are tried, and
+    the one that will be done sooner gets four fifths of the time. Regions are done when they have
+    closed all of their tree. Neuron splits are taken to go on as they began: if N subproblems have
+    raised the lowest bound by p, N^(d/p) will raise it by d.
+
+    Attributes:
+        regions: not begun.
+        whole: the box as a region, with all cases that are open.
+        trees: what the neuron splits of the whole box grow.
+        missing: by how much the lowest bound of the cases must rise.
+        patience: seconds before regions are begun.
+        cost: seconds that one region will take, roughly; regions are begun only if there is time
+            for several of them.
+        answer: of the regions; TIMEOUT as long as they have none.
+    """
+
+    regions: RegionSearch
+    whole: Region
+    trees: NeuronTrees
+    missing: float
+    patience: float
+    cost: float
+    answer: Counterexample | Reason | None = Reason.TIMEOUT
+    _lowest: float = -np.inf
+
+    def __post_init__(self) -> None:
+        self._started = self.regions.deadline.elapsed
+
+    def enough(self, lowest: float) -> bool:
+        """Give the regions their turn; whether they have found the answer."""
+        self._lowest = lowest
+        if self._elapsed < self.patience or self.answer is not Reason.TIMEOUT:
+            return False
+        if self.trees.halves is None:
+            if _FEWEST * self.cost > self.regions.deadline.remaining:
+                self.answer = Reason.INCOMPLETE
+                return False
+            open_cases = ~self.trees.closed(self.trees.roots[-1][0])
+            if not self.regions.begin(self.whole.only(open_cases), self.trees):
+                self.answer = Reason.INCOMPLETE
+        return self._advance(lambda: self.regions.seconds < self._share * self._elapsed)
+
+    def finish(self, answer: Counterexample | Reason | None) -> Counterexample | Reason | None:
+        """What the answer of the neuron splits means, with the regions'."""
+        if self.trees.halves is None:
+            return answer
+        if answer is Reason.INCOMPLETE and self.answer is Reason.TIMEOUT:
+            self._advance(lambda: True)
+        if isinstance(self.answer, Counterexample):
+            return self.answer
+        if isinstance(answer, Reason) and self.answer is None:
+            nodes, disjuncts = self.trees.roots.pop()
+            kept = ~np.isin(disjuncts, self.trees.halves.cases)
+            self.trees.roots.append((nodes[kept], disjuncts[kept]))
+            return None
+        self.trees.halves = None
+        return answer
+
+    def _advance(self, wanted: Callable[[], bool]) -> bool:
+        while self.answer is Reason.TIMEOUT and wanted():
+            if self.regions.deadline.expired():
+                return False
+            self.answer = self.regions.advance()
+        return self.answer is None or isinstance(self.answer, Counterexample)
+
+    @property
+    def _elapsed(self) -> float:
+        """Seconds that the neuron splits of the whole box have taken."""
+        return self.regions.deadline.elapsed - self._started - self.regions.seconds
+
+    @property
+    def _share(self) -> float:
+        """Seconds for the regions, for each second of the neuron splits."""
+        if self.regions.done == 0.0:
+            return 1.0
+        raised = max(self._lowest + self.missing, 1e-3 * self.missing)
+        growth = np.log(max(2, self.trees.nodes.count)) * max(0.0, self.missing / raised - 1.0)
+        inside = np.log(max(self._elapsed, 1e-3)) + growth
+        return _FAVOUR if np.log(self.regions.seconds / self.regions.done) < inside else 1 / _FAVOUR
