@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module, concatenate
 from onnxcert.bounds.backward import Pulled, pull_back
-from onnxcert.bounds.optimised import Forms, FreeRelaxation
+from onnxcert.bounds.optimised import Forms, FreeCurve, FreeRelaxation
 from onnxcert.graph import Graph
 from onnxcert.ops.base import Elementwise
 from onnxcert.sets import Box
@@ -102,7 +102,8 @@ def raise_forms(
         total = pulled.lower[:, 0] + constant
         lower = xp.nan_to_num(total - 4.0 * UNIT_ROUNDOFF * abs(total), nan=-xp.inf)
         best = _better(best, pulled, lower)
-        fixed = not free.free or not pulled.activations
+        turned = (isinstance(line, FreeCurve) for line in free.free.values())
+        fixed = not any(turned) or not pulled.activations
         if number == steps or fixed or bool((best.lower > 0).all()) or expired():
             break
         _move(free, boxes, pulled, positions, _RATE * _DECAY**number)
@@ -157,8 +158,8 @@ def _move(
         side = _signs(row * apart, least)
         slope = curve.mean - side * curve.half
         values[node.name] = slope * z + (curve.mean_offset - side * curve.half_offset)
-        if node.name in free.free:
-            line = free.free[node.name]
+        line = free.free.get(node.name)
+        if isinstance(line, FreeCurve):  # tangents of smooth curves stay at their default
             gain = (row * line.mean_step - abs(row) * line.half_step) * z
             moved = positions[node.name] + rate * _signs(gain, least)
             positions[node.name] = xp.clip(moved, 0.0, 1.0)

@@ -10,7 +10,9 @@ value before neuron i on that path and A_i the row over its output,
 
 where m and d are mean and half difference of the two line slopes, m' and d' their derivatives with
 respect to the position of the free line, and M the signed multiplier subtracted from the row of z.
-One backward pass and one forward pass per step; the best iterate of each row is kept.
+Where a line is a tangent its offset moves as well: the derivative is A_i times that of the line
+taken, at z_i; the bound is not concave then, and any iterate holds. One backward pass and one
+forward pass per step; the best iterate of each row is kept.
 
 Slopes are numbers in [0, 1] and take steps of one size in every network. A multiplier is worth
 comparing only with the row that it is subtracted from, |M_i| <~ |A_i|, so its steps are shares of
@@ -32,7 +34,7 @@ from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module
 from onnxcert.bounds.backward import Curve, Multipliers, Pulled, Relaxation, pull_back
 from onnxcert.bounds.hints import round_multipliers, round_positions
 from onnxcert.graph import Graph, Node
-from onnxcert.ops.base import Elementwise, gamma
+from onnxcert.ops.base import BentLines, Elementwise, gamma
 from onnxcert.sets import Box, Lines
 
 _SLOPE_RATE = 0.25
@@ -65,6 +67,39 @@ class FreeCurve:
             self.curve.half_offset,
         )
 
+    def gradient(self, row: Array, z: Array, position: Array) -> Array:
+        """d bound / d s for rows (B, n) over the outputs and values before the neurons."""
+        del position
+        return (row * self.mean_step - abs(row) * self.half_step) * z  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class BentCurve:
+    """`FreeCurve` for lines whose offsets depend on the position too.
+
+    Attributes:
+        lines: the lines.
+        rounding: rounding vector that holds for all positions, (B, n).
+    """
+
+    lines: BentLines
+    rounding: Array
+
+    def at(self, position: Array) -> Curve:
+        """The lines at given positions in [0, 1]."""
+        lines = self.lines.at(position)
+        return Curve(
+            0.5 * (lines.lower_slope + lines.upper_slope),
+            0.5 * (lines.upper_slope - lines.lower_slope),
+            0.5 * (lines.lower_offset + lines.upper_offset),
+            0.5 * (lines.upper_offset - lines.lower_offset) + self.rounding,
+        )
+
+    def gradient(self, row: Array, z: Array, position: Array) -> Array:
+        """d bound / d s for rows (B, n) over the outputs and values before the neurons."""
+        lower, upper = self.lines.gains(position, z)
+        return row * array_module(row).where(row >= 0, lower, upper)  # type: ignore[no-any-return]
+
 
 @dataclass
 class FreeRelaxation:
@@ -72,12 +107,13 @@ class FreeRelaxation:
 
     Attributes:
         relaxation: rounding vectors and box; its curves are set before each pass.
-        free: elementwise node name -> `FreeCurve`; nodes without free lines are fixed there.
+        free: elementwise node name -> its lines by position; nodes without free lines are fixed in
+            the relaxation.
         default: elementwise node name -> default positions, (B, n).
     """
 
     relaxation: Relaxation
-    free: dict[str, FreeCurve] = field(default_factory=dict)
+    free: dict[str, FreeCurve | BentCurve] = field(default_factory=dict)
     default: dict[str, Array] = field(default_factory=dict)
 
     @classmethod
@@ -110,6 +146,10 @@ class FreeRelaxation:
 
     def _add_curve(self, node: Node, op: Elementwise, boxes: Mapping[str, Box]) -> None:
         name, box = node.name, boxes[node.inputs[0]]
+        bent = op.bend(box)
+        if bent is not None:
+            self._add_bent(node, op, bent, boxes)
+            return
         xp = array_module(box.lower)
         ends = [op.relax(box, xp.full_like(box.lower, position)) for position in (0.0, 1.0)]
         lower, upper = (line.lower_slope for line in ends), (line.upper_slope for line in ends)
@@ -138,7 +178,26 @@ class FreeRelaxation:
         self.free[name] = FreeCurve(
             curve, 0.5 * (lower_step + upper_step), 0.5 * (upper_step - lower_step)
         )
-        self.default[name] = (box.upper > -box.lower).astype(float)
+        self.default[name] = op.default_position(box)
+
+    def _add_bent(
+        self, node: Node, op: Elementwise, lines: BentLines, boxes: Mapping[str, Box]
+    ) -> None:
+        box = boxes[node.inputs[0]]
+        xp = array_module(box.lower)
+        ends = [lines.at(xp.full_like(box.lower, position)) for position in (0.0, 1.0)]
+        # The rounding vector must hold for every position: take the steepest line and the largest
+        # offset, twice, so that all of half the difference of the offsets is rounding.
+        slope, offset = xp.zeros_like(box.lower), xp.zeros_like(box.lower)
+        for end in ends:
+            slope = xp.maximum(slope, xp.maximum(abs(end.lower_slope), abs(end.upper_slope)))
+            offset = xp.maximum(offset, xp.maximum(abs(end.lower_offset), abs(end.upper_offset)))
+        self.relaxation.add_elementwise(node, boxes, Lines(slope, offset, slope, offset))
+        rounding = self.relaxation.curves[node.name].half_offset
+        self.free[node.name] = BentCurve(lines, rounding)
+        self.default[node.name] = op.default_position(box)
+        # Until lines are chosen: passes over layers before need none of these.
+        self.relaxation.curves[node.name] = self.free[node.name].at(self.default[node.name])
 
     def with_boxes(self, boxes: Mapping[str, Box]) -> FreeRelaxation:
         """The same relaxation with tighter bounds of some pre-activations, (B, n) each.
@@ -458,8 +517,8 @@ def _step(
                 curve.mean_offset - sign * curve.half_offset
             )
             if node.name in free.free:
-                line = free.free[node.name]
-                gradient = (row * line.mean_step - abs(row) * line.half_step) * z
+                chosen = variables.chosen.positions[node.name]
+                gradient = free.free[node.name].gradient(row, z, chosen)
                 moved = variables.slopes.step(number, node.name, gradient)
                 variables.slopes.values[node.name] = xp.clip(moved, 0.0, 1.0)
         else:

@@ -3,7 +3,8 @@
 Any position of the free lines is right, so how they are found needs no proof. They begin at the
 default; then each moves along the sign of the derivative of the bound: the row A that reaches the
 curve, times what the line there gains with its position at the value that arrives when the least
-point goes through the lines of the last pass. Steps become shorter, and each pass is a bound.
+point goes through the lines of the last pass. Steps become shorter, and each pass is a bound. Lines
+of smooth curves stay at their default.
 
 A leaf is bounded in other batches than the search met it in, where sums are rounded otherwise. So
 that no rounding decides which way a line moves, numbers that cancel count as zero.
@@ -17,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from onnxcert.checker.bounds import Bounder, Relaxation
-from onnxcert.checker.curves import Array
+from onnxcert.checker.curves import SMOOTH, Array
 from onnxcert.checker.network import Affine, Curve
 
 _STEPS, _RATE, _DECAY = 4, 0.5, 0.8
@@ -48,7 +49,11 @@ class Ascent:
             form: the forms to be bounded.
             low, high: the input boxes, (P, n_in).
         """
-        curves = {k: b for k, b in enumerate(self.bounder.blocks) if isinstance(b, Curve)}
+        curves = {
+            k: block
+            for k, block in enumerate(self.bounder.blocks)
+            if isinstance(block, Curve) and block.kind not in SMOOTH
+        }
         ends = [self._with_lines({k: np.full((1, 1), end) for k in curves}) for end in (0.0, 1.0)]
         steps = {k: [ends[1].curves[k][i] - ends[0].curves[k][i] for i in (0, 1)] for k in curves}
         r = self.base
@@ -58,15 +63,17 @@ class Ascent:
             rows: dict[int, Array] = {}
             found = self.bounder.pull(r, *form(r), kept=rows)
             yield r, found.least(low, high)[:, 0]
-            if number == _STEPS or not rows:
+            if number == _STEPS or not rows.keys() & curves.keys():
                 return
             rows = {k: row[:, 0] for k, row in rows.items()}
             least = _NOTHING * self._largest(rows)
             radius = 0.5 * (high - low)
             side = _signs(found.rows[:, 0] * radius, least)
             values = self._path(r, rows, 0.5 * (low + high) - side * radius, least)
-            for k, row in rows.items():
-                mean, half = steps[k]
+            for k, (mean, half) in steps.items():
+                if k not in rows:
+                    continue
+                row = rows[k]
                 gain = (row * mean - abs(row) * half) * values[:, curves[k].ids]
                 step = _RATE * _DECAY**number * _signs(gain, least)
                 free[k] = np.clip(free[k] + step, 0.0, 1.0)

@@ -36,8 +36,10 @@ groups of kind 2 that follow, each with all that it hands on in turn: the lower 
 of a split of the whole. They have no entries in ``case``. The bounds known at the root of a group
 hold in its halves, and are tightened there from what the split makes of them, without plain bounds
 in between; multipliers of leaves are for the splits of the halves first. Slopes are positions
-k / 255 of the free line between the two slopes of a curve. Multipliers and weights are the upper 16
-bits of a binary32.
+k / 255: of the free line between the two slopes of a kinked curve; for sigmoid and tanh of the
+point where the tangent touches, from the near end of the concave (below: convex) side, or from
+where a line from the far end touches it, to the outer end of the interval. Multipliers and weights
+are the upper 16 bits of a binary32.
 A neuron is a label and a position: see `onnxcert.checker.model`.
 
 Everything is a hint or a decision; no bound is believed. What is missing, left over, of another

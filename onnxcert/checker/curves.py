@@ -25,6 +25,9 @@ _ULPS = 16 * U
 _EXECUTED = 32 * 2.0**-24
 """Absolute error of a binary32 sigmoid or tanh; runtimes use rational approximations."""
 
+SMOOTH = ("sigmoid", "tanh")
+"""Curves whose lines are tangents."""
+
 Lines = tuple[Array, Array, Array, Array]
 
 
@@ -43,7 +46,7 @@ def interval(
     kind: str, low: Array, high: Array, slope: Array | None, executed: bool
 ) -> tuple[Array, Array]:
     """All values of the curve over [low, high]; of every execution if ``executed``."""
-    if kind in ("sigmoid", "tanh"):
+    if kind in SMOOTH:
         slack = _ULPS + _EXECUTED * executed
         return value(kind, low) - slack, value(kind, high) + slack
     first, last = value(kind, low, slope), value(kind, high, slope)
@@ -56,7 +59,7 @@ def interval(
 
 def unstable(kind: str, low: Array, high: Array) -> Array:
     """Where no single line is the curve."""
-    return low < high if kind in ("sigmoid", "tanh") else (low < 0) & (high > 0)
+    return low < high if kind in SMOOTH else (low < 0) & (high > 0)
 
 
 def lines(
@@ -67,14 +70,14 @@ def lines(
     Args:
         kind, slope: the curve.
         low, high: the interval.
-        free: in [0, 1], where the free line of a kinked curve lies between its slopes; NaN for the
-            one that cuts off more.
+        free: positions in [0, 1]; NaN for the default: the slope that cuts off more, the tangent at
+            the middle, and round zero the tangent at t.
         executed: cover binary32 executions of the curve.
     """
-    if kind in ("sigmoid", "tanh"):
+    if kind in SMOOTH:
         curve = _LOGISTIC if kind == "sigmoid" else _TANH
-        upper_slope, upper = curve.line_above(low, high)
-        lower_slope, mirrored = curve.line_above(-high, -low)
+        upper_slope, upper = curve.line_above(low, high, free)
+        lower_slope, mirrored = curve.line_above(-high, -low, free)
         error = _EXECUTED * executed
         return lower_slope, 2 * curve.middle - mirrored - error, upper_slope, upper + error
     if kind == "sign":
@@ -124,12 +127,12 @@ class _SShaped:
     ) -> None:
         self.kind, self.middle, self.steepest, self.derivative = kind, middle, steepest, derivative
 
-    def line_above(self, low: Array, high: Array) -> tuple[Array, Array]:
+    def line_above(self, low: Array, high: Array, free: Array | None) -> tuple[Array, Array]:
         """A slope and an offset with f(z) <= slope z + offset on [low, high]."""
         at_low, at_high = value(self.kind, low), value(self.kind, high)
         chord = (at_high - at_low) / np.where(high > low, high - low, 1.0)
-        touch, slope = self._tangent(low, high)
-        slope = np.where(high <= 0, chord, np.where(low >= 0, self.derivative(touch), slope))
+        touch, straight = self._tangent(low, high, free)
+        slope = np.where(straight, chord, self.derivative(touch))
         slope = np.clip(np.where(high > low, slope, 0.0), 0.0, self.steepest)
         # On the concave part f lies below its tangent at ``touch``, whatever that is.
         left, right = np.maximum(low, 0.0), np.maximum(high, 0.0)
@@ -144,18 +147,19 @@ class _SShaped:
         reach = 1.0 + self.steepest * np.maximum(abs(low), abs(high))
         return slope, over + 2 * _ULPS * reach
 
-    def _tangent(self, low: Array, high: Array) -> tuple[Array, Array]:
-        """A point of the concave part and the slope of the line from (low, f(low)) to it."""
-        middle = 0.5 * (np.maximum(low, 0.0) + np.maximum(high, 0.0))
+    def _tangent(self, low: Array, high: Array, free: Array | None) -> tuple[Array, Array]:
+        """A point of the concave part to touch, and where to take the chord instead."""
         near, far, start = np.zeros_like(low), np.maximum(high, 0.0), value(self.kind, low)
         for _ in range(26):
             point = 0.5 * (near + far)
             above = value(self.kind, point) + self.derivative(point) * (low - point) >= start
             near, far = np.where(above, near, point), np.where(above, point, far)
-        hull = (value(self.kind, high) - start) / np.where(high > low, high - low, 1.0)
         # If even the tangent at the upper end passes below (low, f(low)), the chord is the hull.
-        slope = np.where(far >= high, hull, self.derivative(far))
-        return np.where(low >= 0, middle, far), slope
+        straight = (low < 0) & ((high <= 0) | (far >= high))
+        first = np.where(low >= 0, low, far)
+        usual = np.where((low < 0) & (high > 0), 0.0, 0.5)
+        free = usual if free is None else np.where(np.isnan(free), usual, free)
+        return np.where(straight, far, first + free * (np.maximum(high, first) - first)), straight
 
 
 def _tanh_slope(x: Array) -> Array:

@@ -206,6 +206,21 @@ class Affine(Operator):
         return Box(center - radius, center + radius)
 
 
+class BentLines(ABC):
+    """Lines of a curve on a box that turn round no fixed point as the position s goes from 0 to 1.
+
+    Each slope and each offset is monotonic in s, so the ends bound what lies between.
+    """
+
+    @abstractmethod
+    def at(self, position: Array) -> Lines:
+        """The lines at positions (B, n)."""
+
+    @abstractmethod
+    def gains(self, position: Array, z: Array) -> tuple[Array, Array]:
+        """Derivatives of the lower and the upper line at z with respect to s, arrays (B, n)."""
+
+
 class Elementwise(Operator):
     """y_i = f(x_i); subclasses give the curve and the lines round it."""
 
@@ -255,6 +270,18 @@ class Elementwise(Operator):
             slope: position of the free line in [0, 1], (B, n); None takes the default. Operators
                 without a free line ignore it.
         """
+
+    def default_position(self, box: Box) -> Array:
+        """The positions whose lines `relax` takes by default, (B, n): 1 where |u| > |l|.
+
+        They mean something only where a free line has freedom.
+        """
+        return (box.upper > -box.lower).astype(float)
+
+    def bend(self, box: Box) -> BentLines | None:
+        """The lines as a function of their positions, where that is not linear; None elsewhere."""
+        del box
+        return None
 
     def unstable(self, box: Box) -> Array:
         """Neurons whose lines are not exact on the box: (B, n) booleans."""

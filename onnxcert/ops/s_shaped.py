@@ -3,19 +3,29 @@
 Any slope k gives a valid upper line once its offset is t = max over [l, u] of f(z) - k z. The
 maximum lies at an end or where f'(z) = k on the concave side, a point with a closed form; an error
 in that point changes t only in second order, so a small slack makes the line rigorous. The slope
-itself is chosen for tightness only: the tangent at the middle where the curve is concave, the
-chord where it is convex, and in between the line from (l, f(l)) that touches the concave side.
-Lower lines follow from the symmetry f(-z) = 2 c - f(z).
+itself is chosen for tightness only. Lower lines follow from the symmetry f(-z) = 2 c - f(z).
+
+The upper line is the tangent at a point d of the concave side, as far as there is one that stays
+above (l, f(l)); one position p in [0, 1] moves d:
+
+    l >= 0:      d = l + p (u - l), the middle by default;
+    l < 0 < u:   d = d* + p (u - d*), by default d*, where a line from (l, f(l)) touches.
+
+Where even the tangent at u passes below (l, f(l)), and where u <= 0, the chord is the hull and
+there is nothing to choose. The tangents are the free lines of alpha-CROWN (Xu et al., 2021), the
+touching line is that of CROWN (Zhang et al., 2018). A row takes only one line of a neuron, so one
+position serves both.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module
-from onnxcert.ops.base import Elementwise
+from onnxcert.ops.base import BentLines, Elementwise
 from onnxcert.sets import Box, Lines
 
 _BISECTIONS = 24
@@ -39,6 +49,10 @@ class SShaped(Elementwise):
     def inverse_derivative(self, slope: Array) -> Array:
         """The z >= 0 with f'(z) = slope, for slopes in (0, steepest]."""
 
+    @abstractmethod
+    def second_derivative(self, x: Array) -> Array:
+        """f''(x), entry by entry."""
+
     def interval(self, boxes: Sequence[Box], unit: float) -> Box:
         """End values, widened by an absolute error because |f| <= 1."""
         box = boxes[0]
@@ -50,47 +64,116 @@ class SShaped(Elementwise):
             xp.minimum(self.value(box.upper) + slack, ceiling + slack),
         )
 
+    def default_position(self, box: Box) -> Array:
+        """The touching line where the box has zero inside, and else the tangent at the middle."""
+        crossed = (box.lower < 0) & (box.upper > 0)
+        return array_module(box.lower).where(crossed, 0.0, 0.5)  # type: ignore[no-any-return]
+
     def relax(self, box: Box, slope: Array | None = None) -> Lines:
         """Upper line directly, lower line by symmetry."""
-        del slope
-        upper_slope, upper_offset = self._line_above(box.lower, box.upper)
-        lower_slope, mirrored = self._line_above(-box.upper, -box.lower)
-        return Lines(lower_slope, 2 * self.center - mirrored, upper_slope, upper_offset)
+        return self.bend(box).at(self.default_position(box) if slope is None else slope)
 
-    def _line_above(self, lower: Array, upper: Array) -> tuple[Array, Array]:
+    def bend(self, box: Box) -> Tangents:
+        """Tangents on both sides."""
+        return Tangents(
+            self,
+            self._upper_side(box.lower, box.upper),
+            self._upper_side(-box.upper, -box.lower),
+        )
+
+    def _upper_side(self, lower: Array, upper: Array) -> _Side:
         xp = array_module(lower)
-        width = upper - lower
         at_lower, at_upper = self.value(lower), self.value(upper)
+        width = upper - lower
         chord = (at_upper - at_lower) / xp.where(width > 0, width, 1.0)
-        slope = xp.where(
-            lower >= 0,
-            self.derivative(0.5 * (lower + upper)),
-            xp.where(upper <= 0, chord, self._touching_slope(lower, upper, chord)),
-        )
-        slope = xp.clip(slope, 0.0, self.steepest)
-        touching = self.inverse_derivative(xp.maximum(slope, 1e-300))
-        touching = xp.clip(touching, xp.maximum(lower, 0.0), xp.maximum(upper, 0.0))
-        candidates = [(lower, at_lower), (upper, at_upper), (touching, self.value(touching))]
-        candidates[2] = (
-            xp.where(upper >= 0, touching, upper),
-            xp.where(upper >= 0, candidates[2][1], at_upper),
-        )
-        offset = xp.full_like(lower, -xp.inf)
-        for point, height in candidates:
-            error = _ULPS * UNIT_ROUNDOFF * (1.0 + xp.abs(slope * point))
-            offset = xp.maximum(offset, height - slope * point + error)
-        return slope, offset
+        # If even the tangent at u passes below (l, f(l)), the chord is the hull.
+        hull = at_upper + self.derivative(upper) * (lower - upper) < at_lower
+        straight = (lower < 0) & (hull | (upper <= 0))
+        first = xp.where(lower >= 0, lower, self._touching_point(lower, upper, at_lower))
+        return _Side(lower, upper, at_lower, at_upper, straight, chord, first)
 
-    def _touching_slope(self, lower: Array, upper: Array, chord: Array) -> Array:
-        """Slope of the line from (l, f(l)) that touches the concave side, or the chord."""
+    def _touching_point(self, lower: Array, upper: Array, at_lower: Array) -> Array:
+        """Where a line from (l, f(l)) touches the concave side, or u if that lies beyond."""
         xp = array_module(lower)
-        at_lower = self.value(lower)
         near, far = xp.zeros_like(lower), xp.maximum(upper, 0.0)
         for _ in range(_BISECTIONS):
             point = 0.5 * (near + far)
             tangent = self.value(point) + self.derivative(point) * (lower - point)
             above = tangent >= at_lower
             near, far = xp.where(above, near, point), xp.where(above, point, far)
-        # If even the tangent at u passes below (l, f(l)), the chord is the hull.
-        hull = self.value(upper) + self.derivative(upper) * (lower - upper) < at_lower
-        return xp.where(hull, chord, self.derivative(far))  # type: ignore[no-any-return]
+        return far  # type: ignore[no-any-return]
+
+    def _line_above(self, side: _Side, slope: Array) -> tuple[Array, Array]:
+        """The slope, if it is one of the curve, and the least offset for it."""
+        xp = array_module(slope)
+        lower, upper = side.lower, side.upper
+        slope = xp.clip(slope, 0.0, self.steepest)
+        touching = self.inverse_derivative(xp.maximum(slope, 1e-300))
+        touching = xp.clip(touching, xp.maximum(lower, 0.0), xp.maximum(upper, 0.0))
+        touching = xp.where(upper >= 0, touching, upper)
+        height = xp.where(upper >= 0, self.value(touching), side.at_upper)
+        offset = xp.full_like(slope, -xp.inf)
+        for point, at in ((lower, side.at_lower), (upper, side.at_upper), (touching, height)):
+            error = _ULPS * UNIT_ROUNDOFF * (1.0 + xp.abs(slope * point))
+            offset = xp.maximum(offset, at - slope * point + error)
+        return slope, offset
+
+
+@dataclass(frozen=True, eq=False)
+class _Side:
+    """What an upper line needs beside the position, arrays (B, n).
+
+    Attributes:
+        lower, upper: the box.
+        at_lower, at_upper: f there.
+        straight: where the line is the chord.
+        chord: the slope of that.
+        first: the tangent point of position 0; that of position 1 is ``upper``.
+    """
+
+    lower: Array
+    upper: Array
+    at_lower: Array
+    at_upper: Array
+    straight: Array
+    chord: Array
+    first: Array
+
+    def point(self, position: Array) -> Array:
+        """Where the tangent touches."""
+        return self.first + position * (self.upper - self.first)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, eq=False)
+class Tangents(BentLines):
+    """The lines of an S-shaped curve; touching points are found once for all positions.
+
+    Attributes:
+        op: the curve.
+        above: the side of the upper lines.
+        mirrored: that of the upper lines of the box turned about zero: minus the lower ones.
+    """
+
+    op: SShaped
+    above: _Side
+    mirrored: _Side
+
+    def at(self, position: Array) -> Lines:
+        """Tangents and chords with rigorous offsets."""
+        upper_slope, upper_offset = self._line(self.above, position)
+        lower_slope, mirrored = self._line(self.mirrored, position)
+        return Lines(lower_slope, 2 * self.op.center - mirrored, upper_slope, upper_offset)
+
+    def gains(self, position: Array, z: Array) -> tuple[Array, Array]:
+        """d/ds [f(d) + f'(d) (z - d)] = f''(d) (z - d) dd/ds, and zero for chords."""
+        return -self._gain(self.mirrored, position, -z), self._gain(self.above, position, z)
+
+    def _line(self, side: _Side, position: Array) -> tuple[Array, Array]:
+        tangent = self.op.derivative(side.point(position))
+        slope = array_module(tangent).where(side.straight, side.chord, tangent)
+        return self.op._line_above(side, slope)
+
+    def _gain(self, side: _Side, position: Array, z: Array) -> Array:
+        point = side.point(position)
+        gain = self.op.second_derivative(point) * (z - point) * (side.upper - side.first)
+        return array_module(gain).where(side.straight, 0.0, gain)  # type: ignore[no-any-return]

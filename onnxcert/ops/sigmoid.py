@@ -30,6 +30,10 @@ class Sigmoid(SShaped):
         half = 0.5 * array_module(x).tanh(0.5 * x)
         return (0.5 + half) * (0.5 - half)  # type: ignore[no-any-return]
 
+    def second_derivative(self, x: Array) -> Array:
+        """f' (1 - 2 f)."""
+        return -self.derivative(x) * array_module(x).tanh(0.5 * x)  # type: ignore[no-any-return]
+
     def inverse_derivative(self, slope: Array) -> Array:
         """f' = (1 - t^2) / 4 with t = tanh(z / 2)."""
         xp = array_module(slope)

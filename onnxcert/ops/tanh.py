@@ -30,6 +30,10 @@ class Tanh(SShaped):
         height = array_module(x).tanh(x)
         return (1.0 - height) * (1.0 + height)  # type: ignore[no-any-return]
 
+    def second_derivative(self, x: Array) -> Array:
+        """-2 f f'."""
+        return -2.0 * self.value(x) * self.derivative(x)
+
     def inverse_derivative(self, slope: Array) -> Array:
         """artanh(sqrt(1 - slope))."""
         xp = array_module(slope)

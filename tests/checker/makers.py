@@ -426,7 +426,8 @@ PLANS = {
         lambda t: [(*_SQUARE, [([1], t)])],
         (0.875, 0.921875),
         (-1.0, 1.0),
-        settings=_NEURON,
+        # Optimised tangents need no split here.
+        settings={**_NEURON, "slope_steps": 0, "layer_steps": 0, "branch_steps": 1},
     ),
 }
 

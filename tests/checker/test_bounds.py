@@ -23,6 +23,8 @@ from onnxcert.checker.certificate import EXECUTED, REAL
 from onnxcert.checker.network import Curve
 from onnxcert.checker.trees import Refusal
 from onnxcert.frontend.onnx import load_model
+from onnxcert.ops import Sigmoid, Tanh
+from onnxcert.sets import Box
 from tests.bounds.executions import Execution
 from tests.checker.makers import ACCEPTED, Instance, by_hand, coarse, dense, spec
 from tests.frontend.onnx_models import model_of
@@ -104,6 +106,42 @@ MAGNITUDES = [
     1e30,
 ]
 ENDS = sorted([0.0, *MAGNITUDES, *(-m for m in MAGNITUDES)])
+
+
+@pytest.mark.parametrize("free", [0.0, 0.5, 254 / 255, 1.0])
+@pytest.mark.parametrize("kind", SMOOTH)
+def test_tangents_on_extreme_intervals(kind: str, free: float) -> None:
+    for i, low in enumerate(ENDS):
+        for high in ENDS[i:]:
+            hold(kind, low, high, 0.0, free, 2)
+
+
+@given(
+    kind=st.sampled_from(SMOOTH),
+    ends=st.tuples(st.floats(-12, 12), st.floats(-12, 12)),
+    code=st.integers(0, 255),
+)
+def test_tangents_are_those_of_the_engine(kind: str, ends: tuple[float, float], code: int) -> None:
+    """Otherwise no margin found by one of them would be there for the other."""
+    low, high = np.array([[min(ends)]]), np.array([[max(ends)]])
+    op = Sigmoid(1) if kind == "sigmoid" else Tanh(1)
+    for free in (None, np.array([[code / 255.0]])):
+        theirs = op.relax(Box(low, high), free)
+        lower_slope, lower, upper_slope, upper = curves.lines(kind, low, high, None, free, False)
+        for z in (low, high):
+            ours = lower_slope * z + lower, upper_slope * z + upper
+            assert ours[0] == pytest.approx(theirs.lower_slope * z + theirs.lower_offset, abs=1e-5)
+            assert ours[1] == pytest.approx(theirs.upper_slope * z + theirs.upper_offset, abs=1e-5)
+
+
+def test_positions_move_tangents() -> None:
+    """From end to end of the concave side, with NaN for the default."""
+    low, high = np.array([0.5, 0.5, 0.5, -1.0, -1.0]), np.array([2.5, 2.5, 2.5, 3.0, 3.0])
+    free = np.array([0.0, np.nan, 1.0, 1.0, np.nan])
+    slope = curves.lines("tanh", low, high, None, free, False)[2]
+    np.testing.assert_allclose(slope[:4], 1 - np.tanh([0.5, 1.5, 2.5, 3.0]) ** 2, rtol=1e-9)
+    assert slope[4] == curves.lines("tanh", low, high, None, None, False)[2][4]
+    assert slope[4] > slope[3]
 
 
 SLOPES = [0.125, 0.3, 2.3, -0.7]

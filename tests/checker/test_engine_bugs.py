@@ -22,7 +22,7 @@ from onnxcert.bounds import crown
 from onnxcert.bounds.optimised import Optimised
 from onnxcert.checker.certificate import REAL
 from onnxcert.ops.base import Affine
-from onnxcert.ops.s_shaped import SShaped
+from onnxcert.ops.s_shaped import Tangents
 from onnxcert.ops.two_slope import TwoSlope
 from onnxcert.proof.certify import Certifier
 from onnxcert.search import input_split, neuron_split, solve
@@ -122,17 +122,17 @@ def wrong_sign_of_the_lower_slope(patch: Patch) -> None:
 
 def dropped_intercept_of_smooth_curves(patch: Patch) -> None:
     """Lines of sigmoid that pass a little inside of the curve."""
-    right = SShaped.relax
+    right = Tangents.at
 
-    def relax(self: SShaped, box: Box, slope: Any = None) -> Lines:
-        lines = right(self, box, slope)
+    def at(self: Tangents, position: Any) -> Lines:
+        lines = right(self, position)
         return replace(
             lines,
             lower_offset=lines.lower_offset + 0.02,
             upper_offset=lines.upper_offset - 0.02,
         )
 
-    patch.setattr(SShaped, "relax", relax)
+    patch.setattr(Tangents, "at", at)
 
 
 def stale_bounds(patch: Patch) -> None:

@@ -15,6 +15,9 @@ from onnxcert.sets import Box, Lines
 from tests import strategies
 from tests.oracles import exact, exact_curve, finite_difference
 
+ENDS = st.floats(-50, 50) | st.sampled_from([0.0, 1e-8, -1e-8, 1e3, -1e3, 1e3 + 1e-9, 5e-324])
+"""Of intervals."""
+
 pytestmark = pytest.mark.parametrize(
     "op", [op for _, op in strategies.ELEMENTWISE], ids=[name for name, _ in strategies.ELEMENTWISE]
 )
@@ -71,6 +74,80 @@ def test_lines_contain_exact_values(op: Elementwise, data: st.DataObject) -> Non
     lines = op.relax(box, slope)
     for number, x, heights in rows(op, data.draw(strategies.points_in(box))):
         assert_between(lines, number, x, heights)
+
+
+@given(data=st.data(), position=st.none() | st.sampled_from([0.0, 0.5, 1.0]) | st.floats(0.0, 1.0))
+def test_lines_on_boxes_of_every_size(
+    op: Elementwise, data: st.DataObject, position: float | None
+) -> None:
+    """Wide, narrow, one-sided and degenerate ones, and far from zero."""
+    ends = st.lists(ENDS, min_size=op.size, max_size=op.size)
+    first, second = (np.array([data.draw(ends)]) for _ in range(2))
+    box = Box(np.minimum(first, second), np.maximum(first, second))
+    lines = op.relax(box, None if position is None else np.full(first.shape, position))
+    between = np.clip(0.5 * first + 0.5 * second, box.lower, box.upper)
+    points = [box.lower, box.upper, between, np.clip(0.0, box.lower, box.upper)]
+    points.append(np.clip(np.nextafter(between, np.inf), box.lower, box.upper))
+    for number, x, heights in rows(op, np.stack(points)):
+        assert_between(lines, number, x, heights)
+
+
+@given(data=st.data())
+def test_the_default_position_gives_the_default_lines(op: Elementwise, data: st.DataObject) -> None:
+    box = data.draw(strategies.boxes(op.size))
+    usual, chosen = op.relax(box), op.relax(box, op.default_position(box))
+    for name in ("lower_slope", "lower_offset", "upper_slope", "upper_offset"):
+        np.testing.assert_array_equal(getattr(usual, name), getattr(chosen, name))
+
+
+@given(data=st.data())
+def test_bent_lines_are_those_of_relax(op: Elementwise, data: st.DataObject) -> None:
+    box = data.draw(strategies.boxes(op.size))
+    bent = op.bend(box)
+    if bent is None:
+        assert op.piecewise_linear
+        return
+    for position in (0.0, 0.3, 1.0):
+        s = np.full(box.lower.shape, position)
+        whole, found = op.relax(box, s), bent.at(s)
+        for name in ("lower_slope", "lower_offset", "upper_slope", "upper_offset"):
+            np.testing.assert_array_equal(getattr(whole, name), getattr(found, name))
+
+
+@given(data=st.data())
+def test_ends_of_bent_lines_bound_what_lies_between(op: Elementwise, data: st.DataObject) -> None:
+    """What `BentLines` promises, and rounding vectors rely on; up to rounding."""
+    box = data.draw(strategies.boxes(op.size))
+    bent = op.bend(box)
+    if bent is None:
+        pytest.skip("no bent lines")
+    ends = [bent.at(np.full(box.lower.shape, s)) for s in (0.0, 1.0)]
+    inside = bent.at(np.full(box.lower.shape, data.draw(st.floats(0.0, 1.0))))
+    for name in ("lower_slope", "lower_offset", "upper_slope", "upper_offset"):
+        first, last = (getattr(end, name) for end in ends)
+        slack = 1e-12 * (1.0 + abs(first) + abs(last))
+        value = getattr(inside, name)
+        assert (value >= np.minimum(first, last) - slack).all(), name
+        assert (value <= np.maximum(first, last) + slack).all(), name
+
+
+@given(data=st.data())
+def test_gains_of_bent_lines(op: Elementwise, data: st.DataObject) -> None:
+    box = data.draw(strategies.boxes(op.size, largest=8.0))
+    bent = op.bend(box)
+    if bent is None:
+        pytest.skip("no bent lines")
+    z = data.draw(strategies.points_in(box))[0] * np.ones(box.lower.shape)
+    s, step = data.draw(st.floats(0.05, 0.95)), 1e-4
+
+    def heights(position: float) -> tuple[Array, Array]:
+        lines = bent.at(np.full(box.lower.shape, position))
+        below = lines.lower_slope * z + lines.lower_offset
+        return below, lines.upper_slope * z + lines.upper_offset
+
+    gains = bent.gains(np.full(box.lower.shape, s), z)
+    for gain, after, before in zip(gains, heights(s + step), heights(s - step), strict=True):
+        np.testing.assert_allclose(gain, (after - before) / (2 * step), rtol=1e-3, atol=1e-4)
 
 
 @given(data=st.data())

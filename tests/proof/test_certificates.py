@@ -20,7 +20,7 @@ from tests.frontend.onnx_models import model_of
 from tests.proof.networks import CUBE, LAYERS, Files, hard, least, network, version_2
 
 SPLITTING = ["input", "neuron"]
-MARGIN = {"sigmoid": 0.3, "tanh": 0.3}
+MARGIN = {"sigmoid": 0.1, "tanh": 0.1}
 """Shares of the spread of a row that are left between question and answer."""
 
 REAL = "VERIFIED UNSAT (real)"

@@ -112,7 +112,7 @@ def test_a_choice_is_made_where_no_gap_is_in_use() -> None:
 
 def test_neurons_of_smooth_curves_have_a_score() -> None:
     graph = parallel([-1.0, -3.0, -2.0], [2.0, 2.0, 2.0], Tanh)
-    split = brancher(graph, one_case(3, 5.9))
+    split = brancher(graph, one_case(3, 5.7))
     assert choice(split, split.roots()) == 1
 
 
