@@ -143,6 +143,22 @@ class Graph:
         return readers
 
     @cached_property
+    def numbering(self) -> Mapping[str, slice]:
+        """Pre-activation -> the numbers of its neurons, counted over all pre-activations."""
+        columns, begin = {}, 0
+        for name in self.pre_activations:
+            columns[name] = slice(begin, begin + self.sizes[name])
+            begin += self.sizes[name]
+        return columns
+
+    def locate(self, neuron: int) -> tuple[str, int]:
+        """The pre-activation of a neuron by its number, and its place there."""
+        for name, columns in self.numbering.items():
+            if neuron < columns.stop:
+                return name, neuron - columns.start
+        raise IndexError(f"there is no neuron {neuron}")
+
+    @cached_property
     def ranks(self) -> Mapping[str, Array | None]:
         """Per value an order in which neighbours read near inputs, or None (`Affine.locality`)."""
         ranks: dict[str, Array | None] = {self.input: None}

@@ -24,6 +24,12 @@ class Box:
         xp = array_module(self.lower)
         return xp.maximum(xp.abs(self.lower), xp.abs(self.upper))  # type: ignore[no-any-return]
 
+    @property
+    def empty(self) -> Array:
+        """Which boxes have a lower bound above an upper one: (B,)."""
+        crossed: Array = self.lower > self.upper
+        return array_module(crossed).any(crossed, axis=1)  # type: ignore[no-any-return]
+
     def intersect(self, other: Box) -> Box:
         """The coordinates in both boxes (may be empty: then lower > upper somewhere)."""
         xp = array_module(self.lower)

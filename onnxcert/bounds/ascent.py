@@ -18,9 +18,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module, concatenate
+from onnxcert.arrays import Array, array_module, concatenate
 from onnxcert.bounds.backward import Pulled, pull_back
-from onnxcert.bounds.optimised import Forms, FreeCurve, FreeRelaxation
+from onnxcert.bounds.optimised import Forms, FreeCurve, FreeRelaxation, round_down
 from onnxcert.graph import Graph
 from onnxcert.ops.base import Elementwise
 from onnxcert.sets import Box
@@ -99,8 +99,7 @@ def raise_forms(
     for number in range(steps + 1):
         free.choose(positions)
         pulled = pull_back(relaxation, graph.output, rows, input_rows=input_rows, keep=True)
-        total = pulled.lower[:, 0] + constant
-        lower = xp.nan_to_num(total - 4.0 * UNIT_ROUNDOFF * abs(total), nan=-xp.inf)
+        lower = xp.nan_to_num(round_down(pulled.lower[:, 0] + constant), nan=-xp.inf)
         best = _better(best, pulled, lower)
         turned = (isinstance(line, FreeCurve) for line in free.free.values())
         fixed = not any(turned) or not pulled.activations
@@ -160,7 +159,7 @@ def _move(
         values[node.name] = slope * z + (curve.mean_offset - side * curve.half_offset)
         line = free.free.get(node.name)
         if isinstance(line, FreeCurve):  # tangents of smooth curves stay at their default
-            gain = (row * line.mean_step - abs(row) * line.half_step) * z
+            gain = line.gradient(row, z, positions[node.name])
             moved = positions[node.name] + rate * _signs(gain, least)
             positions[node.name] = xp.clip(moved, 0.0, 1.0)
 

@@ -89,7 +89,7 @@ def crown_bounds(
         worthwhile = node.name in graph.pre_activations and not reads_input_only
         if backward and worthwhile and not expired():
             current = _refine(relaxation, node, current, expired)
-        wrong = (current.lower > current.upper).any(axis=1)
+        wrong = current.empty
         empty |= wrong
         if wrong.any():
             # Nothing is in there, so any bounds hold; these keep the arithmetic well defined.

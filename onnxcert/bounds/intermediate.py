@@ -105,7 +105,7 @@ def tighten(
     for node in graph.nodes:
         box = enclose(graph, node, result, execution_unit)
         result[node.name] = box.intersect(boxes[node.name])
-        if _is_empty(result[node.name]):
+        if result[node.name].empty.any():
             return dict(boxes) | result
         free.add(node, result)
         if node.name in free.free:
@@ -121,13 +121,9 @@ def tighten(
             found = layer.refinement()
             if found.rows:
                 record(found)
-            if _is_empty(layer.box):
+            if layer.box.empty.any():
                 return dict(boxes) | result
     return result
-
-
-def _is_empty(box: Box) -> bool:
-    return bool((box.lower > box.upper).any())
 
 
 class _Side:

@@ -253,7 +253,7 @@ class Forms:
         pulled = pull_back(
             relaxation, relaxation.graph.output, self.rows, input_rows=self.input_rows
         )
-        lower = _round_down(pulled.lower + self.offset)
+        lower = round_down(pulled.lower + self.offset)
         xp = array_module(lower)
         return replace(pulled, lower=xp.where(self.used, lower, -xp.inf))
 
@@ -463,7 +463,7 @@ def optimise(
             keep=True,
         )
         lower = pulled.lower[:, 0] + constant
-        variables.keep_better(_round_down(lower))
+        variables.keep_better(round_down(lower))
         minimiser = _minimiser(relaxation.box, pulled.coefficients[:, 0])
         if number == steps or bool((variables.lower > 0.0).all()) or expired():
             break
@@ -473,7 +473,7 @@ def optimise(
     return Optimised(variables.lower, variables.best, activations, minimiser)
 
 
-def _round_down(total: Array) -> Array:
+def round_down(total: Array) -> Array:
     """Charge the rounding of the sum that made each entry."""
     return total - 4.0 * UNIT_ROUNDOFF * abs(total)  # type: ignore[no-any-return]
 

@@ -145,16 +145,11 @@ class Region:
         return self.scalar, self.side, self.point
 
     def half(
-        self, cases: Sequence[Case], known: tuple[Array, Array], scalar: int, split: Array
+        self, cases: Sequence[Case], known: tuple[Array, Array], split: tuple[int, float, float]
     ) -> Region:
-        """One side of a split of the region; ``split`` is side and point."""
-        return Region(
-            cases,
-            known,
-            np.append(self.scalar, scalar),
-            np.append(self.side, split[0]),
-            np.append(self.point, split[1]),
-        )
+        """One side of a split (scalar, side, point) of the region, with some of its cases."""
+        path = (np.append(old, new) for old, new in zip(self.path, split, strict=True))
+        return Region(cases, known, *path)
 
 
 @dataclass(frozen=True, eq=False)
@@ -441,8 +436,7 @@ class Group:
         if not math.isfinite(point) or scalar < 0:
             raise Rejected("R10", f"group {place}", "no number, or a neuron that reads no scalar")
         for side in (1.0, -1.0):
-            split = np.array([side, point])
-            self._regions.append(region.half(cases, known, scalar, split))
+            self._regions.append(region.half(cases, known, (scalar, side, point)))
 
     def _batches(self, leaves: Iterator[Paths]) -> Iterator[tuple[int, list[Paths]]]:
         """Leaves in batches of bounded size, each with the number of leaves before it."""

@@ -215,14 +215,6 @@ class NeuronTrees:
             return []
         return [(np.full(len(self.halves.cases), -1), self.halves.cases)]
 
-    def locate(self, neuron: int) -> tuple[str, int]:
-        """The pre-activation of a neuron, and its number there."""
-        for value in self.graph.pre_activations:
-            if neuron < self.graph.sizes[value]:
-                return value, neuron
-            neuron -= self.graph.sizes[value]
-        raise IndexError(neuron)
-
     def forget(self, cases: set[int]) -> None:
         """Drop the trees of some cases."""
         self.roots = [

@@ -233,7 +233,7 @@ class Writer:
         self._put("column", columns.table)
         hints = self._hints(trees, columns)
         if trees.halves is not None:
-            value, neuron = trees.locate(trees.halves.neuron)
+            value, neuron = trees.graph.locate(trees.halves.neuron)
             neurons = _neurons_of(trees.graph, value)
             self._put("arg", neurons.at(np.array([neuron])))
             self._put("layer", [self._layer(neurons.label)])
@@ -362,17 +362,15 @@ class _Splits:
         count = trees.nodes.count
         self.arg, self.layer = np.zeros(count, np.int64), np.zeros(count, np.int64)
         self.point = np.zeros(count)
-        graph, start = trees.graph, 0
-        for value in graph.pre_activations:
-            end = start + graph.sizes[value]
+        graph = trees.graph
+        for value, columns in graph.numbering.items():
             neurons = _neurons_of(graph, value)
             for nodes, chosen, points in trees.splits:
-                here = (chosen >= start) & (chosen < end)
+                here = (chosen >= columns.start) & (chosen < columns.stop)
                 if here.any():
-                    self.arg[nodes[here]] = neurons.at(chosen[here] - start)
+                    self.arg[nodes[here]] = neurons.at(chosen[here] - columns.start)
                     self.layer[nodes[here]] = layer(neurons.label)
                     self.point[nodes[here]] = points[here]
-            start = end
         self.leaf = {
             node: (leaves, row)
             for leaves in trees.leaves

@@ -20,7 +20,7 @@ program, and whoever uses them bounds again.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -82,12 +82,12 @@ class Program:
         """Push the columns through the network; ``boxes`` bound every value (batches of one)."""
         inputs = graph.input_size
         layers: dict[str, tuple[slice, IntArray]] = {}
-        numbers, first, begin = [], 0, 0
+        numbers, begin = [], 0
         for name, (node,) in graph.pre_activations.items():
             index = _unstable(boxes[name])
             layers[node.name] = slice(begin, begin + len(index)), index
-            numbers.append(first + index)
-            first, begin = first + graph.sizes[name], begin + len(index)
+            numbers.append(graph.numbering[name].start + index)
+            begin += len(index)
         values: dict[str, FloatArray] = {graph.input: np.eye(inputs + begin + 1, inputs)}
         lower, upper = np.zeros(begin), np.zeros(begin)
         pre = np.zeros((begin, inputs + begin + 1))
@@ -176,10 +176,16 @@ class Solution:
         return np.minimum(self.above, self.below)
 
 
-def _solver() -> Any:
+@cache
+def _highs() -> Any:
+    """The module, once it is needed."""
     import highspy  # noqa: PLC0415 - optional
 
-    solver: Any = highspy.Highs()
+    return highspy
+
+
+def _solver() -> Any:
+    solver = _highs().Highs()
     for option, value in {
         "output_flag": False,
         "threads": 1,
@@ -198,15 +204,13 @@ def _pass(
     matrix: FloatArray,
 ) -> None:
     """Hand over ``min cost x`` with bounds of columns and rows; the matrix is dense."""
-    import highspy  # noqa: PLC0415
-
-    program: Any = highspy.HighsLp()
+    program = _highs().HighsLp()
     program.num_row_, program.num_col_ = matrix.shape
     program.col_cost_ = cost
     program.col_lower_, program.col_upper_ = columns
     program.row_lower_, program.row_upper_ = rows
     row, column = np.nonzero(matrix)
-    program.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
+    program.a_matrix_.format_ = _highs().MatrixFormat.kRowwise
     program.a_matrix_.start_ = np.searchsorted(row, np.arange(len(matrix) + 1))
     program.a_matrix_.index_ = column
     program.a_matrix_.value_ = matrix[row, column]
@@ -279,9 +283,8 @@ class Triangles:
 
     def minimise(self) -> Solution | None:
         """The least t; None where the solver gives up, which it may in floating point."""
-        import highspy  # noqa: PLC0415
-
-        done = {highspy.HighsModelStatus.kOptimal, highspy.HighsModelStatus.kInfeasible}
+        status_of = _highs().HighsModelStatus
+        done = {status_of.kOptimal, status_of.kInfeasible}
         self._solver.run()
         if self._solver.getModelStatus() not in done:
             self._solver.clearSolver()
@@ -289,7 +292,7 @@ class Triangles:
         status = self._solver.getModelStatus()
         if status not in done:
             return None
-        if status == highspy.HighsModelStatus.kInfeasible:
+        if status == status_of.kInfeasible:
             return self._infeasible()
         found = self._solver.getSolution()
         return self._solution(
@@ -378,11 +381,9 @@ class Polytope:
 
         None where the solver gives up.
         """
-        import highspy  # noqa: PLC0415
-
         self._solver.changeColsCost(len(row), self._every, -row)
         self._solver.run()
-        if self._solver.getModelStatus() != highspy.HighsModelStatus.kOptimal:
+        if self._solver.getModelStatus() != _highs().HighsModelStatus.kOptimal:
             return None
         found = self._solver.getSolution()
         value = -float(self._solver.getInfo().objective_function_value)

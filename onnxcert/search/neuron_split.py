@@ -90,19 +90,10 @@ class NeuronSplit(Brancher):
     trees: NeuronTrees
     execution_unit: float = 0.0
 
-    @cached_property
-    def _layers(self) -> dict[str, slice]:
-        """Pre-activation -> its numbers in the count of all neurons."""
-        columns, begin = {}, 0
-        for name in self.graph.pre_activations:
-            columns[name] = slice(begin, begin + self.graph.sizes[name])
-            begin += self.graph.sizes[name]
-        return columns
-
     @property
     def _neurons(self) -> int:
         """Neurons that could be split; at least one column, so that a choice is always defined."""
-        return max((columns.stop for columns in self._layers.values()), default=1)
+        return max((columns.stop for columns in self.graph.numbering.values()), default=1)
 
     @cached_property
     def _free(self) -> FreeRelaxation:
@@ -111,7 +102,7 @@ class NeuronSplit(Brancher):
     @property
     def bytes_per_subproblem(self) -> int:
         """About twenty numbers per neuron during an ascent, and rows of the widest layers."""
-        neurons = sum(s.stop - s.start for s in self._layers.values())
+        neurons = sum(s.stop - s.start for s in self.graph.numbering.values())
         return int(8 * (20 * neurons + 8 * max(self.graph.sizes.values())))
 
     def roots(self) -> Batch:
@@ -195,7 +186,7 @@ class NeuronSplit(Brancher):
         xp = array_module(batch["neuron"])
         count = len(batch["neuron"])
         boxes, signs, points, multipliers = {}, {}, {}, {}
-        for name, columns in self._layers.items():
+        for name, columns in self.graph.numbering.items():
             here = (batch["neuron"] >= columns.start) & (batch["neuron"] < columns.stop)
             which, position = xp.nonzero(here)
             if len(which) == 0:
@@ -235,7 +226,7 @@ class NeuronSplit(Brancher):
             source = node.inputs[0]
             box = boxes.get(source, self.root[source])
             found, cut = _score(node, box, result)
-            columns = self._layers[source]
+            columns = self.graph.numbering[source]
             score[:, columns] = xp.maximum(score[:, columns], found)
             point[:, columns] = cut
         return score, point
@@ -289,7 +280,7 @@ class NeuronSplit(Brancher):
         xp = array_module(neuron)
         result = xp.zeros(neuron.shape)
         for name, dense in multipliers.items():
-            columns = self._layers[name]
+            columns = self.graph.numbering[name]
             which, position = xp.nonzero((neuron >= columns.start) & (neuron < columns.stop))
             number = neuron[which, position] - columns.start
             result[which, position] = dense[index][which, number]

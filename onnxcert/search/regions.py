@@ -19,7 +19,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 
 import numpy as np
 
@@ -232,7 +232,7 @@ class RegionSearch:
             halves = [self._half(region, name, neuron, sign, point) for sign in (-1.0, 1.0)]
             rate = _growth(*(self._gain(half, found) for half in halves))
             if chosen is None or rate < best:
-                best, chosen = rate, (self._first[name] + neuron, point, halves)
+                best, chosen = rate, (self._number(name, neuron), point, halves)
         if chosen is None:
             return []
         neuron, point, halves = chosen
@@ -260,18 +260,14 @@ class RegionSearch:
         for neuron, sign, point in zip(
             region.path.neuron.tolist(), region.path.sign, region.path.point, strict=True
         ):
-            name = next(n for n, f in reversed(self._first.items()) if f <= neuron)
+            name, place = self.graph.locate(neuron)
             shape = (len(region.cases), self.graph.sizes[name])
-            signs.setdefault(name, xp.zeros(shape))[:, neuron - self._first[name]] = sign
-            points.setdefault(name, xp.zeros(shape))[:, neuron - self._first[name]] = point
+            signs.setdefault(name, xp.zeros(shape))[:, place] = sign
+            points.setdefault(name, xp.zeros(shape))[:, place] = point
         return Splits(signs, points)
 
-    @cached_property
-    def _first(self) -> dict[str, int]:
-        """Pre-activation -> the number of its first neuron."""
-        sizes = [self.graph.sizes[name] for name in self.graph.pre_activations]
-        starts = np.cumsum([0, *sizes]).tolist()
-        return dict(zip(self.graph.pre_activations, starts, strict=False))
+    def _number(self, name: str, place: int) -> int:
+        return int(self.graph.numbering[name].start) + place
 
     def _half(self, region: Region, name: str, neuron: int, sign: float, point: float) -> Region:
         """One side of a split, with the bounds that follow without any ascent."""
@@ -279,7 +275,7 @@ class RegionSearch:
         sides = box.lower.copy(), box.upper.copy()
         sides[sign < 0][0, neuron] = point
         boxes = dict(region.boxes) | {name: Box(*sides)}
-        path = region.path.then(self._first[name] + neuron, sign, point)
+        path = region.path.then(self._number(name, neuron), sign, point)
         return replace(region, boxes=boxes, path=path)
 
     def _gain(self, half: Region, parent: Optimised) -> float:
@@ -359,7 +355,7 @@ def _growth(a: float, b: float) -> float:
 
 
 def _is_empty(boxes: Mapping[str, Box]) -> bool:
-    return any(bool((box.lower > box.upper).any()) for box in boxes.values())
+    return any(bool(box.empty.any()) for box in boxes.values())
 
 
 @dataclass(eq=False)

@@ -47,6 +47,7 @@ _INTERMEDIATE_SHARE = 0.25
 """Share of the time left that optimised bounds of intermediate layers may take."""
 
 _LEAST_SECONDS = 1.0
+"""Seconds of a search before another one is tried beside it, at least."""
 
 _REGION_COST = 3.0
 """How many times as long as the root's optimised bounds a region takes: fewer steps for each row,
@@ -282,32 +283,40 @@ class Solver:
         brancher = NeuronSplit(
             graph, cases, open_cases, boxes, start, steps, trees, self.execution_unit
         )
+        missing = -float(root.lower[still].min())
+        return self._split_neurons(brancher, missing, _REGION_COST * seconds, candidates)
+
+    def _split_neurons(
+        self, brancher: NeuronSplit, missing: float, cost: float, candidates: Candidates
+    ) -> Counterexample | Reason | None:
+        """Linear programs where the network is small, then neuron splits and regions by turns.
+
+        Args:
+            brancher: the root of the search.
+            missing: by how much the lowest bound of its cases must rise.
+            cost: seconds that a region will take.
+            candidates: tests points.
+        """
         patience = max(_LEAST_SECONDS, self.deadline.elapsed)
-        if applicable(graph, boxes):
+        if applicable(brancher.graph, brancher.root):
             answer = self._search_exactly(brancher, candidates)
             if not isinstance(answer, Reason) or self.deadline.expired():
                 return answer
-        whole = Region(boxes, open_cases, start)
-        missing = -float(root.lower[still].min())
-        cost = _REGION_COST * seconds
-        answer = self._by_turns(whole, missing, patience, cost, brancher, candidates)
+        whole = Region(brancher.root, brancher.open_cases, brancher.start)
+        regions = self._regions(brancher, candidates)
+        turns = Turns(regions, whole, brancher.trees, missing, patience, cost)
+        answer = self._branch(brancher, candidates, brancher.open_cases, enough=turns.enough)
+        answer = turns.finish(answer)
         if answer is Reason.INCOMPLETE:
-            trees.roots.pop()
+            brancher.trees.roots.pop()
             # Leaves without unstable neurons are linear programs that the ascent left undecided;
             # halving inputs decides what is not decided exactly at a boundary.
-            return self._split_inputs(graph, cases, candidates, open_cases)
+            graph, cases = brancher.graph, brancher.cases
+            return self._split_inputs(graph, cases, candidates, brancher.open_cases)
         return answer
 
-    def _by_turns(
-        self,
-        whole: Region,
-        missing: float,
-        patience: float,
-        cost: float,
-        brancher: NeuronSplit,
-        candidates: Candidates,
-    ) -> Counterexample | Reason | None:
-        """Split neurons, with bounds of layers that are those of the root or of regions."""
+    def _regions(self, brancher: NeuronSplit, candidates: Candidates) -> RegionSearch:
+        """The search through regions below the root of a search by neuron splits."""
         settings = self.settings
 
         def search(
@@ -317,7 +326,7 @@ class Solver:
             cases = inner.open_cases
             return self._branch(inner, candidates, cases, roots, lambda lowest: enough())
 
-        regions = RegionSearch(
+        return RegionSearch(
             brancher.graph,
             brancher.cases,
             settings.layer_steps // 2,
@@ -327,9 +336,6 @@ class Solver:
             search,
             self.execution_unit,
         )
-        turns = Turns(regions, whole, brancher.trees, missing, patience, cost)
-        answer = self._branch(brancher, candidates, brancher.open_cases, enough=turns.enough)
-        return turns.finish(answer)
 
     def _split_inputs(
         self, graph: Graph, cases: Cases, candidates: Candidates, open_cases: Array

@@ -41,6 +41,36 @@ def test_tightened_bounds_contain_exact_values(data: st.DataObject) -> None:
         assert (boxes[name].upper <= old.upper).all()
 
 
+@given(data=st.data())
+def test_bounds_after_a_cut_contain_what_is_left(data: st.DataObject) -> None:
+    """As regions have it: one side of a split of a neuron, and all layers bounded again."""
+    graph = data.draw(strategies.graphs(smooth=data.draw(st.booleans())))
+    box = data.draw(strategies.boxes(graph.input_size, batch=1, largest=3.0))
+    with np.errstate(all="ignore"):
+        known = dict(crown_bounds(graph, box).boxes)
+    points = data.draw(strategies.points_in(box, count=6))
+    values = [exact_values(graph, x[0]) for x in points]
+    name = data.draw(st.sampled_from(sorted(graph.pre_activations) or [graph.input]))
+    neuron = data.draw(st.integers(0, graph.sizes[name] - 1))
+    cut = float(data.draw(st.sampled_from([value[name][neuron] for value in values])))
+    above = data.draw(st.booleans())
+    sides = known[name].lower.copy(), known[name].upper.copy()
+    sides[not above][0, neuron] = cut
+    with np.errstate(all="ignore"):
+        boxes = tighten(
+            graph, known | {name: Box(*sides)}, steps=data.draw(st.sampled_from([1, 4]))
+        )
+    for value in values:
+        if value[name][neuron] < cut if above else value[name][neuron] > cut:
+            continue
+        for other, exact in value.items():
+            for low, here, high in zip(
+                boxes[other].lower[0], exact, boxes[other].upper[0], strict=True
+            ):
+                assert np.isneginf(low) or Fraction(low) <= here
+                assert np.isposinf(high) or here <= Fraction(high)
+
+
 def test_more_steps_tighten_a_deep_network(rng: np.random.Generator) -> None:
     graph = strategies.relu_network(rng, [4, 16, 16, 16, 2])
     box = Box(np.full((1, 4), -1.0), np.full((1, 4), 1.0))

@@ -327,6 +327,35 @@ def test_bounds_that_are_known_are_kept(data: st.DataObject, seed: int) -> None:
         assert Fraction(float(a)) <= value <= Fraction(float(b))
 
 
+@pytest.mark.parametrize("name", EXACT_MODELS)
+@given(data=st.data(), seed=st.integers(0, 30))
+def test_bounds_of_a_region_hold_for_what_is_in_it(
+    name: str, data: st.DataObject, seed: int
+) -> None:
+    """Rule R10: splits at values that occur; what lies on their side has all values in bounds."""
+    low, high, points = data.draw(boxes(2))
+    network = question(EXACT_MODELS[name](seed), low, high).session.network
+    bounder = Bounder(network, executed=False)
+    exact = [scalars(bounder, x) for x in points]
+    read = np.unique(np.concatenate([b.ids for b in bounder.blocks if isinstance(b, Curve)]))
+    scalar = np.array(data.draw(st.lists(st.sampled_from(read.tolist()), min_size=1, max_size=3)))
+    at = data.draw(st.integers(0, len(points) - 1))
+    point = np.array([float(exact[at][s]) for s in scalar])
+    side = np.array([data.draw(st.sampled_from([-1.0, 1.0])) for _ in scalar])
+    ends = np.array([low]), np.array([high])
+    with np.errstate(all="ignore"):
+        whole = bounder.bound(*ends)
+        known = whole.lower[:, bounder.known_ids], whole.upper[:, bounder.known_ids]
+        r = bounder.bound(*ends, known, splits=(scalar, side, point), backward=False)
+    for values in exact:
+        cuts = zip(scalar, side.tolist(), point.tolist(), strict=True)
+        if any((values[i] - Fraction(p)) * int(s) < 0 for i, s, p in cuts):
+            continue
+        assert not r.empty.any()
+        for value, a, b in zip(values, r.lower[0], r.upper[0], strict=True):
+            assert Fraction(float(a)) <= value <= Fraction(float(b))
+
+
 # Leaves, through certificates: what is refused comes with its bound
 
 
