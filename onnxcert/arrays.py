@@ -50,6 +50,15 @@ class Device:
         return np if self.kind == "cpu" else _cupy()
 
 
+def keep_freed_memory() -> None:
+    """Have the C library keep freed arrays of up to 32 megabytes for the next ones.
+
+    glibc maps large blocks and gives them back to the system, which zeroes them anew for the next
+    array, until a block of that size has been freed once; then it keeps them.
+    """
+    np.empty(2**25 - 2**13, np.uint8)
+
+
 def select_device(name: str) -> Device:
     """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` into a device that can be used.
 

@@ -30,6 +30,7 @@ from onnxcert.arrays import (
     Array,
     Device,
     FloatArray,
+    keep_freed_memory,
     select_device,
 )
 from onnxcert.bounds.crown import Bounds, crown_bounds, output_bounds
@@ -146,6 +147,7 @@ def verify(  # noqa: PLR0913 - all but two are keywords with defaults
         certificate,
         certified,
     )
+    keep_freed_memory()
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         verdict = run.answer(model, spec)
     return run.result(verdict)

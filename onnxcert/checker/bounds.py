@@ -28,7 +28,17 @@ import numpy as np
 
 from onnxcert.checker import curves
 from onnxcert.checker.curves import TINY, Array, U
-from onnxcert.checker.network import Affine, Block, Curve, Entries, Network, Pick, Product, Term
+from onnxcert.checker.network import (
+    Affine,
+    Block,
+    Curve,
+    Entries,
+    Network,
+    Pick,
+    Product,
+    Term,
+    distinct,
+)
 
 _SLACK = 1 + 1e-6
 """Covers the rounding of error terms themselves."""
@@ -44,6 +54,9 @@ _WIDE = 200
 
 _SPARSE_FROM, _SPARSE = 5_000, 0.03
 """Matrices with so many entries of which a smaller share is not zero are stored by those."""
+
+_LEVELS = 32
+"""Entries of one number that are added one by one."""
 
 _LARGEST_MATRIX = 1 << 24
 
@@ -62,6 +75,48 @@ def gamma(n: float, unit: float = U) -> float:
     return n * unit / (1 - n * unit)
 
 
+class Tally:
+    """Adds up entries that have the same number, but for -1, the constant zero.
+
+    Attributes:
+        targets: the numbers, sorted.
+        most: how many entries the most frequent one has.
+    """
+
+    def __init__(self, ids: Array) -> None:
+        order = np.argsort(ids, kind="stable")
+        order = order[np.count_nonzero(ids < 0) :]
+        self.targets, firsts, counts = np.unique(ids[order], return_index=True, return_counts=True)
+        self.most = int(counts.max(initial=1))
+        self.order = order
+        self.is_sorted = len(order) == len(ids) and bool((np.diff(ids) > 0).all())
+        # The first entry of each number, the second, and so on: the frequent numbers come first.
+        # A number with very many entries has the rest of them added in one go.
+        rank = np.argsort(-counts, kind="stable")
+        firsts, counts = firsts[rank], counts[rank]
+        levels = range(min(self.most, _LEVELS))
+        self.levels = [order[firsts[counts > level] + level] for level in levels]
+        firsts, counts = firsts[counts > _LEVELS] + _LEVELS, counts[counts > _LEVELS] - _LEVELS
+        spans = [
+            np.arange(first, first + count) for first, count in zip(firsts, counts, strict=True)
+        ]
+        self.rest = order[np.concatenate([*spans, order[:0]])]
+        self.starts = np.cumsum(counts) - counts
+        self.place = np.argsort(rank)
+
+    def of(self, values: Array) -> Array:
+        """values (R, E) -> sums (R, targets)."""
+        if self.most == 1:
+            return values if self.is_sorted else values[:, self.order]
+        values = np.ascontiguousarray(values.T)  # whole rows move faster than columns
+        made = values[self.levels[0]]
+        for level in self.levels[1:]:
+            made[: len(level)] += values[level]
+        if len(self.rest):
+            made[: len(self.starts)] += np.add.reduceat(values[self.rest], self.starts, axis=0)
+        return np.ascontiguousarray(made[self.place].T)
+
+
 class Part:
     """A term made ready for the passes.
 
@@ -72,7 +127,8 @@ class Part:
 
     def __init__(self, term: Term, ends: Array) -> None:
         self.term, self.ids = term, term.ids
-        self.factors, self.fan, self.plain = np.ones(1), 1, False
+        self.factors: Array = np.ones(1)
+        self.fan, self.plain = 1, False
         if isinstance(term, Product):
             self.ids = np.ascontiguousarray(term.ids.transpose(0, 2, 1))  # (G, L, K)
             self.factors, self.fan = term.weight, term.weight.shape[1]
@@ -92,14 +148,11 @@ class Part:
         whole = flat[0] >= 0 and np.array_equal(flat, np.arange(span.start, span.stop))
         self.span = span if whole else None
         # Equal numbers are added up; then each block that is read gets its share of the columns.
-        self.targets, counts = np.unique(flat, return_counts=True)
-        self.order = np.argsort(flat, kind="stable")
-        self.firsts = np.cumsum(counts) - counts
-        self.fan *= int(counts.max())
+        self.tally = Tally(term.ids.ravel())
+        self.fan *= self.tally.most
         self.depth = term.weight.shape[2] if isinstance(term, Product) else len(flat)
         self.ends = ends
-        self.block = self._block_of(self.targets)
-        self.reads = [int(k) for k in np.unique(self.block[self.block >= 0])]
+        self.reads = [int(k) for k in distinct(self._block_of(self.tally.targets))]
 
     def apply(self, x: Array, factors: Array, size: int) -> Array:
         """factors . x at the term's outputs: x (B, scalars) -> (B, size)."""
@@ -124,24 +177,22 @@ class Part:
         not zero is multiplied.
         """
         active: Array | None = np.any(a, axis=0) if a.shape[1] >= _WIDE else None
-        ids = self.ids
+        ids = self.term.ids
         if isinstance(self.term, Product):
-            count, (groups, m, k) = len(a), self.term.weight.shape
-            a, factors = a.reshape(count, groups, m, -1), self.factors
+            count, (groups, m, _) = len(a), self.term.weight.shape
+            columns: Array = a.reshape(count, groups, m, -1)
+            factors = self.factors
             if active is not None and 2 * (keep := self._positions(active)).sum() < len(keep):
-                if a.shape[3] > 1:
-                    a, ids = a[..., keep], ids[:, keep]
+                if columns.shape[3] > 1:
+                    columns, ids = columns[..., keep], ids[:, :, keep]
                 else:
-                    a, factors = a[:, :, keep], factors[:, keep]
-                    m = a.shape[2]
+                    columns, factors = columns[:, :, keep], factors[:, keep]
             if self.dense:
-                made = a[:, 0, :, 0] @ factors[0]
-            else:
-                made = np.empty((count, groups, a.shape[3], k), a.dtype)
-                for g in range(groups):
-                    rows = a[:, g].transpose(0, 2, 1).reshape(-1, m)
-                    made[:, g] = (rows @ factors[g]).reshape(count, -1, k)
-                made = made.reshape(count, -1)
+                made = columns[:, 0, :, 0] @ factors[0]
+            else:  # rows last: one product of contiguous matrices for each group
+                columns = np.ascontiguousarray(columns.transpose(1, 2, 3, 0))
+                columns = columns.reshape(groups, factors.shape[1], -1)
+                made = (factors.transpose(0, 2, 1) @ columns).reshape(-1, count).T
         elif isinstance(self.term, Entries):
             factors, out = self.factors, self.term.out
             if active is not None and 2 * (used := active[out]).sum() < len(used):
@@ -149,16 +200,18 @@ class Part:
             made = a[:, out] * factors
         else:
             made = a if self.plain else a * self.factors
-        self._share(pending, made, None if ids is self.ids else ids.ravel())
+        tally = self.tally if ids is self.term.ids else Tally(ids.ravel())
+        self._share(pending, tally.of(made), tally.targets)
 
     def _block_of(self, ids: Array) -> Array:
-        """Blocks of increasing scalars; -1 for the constant zero, which belongs to none."""
-        return np.where(ids < 0, -1, np.searchsorted(self.ends, ids, side="right"))
+        """Blocks of increasing scalars."""
+        return np.searchsorted(self.ends, ids, side="right")
 
     def push_units(self, pending: dict[int, Array], index: Array, sign: float, size: int) -> None:
         """As `push` for rows that are ``sign`` at one of ``size`` outputs each: index (R,)."""
         if self.dense:
-            self._share(pending, sign * self.factors[0][index], None)
+            made = self.tally.of(sign * self.factors[0][index])
+            self._share(pending, made, self.tally.targets)
             return
         rows = np.zeros((len(index), size))
         rows[np.arange(len(index)), index] = sign
@@ -170,17 +223,9 @@ class Part:
         table = active.reshape(groups, -1, length)
         return np.asarray(table.any(axis=(0, 1)) if length > 1 else table[:, :, 0].any(axis=0))
 
-    def _share(self, pending: dict[int, Array], values: Array, ids: Array | None) -> None:
-        """Add values (R, E) to the rows at the scalars that the term reads, or at some of them."""
-        targets, order, firsts = self.targets, self.order, self.firsts
-        if ids is not None:
-            targets, counts = np.unique(ids, return_counts=True)
-            order, firsts = np.argsort(ids, kind="stable"), np.cumsum(counts) - counts
-        if len(targets) < len(order):
-            values = np.add.reduceat(values[:, order], firsts, axis=1)
-        elif not self.span or ids is not None:
-            values = values[:, order]
-        block = self.block if ids is None else self._block_of(targets)
+    def _share(self, pending: dict[int, Array], values: Array, targets: Array) -> None:
+        """Add values (R, T) to the rows at some of the scalars that the term reads, sorted."""
+        block = self._block_of(targets)
         for k in self.reads:
             first, last = np.searchsorted(block, [k, k + 1])
             part = values if last - first == values.shape[1] else values[:, first:last]
@@ -302,7 +347,7 @@ def merged(network: Network, *, executed: bool) -> list[Block]:
     readers = np.zeros(network.size + 1, np.int64)
     np.add.at(readers, network.output, 2)
     for block in blocks:
-        lists = [np.unique(term.ids) for term in block.terms] if isinstance(block, Affine) else []
+        lists = [distinct(term.ids) for term in block.terms] if isinstance(block, Affine) else []
         lists += [block.ids] if isinstance(block, Curve) else []
         lists += (block.maximum or ()) if isinstance(block, Affine) else ()
         for ids in lists:
@@ -311,7 +356,7 @@ def merged(network: Network, *, executed: bool) -> list[Block]:
     for k, block in enumerate(blocks):
         if not isinstance(block, Affine) or len(block.terms) != 1 or not block.terms[0].ids.size:
             continue
-        read = np.unique(block.terms[0].ids)
+        read = distinct(block.terms[0].ids)
         j = starts.get(int(read[0]), k)
         inner = blocks[j]
         whole = np.arange(inner.start, inner.start + inner.size)
@@ -380,7 +425,7 @@ def _matrix(term: Term, size: int) -> tuple[Array, Array] | None:
             return None
         matrix = np.zeros((size, len(ids)))
         np.add.at(matrix, (term.out, column), term.value)
-        once = len(np.unique(term.out * len(ids) + column)) == len(column)
+        once = len(distinct(term.out * len(ids) + column)) == len(column)
         return (matrix, ids) if once else None
     return None
 
@@ -406,7 +451,7 @@ class Bounder:
             self.parts[k] = [Part(term, self.ends) for term in terms if term.ids.size]
             depth = max(depth, len(terms))
             for part in self.parts[k]:
-                np.add.at(fan, part.targets[part.targets >= 0], part.fan)
+                np.add.at(fan, part.tally.targets, part.fan)
                 depth = max(depth, part.depth)
                 if not isinstance(block, Curve):
                     by_others.update(part.reads)
@@ -424,16 +469,16 @@ class Bounder:
         for block in self.blocks:
             for k in self._made_twice(block) if isinstance(block, Curve) else ():
                 assert isinstance(block, Curve)
-                ids = np.unique(block.ids)
+                ids = distinct(block.ids)
                 ids = ids[self.block_of(ids) == k]
                 known, readers = self.tracked.get(k, (ids, []))
-                self.tracked[k] = np.union1d(known, ids), [*readers, (block, ids)]
+                self.tracked[k] = distinct(np.concatenate([known, ids])), [*readers, (block, ids)]
         self.tracked = dict(sorted(self.tracked.items()))  # `bound` meets the blocks in order
         self.known_ids = np.concatenate([*(t[0] for t in self.tracked.values()), self.ends[:0]])
 
     def _made_twice(self, block: Curve) -> list[int]:
         """Affine blocks that a curve reads and that read more than the input."""
-        found = np.unique(self.block_of(block.ids[block.ids >= 0]))
+        found = distinct(self.block_of(block.ids[block.ids >= 0]))
         return [
             int(k)
             for k in found

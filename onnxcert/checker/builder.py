@@ -25,6 +25,7 @@ from onnxcert.checker.network import (
     Product,
     Term,
     bounded,
+    distinct,
     need,
 )
 
@@ -186,7 +187,7 @@ class Builder:
     def _behind(self, ids: Array) -> list[Block]:
         """The blocks that make some scalars."""
         made = np.searchsorted([block.start for block in self.blocks], ids[ids >= 0], side="right")
-        return [self.blocks[k - 1] for k in np.unique(made)]
+        return [self.blocks[k - 1] for k in distinct(made)]
 
     def affine(
         self,

@@ -27,6 +27,11 @@ def need(truth: Any, otherwise: str) -> None:
         raise Unusable(otherwise)
 
 
+def distinct(values: Array) -> Array:
+    """The different values, sorted; without counts, np.unique would first load numpy.ma."""
+    return np.unique(values, return_counts=True)[0]
+
+
 def bounded(shape: Sequence[int], most: int = 1 << 24) -> tuple[int, ...]:
     """The shape; refused if it is negative or has too many entries."""
     shape = tuple(map(int, shape))

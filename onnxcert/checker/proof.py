@@ -31,6 +31,7 @@ from onnxcert.checker.ascent import Ascent
 from onnxcert.checker.audit import Auditor
 from onnxcert.checker.bounds import Bounder, Columns, Form, Relaxation, gamma
 from onnxcert.checker.curves import TINY, Array, U
+from onnxcert.checker.network import distinct
 from onnxcert.checker.spec import Case
 
 _NUMBERS = 1 << 18
@@ -418,7 +419,7 @@ class Prover:
         unit = 2 * bounder.gamma + 4 * gamma(paths.scalar.shape[1] + 32)
         np.add.at(lost, leaf, beta * (unit * size + root.noise[0, scalar]))
         multipliers = {}
-        for k in np.unique(bounder.block_of(scalar)):
+        for k in distinct(bounder.block_of(scalar)):
             block = bounder.blocks[k]
             here = (scalar >= block.start) & (scalar < block.start + block.size)
             multipliers[int(k)] = np.zeros((count, block.size))

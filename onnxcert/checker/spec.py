@@ -31,7 +31,14 @@ _LARGEST_WORK = 10**7  # additions of coefficients, long ones count more: sums m
 _ZERO, _ONE = Fraction(0), Fraction(1)
 _BLANKS = r"(?:[ \t\r\n\f\v]++|;[^\n\0]*+)*+"
 # The end of the text is a token too, the empty one; what fits nowhere is a token of one character.
-_TOKEN = re.compile(rf"{_BLANKS}([()]|[^\s()\[\]\";]++(?:\s*\[[\d,\s]*\])?|\Z|.)", re.A)
+_WORD = r"[^\s()\[\]\";]++(?:\s*\[[\d,\s]*\])?"
+_TOKEN = re.compile(rf"{_BLANKS}([()]|{_WORD}|\Z|.)", re.A)
+_SHORT = re.compile(  # a blank stands for any; nearly all of a long file
+    r" \( assert \( ([<>])=(?=[\s;]) (?=[A-Za-z])({w}) (?=[-+.\d])({w}) \) \)".replace(
+        " ", _BLANKS
+    ).replace("{w}", _WORD),
+    re.A,
+)
 _INDICES = r"(\[\s*(?:\d{1,10}\s*(?:,\s*(?=\d)|(?=\])))*\])"
 _TYPES = "[Rr]eal|float(?:16|32|64|8e4m3fn(?:uz)?|8e5m2(?:fnuz)?|4e2m1)|bfloat16"
 _QUOTED = r'("[^"\\\n]*")?'
@@ -277,19 +284,18 @@ class _Reader:
     """Reads a text token by token; ValueError at the one that is not understood."""
 
     def __init__(self, text: str) -> None:
-        self.text, self.start, self.work = text, 0, 0
+        self.text, self.start, self.end, self.work = text, 0, 0, 0
         self.tensors: list[Tensor] = []
         self.counts = [0, 0]  # of inputs and outputs
         self.bases: dict[str, tuple[int, tuple[int, ...]]] = {}  # first variable, and shape
         self.variables: dict[str, int] = {}  # by token
-        self.tokens = _TOKEN.finditer(text)
         self.version = "1.0"
 
     def next(self, expected: str = "") -> str:
         """The next token, which must be the expected one if that is given."""
-        if (match := next(self.tokens, None)) is None:
-            raise ValueError("the text ends too early")
-        self.start, token = match.start(1), match[1]
+        match = _TOKEN.match(self.text, self.end)
+        assert match is not None  # some token fits everywhere
+        self.start, self.end, token = match.start(1), match.end(), match[1]
         _need(token == (expected or token), f"expected {expected!r}, found {token[:40]!r}")
         return token
 
@@ -297,9 +303,13 @@ class _Reader:
         formulas: list[_Formula] = []
         if header := _HEADER.match(self.text):
             self.version = header[1]
-            self.tokens = _TOKEN.finditer(self.text, self._declare_network(header))
+            self._declare_network(header)
             self.next(")")
-        while (token := self.next()) != "":
+        while True:
+            while bound := self._short():
+                formulas.append(bound)
+            if (token := self.next()) == "":
+                break
             command = self.next() if token == "(" else token
             if token == "(" and command == "assert":
                 formulas.append(self._formula())
@@ -322,8 +332,8 @@ class _Reader:
         tensors, formula = tuple(self.tensors) or flat, _Node(True, tuple(formulas))
         return Spec(self.version, tensors, n_inputs, n_outputs, formula)
 
-    def _declare_network(self, header: re.Match[str]) -> int:
-        """Read the tensors behind a header of 2.x; where they end."""
+    def _declare_network(self, header: re.Match[str]) -> None:
+        """Read the tensors behind a header of 2.x."""
         end = self.start = header.end()
         while match := _TENSOR.match(self.text, end):
             kind, name, element_type, indices, quoted = match.groups()
@@ -331,6 +341,7 @@ class _Reader:
             shape, onnx_name = tuple(map(int, re.findall(r"\d+", indices))), (quoted or "")[1:-1]
             self.tensors.append(Tensor(name, kind, element_type.lower(), shape, onnx_name))
             end = self.start = match.end()
+        self.end = end
         kinds = "".join(tensor.kind[0] for tensor in self.tensors)
         _need(bool(re.fullmatch("i+h*o+", kinds)), "expected inputs, hidden tensors and outputs")
         _need(len({t.element_type for t in self.tensors}) == 1, "element types are mixed")
@@ -341,7 +352,22 @@ class _Reader:
             count = self.counts[is_output]
             self.bases[tensor.name] = (~count if is_output else count, tensor.shape)
             self.counts[is_output] += size
-        return end
+
+    def _short(self) -> _Atom | None:
+        """The next assertion if it bounds one input, as the general way would read it."""
+        match = _SHORT.match(self.text, self.end)
+        if match is None or (number := _number(match[3])) is None:
+            return None
+        self.start = match.start(2)
+        (variable,) = self._operand(match[2])
+        if variable is None or variable < 0:
+            return None
+        self.end = match.end()
+        if match[1] == "<":
+            bound = variable, number, 0.0 - _down(-number)
+            return _Atom(((variable, _ONE),), -number, False, None, bound)
+        bound = ~variable, -number, 0.0 - _down(number)
+        return _Atom(((variable, -_ONE),), number, False, None, bound)
 
     def _formula(self) -> _Formula:
         stack: list[tuple[str, list[_Sum | _Formula]]] = []  # open parentheses

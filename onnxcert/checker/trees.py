@@ -17,7 +17,7 @@ from onnxcert.checker.audit import FORKS, Auditor
 from onnxcert.checker.bounds import Bounder, Columns, Hint, Relaxation
 from onnxcert.checker.curves import Array
 from onnxcert.checker.errors import Expired, Rejected
-from onnxcert.checker.network import Curve
+from onnxcert.checker.network import Curve, distinct
 from onnxcert.checker.proof import Boxes, Combined, Paths, Prover, Rows
 from onnxcert.checker.spec import Case
 
@@ -348,7 +348,7 @@ class Group:
     def _columns(self, count: int) -> Columns:
         table = self.arrays.take("column", count).astype(np.int64)
         of: dict[int, tuple[Array, Array]] = {}
-        for number in np.unique(table[:, 0]):
+        for number in distinct(table[:, 0]):
             where = np.flatnonzero(table[:, 0] == number)
             k, _ = self._layer(int(number), table[where, 1])
             of[k] = table[where, 1], where
@@ -364,7 +364,7 @@ class Group:
         for layer, side, rows in self.arrays.take("hint", count).tolist():
             position = self.arrays.take("hint_row", rows).astype(np.int64)
             _, ids = self._layer(layer, position)
-            blocks = np.unique(self.bounder.block_of(ids))
+            blocks = distinct(self.bounder.block_of(ids))
             if len(blocks) != 1 or side not in (0, 1) or int(blocks[0]) not in self.bounder.tracked:
                 raise Rejected("R4", "hint", "not the neurons of one layer, or no side")
             k = int(blocks[0])
@@ -471,7 +471,7 @@ class Group:
         if not np.isfinite(point).all():
             raise Rejected("R10", "point", "not a number")
         scalar = np.full(total, -1)
-        for number in np.unique(layer):
+        for number in distinct(layer):
             here = layer == number
             scalar[here] = self._layer(int(number), position[here])[1]
         if (scalar < 0).any():

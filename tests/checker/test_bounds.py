@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from onnxcert.checker import curves
-from onnxcert.checker.bounds import Bounder
+from onnxcert.checker.bounds import Bounder, Tally
 from onnxcert.checker.certificate import EXECUTED, REAL
 from onnxcert.checker.network import Curve
 from onnxcert.checker.trees import Refusal
@@ -520,3 +520,20 @@ def test_executions(name: str, data: st.DataObject, seed: int) -> None:
             y = Execution(rng).run(graph, x)[graph.output]
             assert (r.lower[0, network.output] <= y).all()
             assert (y <= r.upper[0, network.output]).all()
+
+
+@given(
+    st.lists(st.integers(-1, 6), min_size=1, max_size=40),
+    st.integers(1, 3),
+    st.integers(0, 100),
+)
+@example([0] * 50 + [3] + [0] * 40 + [-1] * 9 + [5, 5], 2, 0)
+@example([2, 0, 1], 2, 0)
+@example([-1], 1, 0)
+def test_a_tally_adds_up_entries_by_number(ids: list[int], rows: int, seed: int) -> None:
+    values = np.random.default_rng(seed).integers(-9, 9, (rows, len(ids))).astype(np.float64)
+    tally = Tally(np.array(ids))
+    assert tally.targets.tolist() == sorted(set(ids) - {-1})
+    assert tally.most == max([ids.count(number) for number in set(ids) - {-1}], default=1)
+    expected = [values[:, np.array(ids) == number].sum(axis=1) for number in tally.targets]
+    assert np.array_equal(tally.of(values).T, np.reshape(expected, (-1, rows)))

@@ -399,3 +399,29 @@ def test_same_cases_on_the_competition_files(name: str, instances: Path) -> None
     spec = read_spec(path.read_bytes())
     assert spec.version == query.version
     assert checker_cases(spec) == expected
+
+
+@pytest.mark.parametrize("text", ["1", "-.5e-3", "+0.1", "0", "-0.0", "1e308", "1e-400", "3."])
+@pytest.mark.parametrize("operator", ["<=", ">="])
+def test_bounds_of_an_input_are_read_alike_alone_and_inside_a_condition(
+    operator: str, text: str
+) -> None:
+    """The first is read at once, the second token by token."""
+    alone = read(f"{DECLARED}(assert({operator} X_0 ;c\n {text} ) )")
+    inside = read(f"{DECLARED}(assert (and ({operator} X_0 {text})))")
+    (group,) = inside.formula.children
+    assert not isinstance(group, type(alone.formula.children[0]))
+    assert alone.formula.children == group.children  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "text", ["(assert (<=X_0 1))", "(assert (<= X_1 1))", "(assert (<= X_0 1)"]
+)
+def test_what_only_looks_like_a_bound_is_refused(text: str) -> None:
+    with pytest.raises(Unusable):
+        read(f"{DECLARED}{UNIT}{text}")
+
+
+def test_a_bound_beyond_float64_is_refused_with_its_line() -> None:
+    with pytest.raises(Unusable, match="line 5: a number is beyond 1e308"):
+        read(f"{DECLARED}{UNIT}(assert (<= X_0 1.5e308))")
