@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from onnxcert.arrays import Array, array_module
 from onnxcert.bounds.backward import Curve, Relaxation, pull_back_units, unstable_neurons
 from onnxcert.bounds.execution import enclose
+from onnxcert.bounds.forward import ForwardForms
 from onnxcert.graph import Graph, Node
 from onnxcert.ops.base import Elementwise
 from onnxcert.sets import Box
@@ -75,14 +76,19 @@ def crown_bounds(
     boxes = {graph.input: box}
     relaxation = Relaxation(graph, box, execution_unit)
     empty = xp.zeros(len(box), dtype=bool)
-    for node in graph.nodes:
+    forms = ForwardForms.begin(graph, box, execution_unit) if backward else None
+    for number, node in enumerate(graph.nodes):
         current = enclose(graph, node, boxes, execution_unit)
         if node.name in known:
             current = current.intersect(known[node.name])
         if isinstance(node.op, Elementwise):
+            if forms is not None:
+                forms.add_elementwise(number, node, boxes)
             source = boxes[node.inputs[0]]
             relaxation.add_elementwise(node, boxes, node.op.relax(source))
         else:
+            if forms is not None:
+                current = current.intersect(forms.add_affine(number, node, boxes))
             boxes[node.name] = current
             relaxation.add_affine(node, boxes)
         reads_input_only = node.inputs == (graph.input,)

@@ -1,4 +1,4 @@
-"""Rules R1 to R5, R7 and R9: linear lower bounds in float64 that no rounding can make false.
+"""Rules R1 to R7 and R9: linear lower bounds in float64 that no rounding can make false.
 
 A batch of sets S_1 .. S_B is known by bounds on every scalar of the network. A linear form over
 scalars is pulled back, block by block, to the input (CROWN). Nothing is rounded in a direction:
@@ -14,6 +14,7 @@ R4, R5  Curves are replaced by lines that hold on the neuron's interval (`onnxce
     With mean m and half difference d of the slopes, A f(z) >= (A m - |A| d) z + offsets.
     Which of the lines is open: the default, what a certificate names, or what an ascent of the
     bound finds (`onnxcert.checker.ascent`); rounding is charged for the lines that are taken.
+R6  Forward linear forms of few inputs, before the backward ones (`onnxcert.checker.forward`).
 R7  If s (z - p) >= 0 on S, then A z >= A z - beta s (z - p) for every beta >= 0.
 R9  A scalar whose lower bound exceeds its upper bound: S is empty.
 """
@@ -22,12 +23,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import MappingProxyType
 
 import numpy as np
 
 from onnxcert.checker import curves
 from onnxcert.checker.curves import TINY, Array, U
+from onnxcert.checker.forward import Forms, parallel
 from onnxcert.checker.network import (
     Affine,
     Block,
@@ -54,6 +57,9 @@ _WIDE = 200
 
 _SPARSE_FROM, _SPARSE = 5_000, 0.03
 """Matrices with so many entries of which a smaller share is not zero are stored by those."""
+
+_WINDOWS = 1 << 20
+"""Float64 numbers of the windows of some rows."""
 
 _LEVELS = 32
 """Entries of one number that are added one by one."""
@@ -187,12 +193,10 @@ class Part:
                     columns, ids = columns[..., keep], ids[:, :, keep]
                 else:
                     columns, factors = columns[:, :, keep], factors[:, keep]
-            if self.dense:
-                made = columns[:, 0, :, 0] @ factors[0]
-            else:  # rows last: one product of contiguous matrices for each group
-                columns = np.ascontiguousarray(columns.transpose(1, 2, 3, 0))
-                columns = columns.reshape(groups, factors.shape[1], -1)
-                made = (factors.transpose(0, 2, 1) @ columns).reshape(-1, count).T
+            if not self.dense:
+                self._push_windows(pending, columns, factors, ids)
+                return
+            made = columns[:, 0, :, 0] @ factors[0]
         elif isinstance(self.term, Entries):
             factors, out = self.factors, self.term.out
             if active is not None and 2 * (used := active[out]).sum() < len(used):
@@ -202,6 +206,19 @@ class Part:
             made = a if self.plain else a * self.factors
         tally = self.tally if ids is self.term.ids else Tally(ids.ravel())
         self._share(pending, tally.of(made), tally.targets)
+
+    def _push_windows(
+        self, pending: dict[int, Array], a: Array, factors: Array, ids: Array
+    ) -> None:
+        """As `push` for a product: a (R, G, M, L), factors (G, M, K), ids (G, K, L)."""
+        tally = self.tally if ids is self.term.ids else Tally(ids.ravel())
+        step, parts = max(1, _WINDOWS // ids.size), []
+        for start in range(0, len(a), step):
+            # Rows last: one product of contiguous matrices for each group.
+            rows = np.ascontiguousarray(a[start : start + step].transpose(1, 2, 3, 0))
+            made = factors.transpose(0, 2, 1) @ rows.reshape(*rows.shape[:2], -1)
+            parts.append(tally.of(made.reshape(ids.size, -1).T))
+        self._share(pending, np.concatenate(parts), tally.targets)
 
     def _block_of(self, ids: Array) -> Array:
         """Blocks of increasing scalars."""
@@ -458,6 +475,7 @@ class Bounder:
         # Roundings of one coefficient, one dot product or one sum of the forward pass.
         self.gamma = 4 * gamma(max(float(fan.max()), depth) + 32)
         self.widest = max(block.size for block in self.blocks)
+        self.widest_read = max((b.size for b in self.blocks if isinstance(b, Curve)), default=0)
         # Blocks that only curves read: what they lose is charged there, with the rows at hand.
         self.deferred = set(range(1, len(self.blocks))) - by_others
         self.at_curves = np.zeros(network.size + 1)
@@ -517,6 +535,7 @@ class Bounder:
         empty = np.zeros(len(low), bool)
         r = Relaxation(lower, upper, noise, center, radius, reach, {}, empty)
         r.lower[:, : low.shape[1]], r.upper[:, : low.shape[1]] = low, high
+        forms = Forms.begin(low, high, self.network.size, self.widest_read)
         column = 0
         for k, block in enumerate(self.blocks):
             span = slice(block.start, block.start + block.size)
@@ -524,6 +543,11 @@ class Bounder:
                 r.settle(self.blocks[k - 1], self.flushed)
             if isinstance(block, Affine):
                 r.lower[:, span], r.upper[:, span] = self._affine(r, k, block)
+                if forms is not None:
+                    apply = partial(self._sums, k)
+                    sides = forms.affine(span, apply, block.offset, r.noise[:, span], self.gamma)
+                    r.lower[:, span] = np.maximum(r.lower[:, span], sides[0])
+                    r.upper[:, span] = np.minimum(r.upper[:, span], sides[1])
                 ids = self.tracked[k][0] if k in self.tracked else self.ends[:0]
                 if known is not None:
                     there = slice(column, column := column + len(ids))
@@ -543,6 +567,9 @@ class Bounder:
                 r.lower[:, span] = np.where(below >= -limit, below, -np.inf)
                 r.upper[:, span] = np.where(above <= limit, above, np.inf)
                 r.curves[k] = self._lines(r, k, block, *x, None)
+                if forms is not None:
+                    lines = self._lines(r, k, block, *x, parallel(block.kind, *x))
+                    forms.curve(span, block.ids, *x, lines, self.gamma)
             wrong = r.lower[:, span] > r.upper[:, span]
             if wrong.any():  # nothing is in there: any order of the bounds keeps lines defined
                 r.empty |= wrong.any(axis=1)
@@ -550,6 +577,14 @@ class Bounder:
                 r.lower[:, span], r.upper[:, span] = np.minimum(*both), np.maximum(*both)
         r.settle(self.blocks[-1], self.flushed)
         return r
+
+    def _sums(self, k: int, values: Array, absolute: bool) -> Array:
+        """The sums of a block without its offset: scalars (B, S + 1) -> (B, n)."""
+        size = self.blocks[k].size
+        made = np.zeros((len(values), size))
+        for part in self.parts[k]:
+            made += part.apply(values, part.absolute if absolute else part.factors, size)
+        return made
 
     def _affine(self, r: Relaxation, k: int, block: Affine) -> tuple[Array, Array]:
         nothing = np.zeros(block.size)

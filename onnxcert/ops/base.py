@@ -278,6 +278,11 @@ class Elementwise(Operator):
         """
         return (box.upper > -box.lower).astype(float)
 
+    def parallel_position(self, box: Box) -> Array | None:
+        """Positions that make the lines as parallel as can be, (B, n); None for the default."""
+        del box
+        return None
+
     def bend(self, box: Box) -> BentLines | None:
         """The lines as a function of their positions, where that is not linear; None elsewhere."""
         del box

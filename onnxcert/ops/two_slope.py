@@ -30,6 +30,12 @@ class TwoSlope(Elementwise):
         left, right = self.slopes
         return array_module(x).where(x > 0, right, left)  # type: ignore[no-any-return]
 
+    def parallel_position(self, box: Box) -> Array:
+        """The free line with the slope of the chord: u / (u - l)."""
+        xp = array_module(box.lower)
+        unstable = (box.lower < 0) & (box.upper > 0)
+        return xp.where(unstable, box.upper / xp.where(unstable, box.upper - box.lower, 1.0), 0.5)  # type: ignore[no-any-return]
+
     def relax(self, box: Box, slope: Array | None = None) -> Lines:
         """The free line through the origin on one side, the chord on the other."""
         lower, upper = box.lower, box.upper

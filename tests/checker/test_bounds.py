@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import decimal
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from fractions import Fraction
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import onnx
@@ -17,7 +19,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from onnx import helper
 
-from onnxcert.checker import curves
+from onnxcert.checker import curves, forward
 from onnxcert.checker.bounds import Bounder, Tally
 from onnxcert.checker.certificate import EXECUTED, REAL
 from onnxcert.checker.network import Curve
@@ -279,6 +281,11 @@ def scalars(bounder: Bounder, x: Sequence[float]) -> list[Fraction]:
     return [Fraction(value) for value in v.tolist()]
 
 
+def made_always(forms: bool) -> AbstractContextManager[object]:
+    """Forward forms however small a network is; never, if that is false."""
+    return mock.patch.object(forward, "PER_INPUT", 0 if forms else 1000)
+
+
 @st.composite
 def boxes(draw: st.DrawFn, size: int) -> tuple[list[float], list[float], list[list[float]]]:
     """A box of float64 numbers, and points in it."""
@@ -295,14 +302,16 @@ def boxes(draw: st.DrawFn, size: int) -> tuple[list[float], list[float], list[li
 
 
 @pytest.mark.parametrize("name", [*EXACT_MODELS, "windows"])
-@given(data=st.data(), seed=st.integers(0, 30), backward=st.booleans())
-def test_bounds_of_all_scalars(name: str, data: st.DataObject, seed: int, backward: bool) -> None:
+@given(data=st.data(), seed=st.integers(0, 30), backward=st.booleans(), forms=st.booleans())
+def test_bounds_of_all_scalars(
+    name: str, data: st.DataObject, seed: int, backward: bool, forms: bool
+) -> None:
     model = windows(seed) if name == "windows" else EXACT_MODELS[name](seed)
     low, high, points = data.draw(boxes(4 if name == "windows" else 2))
     network = question(model, low, high).session.network
     for executed in (False, True):
         bounder = Bounder(network, executed=executed)
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), made_always(forms):
             r = bounder.bound(np.array([low]), np.array([high]), backward=backward)
         assert not r.empty.any()
         for x in points:
@@ -467,8 +476,8 @@ def test_leaves_of_neuron_trees(name: str, semantics: str, data: st.DataObject, 
 
 
 @pytest.mark.parametrize("name", list(EXACT_MODELS))
-@given(data=st.data(), seed=st.integers(0, 30))
-def test_leaves_of_input_trees(name: str, data: st.DataObject, seed: int) -> None:
+@given(data=st.data(), seed=st.integers(0, 30), forms=st.booleans())
+def test_leaves_of_input_trees(name: str, data: st.DataObject, seed: int, forms: bool) -> None:
     """Any cuts: every solution stays in some leaf that is not refuted."""
     model = EXACT_MODELS[name](seed)
     low, high, points = data.draw(boxes(2))
@@ -485,7 +494,8 @@ def test_leaves_of_input_trees(name: str, data: st.DataObject, seed: int) -> Non
         "op": op,
         "arg": [data.draw(st.integers(0, 1)) for node in op if node],
     }
-    refused = leaves_of(instance, arrays, [], REAL)
+    with made_always(forms):
+        refused = leaves_of(instance, arrays, [], REAL)
     for x in points:
         assert any((r.low <= x).all() and (x <= r.high).all() for r in refused)
 
@@ -501,8 +511,8 @@ del EXECUTED_MODELS["sign"]  # an execution may be on the other side of the jump
 
 
 @pytest.mark.parametrize("name", list(EXECUTED_MODELS))
-@given(data=st.data(), seed=st.integers(0, 30))
-def test_executions(name: str, data: st.DataObject, seed: int) -> None:
+@given(data=st.data(), seed=st.integers(0, 30), forms=st.booleans())
+def test_executions(name: str, data: st.DataObject, seed: int, forms: bool) -> None:
     """Sums in random order, fused or not, with subnormal numbers or without."""
     model = EXECUTED_MODELS[name](seed)
     low, high, points = data.draw(boxes(4 if name == "windows" else 2))
@@ -511,7 +521,7 @@ def test_executions(name: str, data: st.DataObject, seed: int) -> None:
     high = np.maximum.reduce([high, *single]).tolist()
     network = question(model, low, high).session.network
     bounder = Bounder(network, executed=True)
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), made_always(forms):
         r = bounder.bound(np.array([low]), np.array([high]))
     graph = load_model(model).lowered
     rng = np.random.default_rng(seed)
