@@ -4,12 +4,14 @@
 
     python benchmarks/run.py run INSTANCES.csv --out DIR [--timeout 60] [--jobs 2] [--quick]
     python benchmarks/run.py table DIR [--by difficulty --instances INSTANCES.csv]
+    python benchmarks/run.py quick INSTANCES.csv --out DIR [--allow-lost] [--store]
     python benchmarks/run.py compare OLD/results.csv NEW/results.csv
 
 ``run`` calls `onnxcert bench`, which does the work in one process per instance, and prints the
-table of benchmarks/RESULTS.md. ``--quick`` takes the easiest row of each benchmark. ``compare``
-fails when one run says sat and the other unsat; a verdict that is lost is shown, but is no
-contradiction.
+table of benchmarks/RESULTS.md. ``quick`` takes the easiest row of each benchmark, computes bounds
+at the root as well, and fails where a verdict or a bound is worse than what regression.csv holds
+(`regression`); ``--store`` writes that file. ``compare`` fails when one run says sat and the other
+unsat; a verdict that is lost is shown, but is no contradiction.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+import regression
 
 from onnxcert.bench.instances import networks
 
@@ -144,8 +148,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Run a list and print its table; the exit code is that of `onnxcert bench`."""
     source, out = arguments.instances, arguments.out
     out.mkdir(parents=True, exist_ok=True)
-    if arguments.quick:
-        source = quick_list(source, out)
     journal = out / "journal.jsonl"
     command = [sys.executable, "-m", "onnxcert", "bench", str(source), "--out", str(out)]
     command += ["--jobs", str(arguments.jobs), "--timeout", str(arguments.timeout)]
@@ -157,8 +159,29 @@ def run(arguments: argparse.Namespace) -> int:
     return code
 
 
+def quick(arguments: argparse.Namespace) -> int:
+    """Run the quick list and compare it with what is stored; 1 if something became worse."""
+    source, out = arguments.instances, arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    arguments.instances = quick_list(source, out)
+    if code := run(arguments):
+        return code
+    found = {}
+    for record in read_journal(out):
+        networks_of, spec = record["onnx"], record["vnnlib"]
+        name = f"{record['category']} {Path(networks_of).name} {Path(spec).name}"
+        verdict = record["result"] if record["result"] in regression.ANSWERS else ""
+        found[name] = regression.measure(name, verdict, networks_of, spec)
+    if arguments.store:
+        regression.store(found)
+        return 0
+    worse = list(regression.failures(found, allow_lost=arguments.allow_lost))
+    print("\n".join(worse) if worse else "nothing is worse than what is stored")
+    return 1 if worse else 0
+
+
 def main() -> int:
-    """Parse the command line and run one of the three commands."""
+    """Parse the command line and run one of the four commands."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     runner = commands.add_parser("run", help="run a list and print its table")
@@ -166,7 +189,13 @@ def main() -> int:
     runner.add_argument("--out", type=Path, required=True, metavar="DIR")
     runner.add_argument("--timeout", type=float, default=60.0)
     runner.add_argument("--jobs", type=int, default=2)
-    runner.add_argument("--quick", action="store_true", help="the easiest row of each benchmark")
+    quicker = commands.add_parser("quick", help="the easiest row of each benchmark, compared")
+    quicker.add_argument("instances", type=Path, metavar="INSTANCES.csv")
+    quicker.add_argument("--out", type=Path, required=True, metavar="DIR")
+    quicker.add_argument("--timeout", type=float, default=20.0)
+    quicker.add_argument("--jobs", type=int, default=2)
+    quicker.add_argument("--allow-lost", action="store_true", help="verdicts may be missing")
+    quicker.add_argument("--store", action="store_true", help="store what came out")
     printer = commands.add_parser("table", help="print the table of a finished run")
     printer.add_argument("folder", type=Path, metavar="DIR")
     printer.add_argument("--by", metavar="COLUMN", help="group by a column of the list")
@@ -177,6 +206,8 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.command == "run":
         return run(arguments)
+    if arguments.command == "quick":
+        return quick(arguments)
     if arguments.command == "table":
         if (arguments.by is None) != (arguments.instances is None):
             parser.error("--by and --instances go together")
