@@ -10,6 +10,7 @@ as ``python -m onnxcert.checker PROOF MODEL SPEC``. To read it, begin here:
     witness    rule R13: replay of a witness
     audit      bounds again in exact arithmetic
     bounds     rules R1, R2, R3, R7, R9: rigorous linear bounds in float64
+    forward    rule R6: forms of few inputs, before those
     ascent     rule R4: lines for one form, found by an ascent of its bound
     curves     rules R4, R5: lines round a curve
     container  the file format
