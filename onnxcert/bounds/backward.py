@@ -347,7 +347,14 @@ def pull_back(
 
 
 def pull_back_units(relaxation: Relaxation, start: str, index: Array, sign: float) -> Array:
-    """Lower bounds of ``sign * value[index]``: (B, R) indices -> (B, R) bounds.
+    """Lower bounds of ``sign * value[index]``: (B, R) indices -> (B, R) bounds."""
+    return pull_units(relaxation, start, index, sign).lower
+
+
+def pull_units(
+    relaxation: Relaxation, start: str, index: Array, sign: float, *, keep: bool = False
+) -> Pulled:
+    """`pull_back` of the forms ``sign * value[index]`` for indices (B, R).
 
     The first step writes rows of the matrix instead of multiplying unit rows by it.
     """
@@ -359,7 +366,7 @@ def pull_back_units(relaxation: Relaxation, start: str, index: Array, sign: floa
         rows = xp.zeros((*index.shape, graph.sizes[start]))
         batch, row = index.shape
         rows[xp.arange(batch)[:, None], xp.arange(row), index] = sign
-        return pull_back(relaxation, start, rows).lower
+        return pull_back(relaxation, start, rows, keep=keep)
     error = relaxation._at_start.get(start)
     if error is not None:
         error = xp.broadcast_to(error, (len(index), error.shape[1]))
@@ -367,10 +374,10 @@ def pull_back_units(relaxation: Relaxation, start: str, index: Array, sign: floa
     if producer.op.bias is not None:
         run.constant = run.constant + sign * producer.op.bias[index]
     run.push_all(producer, producer.op.one_hot_rows(index.ravel()), sign)
-    _walk(run, {}, keep=False)
+    _walk(run, {}, keep=keep)
     if graph.input not in run.pending:
         _push_zero(run, index)
-    return run.finish(all_rows=False).lower
+    return run.finish(all_rows=keep)
 
 
 def _part(vector: Array, columns: Columns) -> Array:

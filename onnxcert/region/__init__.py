@@ -1,0 +1,5 @@
+"""The largest certified box round a point: how far each input may move before the answer may change.
+
+Liu, Tomioka and Cevher, *On Certifying Non-uniform Bounds against Adversarial Attacks*, 2019.
+`onnxcert.region.api` is the way in.
+"""

@@ -1,0 +1,433 @@
+"""Boxes of largest volume that backward bounds certify: an augmented Lagrangian in closed form.
+
+    maximise    sum_i c_i log (lo_i + up_i)    subject to    m_k(lo, up) > 0 for every case k,
+
+with 0 <= lo, up <= caps and m_k the certified lower bound of case k. Each round evaluates the
+bounds once and differentiates them once (`onnxcert.bounds.sensitivity`):
+
+1. *Dual step*: mu_k <- max(0, mu_k - beta m_k / m_k(0)), normalised. Cases that are far from
+   failing lose their multipliers, those that fail gain.
+2. *Prices*: p = - d sum_k mu_k m_k / d width, one for each side of each input.
+3. *Primal step*: with prices held, the conditions of Karush, Kuhn and Tucker say
+   ``width_i = c_i / (nu p_i)``: every input spends the same share of the margin for its weight.
+   The cheaper side of an input is used first, softly (shares like p^-k), the other one once the
+   first has reached its cap. The widths go half of the way, in logarithms, and nu is what makes
+   the margin come out at zero to first order.
+4. *Slopes*: once the box has settled, each round also moves the free slopes of all layers along
+   the signs of the derivatives that the same reverse pass gives.
+
+The gradient method of Liu, Tomioka and Cevher (2019) takes one small step on the square roots of
+the widths per evaluation; here the inner problem is solved. What is returned was evaluated as
+certified: default lines jump with the box, so nothing is concluded between two evaluations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+
+from onnxcert.arrays import Array, array_module
+from onnxcert.bounds.sensitivity import FORMS
+from onnxcert.region.task import Margins, Task, Widths
+
+Shape = Literal["free", "symmetric", "uniform"]
+
+_STEP = 0.5
+"""Share of the way to the target, in logarithms of widths."""
+
+_SPLIT = 4.0
+"""Exponent k of the shares of two sides."""
+
+_FLOOR = 1e-3
+"""A side keeps this share of its input's width, so that it can grow when prices change."""
+
+_SPENT = 0.9
+"""Share of the margin that a step plans to spend; the bounds get worse faster than linearly."""
+
+_PENALTY = 1.0
+
+_SLOPE_RATE, _SLOPE_DECAY = 0.2, 0.85
+
+_SCALINGS = 6
+"""Evaluations of one search for a scale."""
+
+_SCALE_GAP = 1e-3
+
+UNBOUNDED = 1e4
+"""The cap of a side where there is no domain, in units of the uniform radius."""
+
+
+@dataclass(frozen=True)
+class Solver:
+    """Options of the method.
+
+    Attributes:
+        shape: ``free`` for two widths per input, ``symmetric`` for one, ``uniform`` for one in all.
+        shared: all points get the same widths, as far as their caps allow.
+        rounds: at most so many.
+        tolerance: it is over when the geometric mean width changes by less in two rounds running.
+        settled: likewise, from when on slopes are moved.
+    """
+
+    shape: Shape = "free"
+    shared: bool = False
+    rounds: int = 30
+    tolerance: float = 1e-3
+    settled: float = 2e-2
+
+    def solve(
+        self,
+        task: Task,
+        *,
+        expired: Callable[[], bool] = lambda: False,
+        report: Callable[[int, Array], None] = lambda number, volume: None,
+    ) -> Found:
+        """Find boxes; every case must be impossible at the points themselves.
+
+        Args:
+            task: what is asked for.
+            expired: asked before each evaluation but the first.
+            report: called with the number of each round and the log-volumes so far.
+        """
+        run = _Run(self, task, expired)
+        run.start()
+        for number in range(self.rounds):
+            report(number, run.best.volume)
+            if expired() or run.round(number):
+                break
+        run.finish()
+        return run.found(number + 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """Certified boxes.
+
+    Attributes:
+        widths: of the best boxes.
+        log_volume: of those, (B,).
+        uniform: radius of the largest box with equal widths that was found, (B,).
+        uniform_log_volume: of that box, (B,).
+        margin: (B,) the smallest certified bound over the best box.
+        rounds: of the method.
+        evaluations: of all bounds.
+    """
+
+    widths: Widths
+    log_volume: Array
+    uniform: Array
+    uniform_log_volume: Array
+    margin: Array
+    rounds: int
+    evaluations: int
+
+
+@dataclass
+class _Best:
+    """The largest boxes that were evaluated as certified."""
+
+    widths: Widths
+    volume: Array
+    margin: Array
+
+    def offer(self, widths: Widths, volume: Array, worst: Array, allowed: Array) -> None:
+        """Keep a box where it is certified and larger."""
+        better = (worst > 0) & (volume > self.volume) & allowed
+        xp = array_module(volume)
+        self.widths = widths.where(better, self.widths)
+        self.volume = xp.where(better, volume, self.volume)
+        self.margin = xp.where(better, worst, self.margin)
+
+
+class _Run:
+    """One call of the solver.
+
+    Widths have G rows: one for each point, or one for all of them.
+    """
+
+    def __init__(self, solver: Solver, task: Task, expired: Callable[[], bool]) -> None:
+        xp = array_module(task.points)
+        self.solver, self.task, self.expired = solver, task, expired
+        self.groups = 1 if solver.shared else len(task)
+        self.evaluations = 0
+        self.positions: dict[str, dict[str, Array]] = {}
+        self.multipliers: Array | None = None
+        self.settled: int | None = None
+        self.done = xp.zeros(self.groups, dtype=bool)
+        self.calm = xp.zeros(self.groups, dtype=int)
+        self.last = xp.full(self.groups, -xp.inf)
+        ones = xp.ones((self.groups, task.points.shape[1]))
+        self.unit = Widths(ones, ones)
+        zero = xp.zeros(task.points.shape)
+        nowhere = xp.full(len(task), -xp.inf)
+        self.best = _Best(Widths(zero, zero), nowhere, nowhere)
+        self.level = _Best(Widths(zero, zero), nowhere, nowhere)
+        self.radius = xp.zeros(self.groups)
+
+    def group(self, values: Array) -> Array:
+        """The smallest of values (B,) in each group, (G,)."""
+        return values if self.groups == len(self.task) else values.min(keepdims=True)
+
+    def actual(self, widths: Widths) -> Widths:
+        """Widths of the points: those of their group, capped."""
+        shape = self.task.points.shape
+        xp = array_module(widths.lower)
+        both = Widths(
+            xp.broadcast_to(widths.lower, shape), xp.broadcast_to(widths.upper, shape)
+        )
+        return both.capped(self.task.caps)
+
+    def evaluate(self, widths: Widths, *, trace: bool = False) -> Margins:
+        """Bounds over boxes of the points; remembers the best ones."""
+        self.evaluations += 1
+        margins = self.task.evaluate(widths, self.positions, trace=trace)
+        allowed = ~array_module(widths.lower).broadcast_to(self.done, len(self.task))
+        worst = margins.worst
+        if self.solver.shared:
+            worst = array_module(worst).broadcast_to(self.group(worst), worst.shape)
+        self.best.offer(widths, self.task.log_volume(widths), worst, allowed)
+        return margins
+
+    def start(self) -> None:
+        """The margins at the points, and the best uniform box."""
+        xp = array_module(self.task.points)
+        nothing = self.unit.scaled(xp.zeros(self.groups))
+        margins = self.evaluate(self.actual(nothing), trace=True)
+        self.center = margins.worst
+        near = xp.exp(-10.0 * (margins.cases / self.center[:, None] - 1.0))
+        slope = margins.differentiate(near / near.sum(axis=1, keepdims=True))
+        free = self.task.free
+        steepness = ((abs(slope.lower) + abs(slope.upper)) * free).sum(axis=1)
+        guess = self.center / xp.maximum(steepness, 1e-290)
+        self.level_out(0.5 * self.group(guess))
+        caps = Widths(*(xp.where(
+            xp.isinf(cap), UNBOUNDED * xp.broadcast_to(self.radius, len(cap))[:, None], cap
+        ) for cap in (self.task.caps.lower, self.task.caps.upper)))
+        self.task = replace(self.task, caps=caps)
+        highest = Widths(caps.lower.max(axis=0), caps.upper.max(axis=0))
+        self.caps = Widths(highest.lower[None], highest.upper[None]) if self.groups == 1 else caps
+        self.widths = self.unit.scaled(self.radius).capped(self.caps)
+
+    def level_out(self, guess: Array) -> None:
+        """Search the best uniform box."""
+        radius = self.scale(self.unit, guess)
+        xp = array_module(radius)
+        self.radius = xp.maximum(self.radius, radius)
+        widths = self.actual(self.unit.scaled(self.radius))
+        volume = self.task.log_volume(widths)
+        self.level.offer(widths, volume, xp.ones_like(volume), xp.ones_like(self.best.volume) > 0)
+
+    def scale(self, shape: Widths, factor: Array) -> Array:
+        """The largest factor (G,) at which the shape was certified; zero for none.
+
+        Regula falsi between the largest certified and the smallest failed factor, kept away from
+        both ends; before anything has failed the margin is taken for linear.
+        """
+        xp = array_module(factor)
+        start = self.group(self.center)
+        low, at_low = xp.zeros_like(factor), start
+        high, at_high = xp.full_like(factor, xp.inf), -start
+        for _ in range(_SCALINGS):
+            worst = self.group(self.evaluate(self.actual(shape.scaled(factor))).worst)
+            good = worst > 0
+            low, at_low = xp.where(good, factor, low), xp.where(good, worst, at_low)
+            high, at_high = xp.where(good, high, factor), xp.where(good, at_high, worst)
+            gap = xp.where(xp.isinf(high), xp.inf, high - low)
+            if bool((gap <= _SCALE_GAP * low).all()) or self.expired():
+                break
+            inner = low + gap * xp.clip(at_low / (at_low - xp.maximum(at_high, -1e300)), 0.02, 0.98)
+            outer = low * xp.clip(start / xp.maximum(start - at_low, 1e-9 * start), 1.05, 4.0)
+            factor = xp.where(xp.isinf(gap), outer, inner)
+        return low
+
+    def round(self, number: int) -> bool:
+        """One evaluation and one step; whether it is over."""
+        actual = self.actual(self.widths)
+        margins = self.evaluate(actual, trace=True)
+        worst = self.group(margins.worst)
+        relative = worst / self.group(self.center)
+        change = self._watch(relative)
+        if bool(self.done.all()):
+            return True
+        derivatives = margins.differentiate(self._multipliers(margins.cases))
+        self._move(actual, derivatives.lower, -derivatives.upper, worst)
+        if self.settled is None and bool((change <= self.solver.settled).all()):
+            self.settled = number
+        if self.settled is not None:
+            self._turn(margins, derivatives.positions, number - self.settled)
+        return False
+
+    def _watch(self, relative: Array) -> Array:
+        """Changes of the mean logarithm of widths (G,); notes who is done."""
+        xp = array_module(relative)
+        volume = self.task.log_volume(self.actual(self.widths))
+        total = xp.maximum((self.task.weights * self.task.free).sum(axis=1), 1e-290)
+        mean = self.group(volume / total)
+        change = abs(mean - self.last) + abs(relative)
+        self.last = mean
+        calm = (change <= self.solver.tolerance) & (self.settled is not None)
+        self.calm = xp.where(calm, self.calm + 1, 0)
+        self.done = self.done | (self.calm >= 2)
+        return change
+
+    def _multipliers(self, cases: Array) -> Array:
+        """The dual step: (B, K), summing to one in each group."""
+        xp = array_module(cases)
+        relative = cases / self.center[:, None]
+        least = self.group(relative.min(axis=1))
+        least = xp.broadcast_to(least, len(cases))[:, None]
+        if self.multipliers is None:
+            mu = xp.maximum(0.0, 1.0 - (relative - least) / 0.3)
+        else:
+            mu = xp.maximum(0.0, self.multipliers - _PENALTY * relative)
+        # Where all are far from failing, nothing is left: begin again with the nearest ones.
+        total = self._sum(mu.sum(axis=1))
+        mu = xp.where(total[:, None] > 0.1, mu, xp.exp(-20.0 * (relative - least)))
+        self.multipliers = mu / self._sum(mu.sum(axis=1))[:, None]
+        return self.multipliers
+
+    def _sum(self, values: Array) -> Array:
+        """Sums of (B,) over each group, (B,)."""
+        if self.groups == len(self.task):
+            return values
+        return array_module(values).full(len(values), values.sum())  # type: ignore[no-any-return]
+
+    def _move(self, actual: Widths, lower: Array, upper: Array, worst: Array) -> None:
+        """The primal step, for prices (B, n) of the lower and the upper sides."""
+        xp = array_module(lower)
+        caps = self.task.caps
+        prices = []
+        for price, side, cap in (
+            (lower, actual.lower, caps.lower), (upper, actual.upper, caps.upper)
+        ):
+            price = xp.maximum(price, 0.0)
+            if self.solver.shared:  # where a point is at its cap, the common width is free
+                price = xp.where(side < cap, price, 0.0).sum(axis=0, keepdims=True)
+            prices.append(price)
+        least = 1e-9 * (prices[0] + prices[1]).max(axis=1, keepdims=True) + 1e-290
+        step = _Step(
+            self.solver.shape, self.widths, self.caps, prices[0] + least, prices[1] + least,
+            self.task.weights,
+        )
+        self.widths = step.solve(_SPENT * worst)
+
+    def _turn(
+        self, margins: Margins, slopes: dict[str, dict[str, Array]], number: int
+    ) -> None:
+        """Move the positions of free lines along the signs of their derivatives."""
+        xp = array_module(self.task.points)
+        rate = _SLOPE_RATE * _SLOPE_DECAY**number
+        layers = margins.bounds.layers.positions | {FORMS: dict(margins.bounds.positions)}
+        for start, nodes in layers.items():
+            gains = slopes.get(start, {})
+            self.positions[start] = {
+                name: xp.clip(old + rate * xp.sign(gains[name]), 0.0, 1.0)
+                if name in gains else old
+                for name, old in nodes.items()
+            }
+
+    def finish(self) -> None:
+        """Scale the last box, and the uniform one with the slopes that were found."""
+        self.done[:] = False
+        xp = array_module(self.task.points)
+        self.scale(self.widths, xp.ones(self.groups))
+        if self.positions and not self.expired():
+            kept = self.best
+            self.best = replace(kept)
+            self.level_out(1.01 * self.radius)
+            self.best = kept
+
+    def found(self, rounds: int) -> Found:
+        """What was found."""
+        xp = array_module(self.task.points)
+        uniform = xp.broadcast_to(self.radius, len(self.task))
+        level = self.level
+        larger = level.volume > self.best.volume
+        return Found(
+            level.widths.where(larger, self.best.widths),
+            xp.maximum(level.volume, self.best.volume),
+            uniform,
+            level.volume,
+            self.best.margin,
+            rounds,
+            self.evaluations,
+        )
+
+
+@dataclass
+class _Step:
+    """The primal step for fixed prices; arrays (G, n)."""
+
+    shape: Shape
+    old: Widths
+    caps: Widths
+    lower_price: Array
+    upper_price: Array
+    weights: Array
+    _shares: Array = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Quotients first: powers of small prices would underflow.
+        ratio = self.lower_price / self.upper_price
+        with np.errstate(over="ignore"):
+            self._shares = 1.0 / (1.0 + ratio**_SPLIT)
+
+    def solve(self, budget: Array) -> Widths:
+        """The step whose cost at these prices is the budget (G,), by bisection of 1 / nu."""
+        xp = array_module(budget)
+        spent = (self.lower_price * self.old.lower + self.upper_price * self.old.upper).sum(axis=1)
+        middle = xp.log(xp.maximum(spent / self.old.lower.shape[1], 1e-290))
+        low, high = middle - 6.0, middle + 6.0
+        for _ in range(20):
+            middle = 0.5 * (low + high)
+            over = self._cost(self._at(xp.exp(middle))) > budget
+            low, high = xp.where(over, low, middle), xp.where(over, middle, high)
+        return self._at(xp.exp(low))
+
+    def _cost(self, new: Widths) -> Array:
+        lower = self.lower_price * (new.lower - self.old.lower)
+        return (lower + self.upper_price * (new.upper - self.old.upper)).sum(axis=1)  # type: ignore[no-any-return]
+
+    def _at(self, share: Array) -> Widths:
+        """Widths for a share of the margin per unit of weight, (G,)."""
+        xp = array_module(share)
+        target, old, caps = self._target(share[:, None] * self.weights), self.old, self.caps
+        least = _FLOOR * old.total
+        return Widths(*(
+            xp.minimum(
+                xp.maximum(before, xp.minimum(least, cap)) ** (1.0 - _STEP)
+                * xp.maximum(to, xp.minimum(least, cap)) ** _STEP,
+                cap,
+            )
+            for before, to, cap in (
+                (old.lower, target.lower, caps.lower), (old.upper, target.upper, caps.upper)
+            )
+        ))
+
+    def _target(self, share: Array) -> Widths:
+        xp = array_module(share)
+        caps, lower, upper = self.caps, self.lower_price, self.upper_price
+        if self.shape == "uniform":
+            both = xp.broadcast_to(share / self.weights, lower.shape)
+            return Widths(both, both).capped(caps)
+        if self.shape == "symmetric":
+            moving = xp.where(self.old.lower < caps.lower, lower, 0.0)
+            moving = moving + xp.where(self.old.upper < caps.upper, upper, 0.0)
+            both = share / xp.maximum(moving, xp.minimum(lower, upper))
+            return Widths(both, both).capped(caps)
+        total = share / (self._shares * lower + (1.0 - self._shares) * upper)
+        first = Widths(self._shares * total, (1.0 - self._shares) * total).capped(caps)
+        # A side takes over what the other one cannot have, as far as its own price allows.
+        return Widths(
+            xp.where(
+                first.upper < caps.upper, first.lower,
+                xp.maximum(first.lower, share / lower - first.upper),
+            ),
+            xp.where(
+                first.lower < caps.lower, first.upper,
+                xp.maximum(first.upper, share / upper - first.lower),
+            ),
+        ).capped(caps)
