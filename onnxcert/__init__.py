@@ -19,6 +19,7 @@ _HOMES = {
     "OnnxcertError": "errors",
     "Progress": "verdict",
     "Reason": "verdict",
+    "Region": "region.api",
     "Result": "verdict",
     "Sat": "verdict",
     "Settings": "settings",
@@ -32,6 +33,8 @@ _HOMES = {
     "check": "checker",
     "compute_bounds": "verifier",
     "box": "spec.build",
+    "largest_region": "region.api",
+    "largest_regions": "region.api",
     "linf_ball": "spec.build",
     "load_model": "frontend.onnx",
     "read_query": "frontend.vnnlib",
@@ -47,6 +50,7 @@ __all__ = [
     "OnnxcertError",
     "Progress",
     "Reason",
+    "Region",
     "Result",
     "Sat",
     "Settings",
@@ -61,6 +65,8 @@ __all__ = [
     "box",
     "check",
     "compute_bounds",
+    "largest_region",
+    "largest_regions",
     "linf_ball",
     "load_model",
     "read_query",
@@ -82,6 +88,7 @@ if TYPE_CHECKING:
     from onnxcert.frontend.onnx import load_model
     from onnxcert.frontend.vnnlib import read_query
     from onnxcert.frontend.write import save_vnnlib
+    from onnxcert.region.api import Region, largest_region, largest_regions
     from onnxcert.settings import Settings
     from onnxcert.spec.build import Specification, box, linf_ball
     from onnxcert.verdict import Counterexample, Progress, Reason, Result, Sat, Unknown, Unsat

@@ -29,6 +29,7 @@ from onnxcert.spec import Query
 from onnxcert.verdict import Counterexample, Result, Sat, Unknown
 
 if TYPE_CHECKING:
+    from onnxcert.region.api import Region
     from onnxcert.verifier import BoundsReport
 
 Record: TypeAlias = dict[str, Any]
@@ -56,6 +57,46 @@ def result_record(result: Result) -> Record:
     record["bounds"] = _disjuncts(result.bounds)
     if isinstance(verdict, Sat):
         record["witness"] = _witness(result.query, verdict.counterexample)
+    return record
+
+
+def regions_record(
+    model: str, regions: Mapping[int, Region], options: Mapping[str, object]
+) -> Record:
+    """The record of `onnxcert.largest_regions`: one entry for each input, by its number."""
+    return {
+        "schema": SCHEMA,
+        "tool": _tool(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "model": model,
+        "options": plain(options),
+        "regions": [_region(number, region) for number, region in sorted(regions.items())],
+    }
+
+
+def _region(number: int, region: Region) -> Record:
+    record: Record = {
+        "input": number,
+        "status": region.status.word,
+        "text": region.status.value,
+        "label": region.label,
+    }
+    if not region.found:
+        return record
+    names = ("mean_width", "log_volume", "uniform", "uniform_width", "gain", "margin")
+    record |= {name: plain(getattr(region, name)) for name in names}
+    record |= {
+        "free": 0 if region.free is None else int(region.free.sum()),
+        "certified_by": region.certified_by,
+        "certificate_bytes": len(region.certificate),
+        "rounds": region.rounds,
+        "seconds": plain(region.seconds),
+        "lower": plain(region.lower),
+        "upper": plain(region.upper),
+    }
+    if region.settled is not None:
+        record["settled_faces"] = int(region.settled.sum())
+        record["faces"] = int(region.settled.size)
     return record
 
 

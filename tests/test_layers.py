@@ -26,6 +26,7 @@ LAYERS = [
     {"proof"},
     {"search"},
     {"verifier"},
+    {"region"},
     {"bench", "report"},
     {"cli"},
     {"__init__", "__main__"},

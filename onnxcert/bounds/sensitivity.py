@@ -25,7 +25,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
 
 from onnxcert.arrays import Array, array_module
 from onnxcert.bounds.backward import Pulled, Relaxation, pull_back, pull_units, unstable_neurons
@@ -44,13 +43,28 @@ _LEAST_STEP = 1e-12
 _KEPT_NUMBERS = 1 << 26
 """Numbers of backward rows that are kept for the reverse pass: 512 MB; others are made again."""
 
-_Pair = TypeVar("_Pair", Box, Lines)
-
 Positions = Mapping[str, Mapping[str, Array]]
 """Value that rows start at -> elementwise node -> positions of its free lines, (B, n)."""
 
 FORMS = ""
 """The key in `Positions` of the forms themselves: (B x R, n), each form has its own lines."""
+
+
+@dataclass(frozen=True)
+class LineRule:
+    """Which lines stand for a curve.
+
+    Attributes:
+        begin: an empty relaxation over a box, to which nodes are added in order.
+        relax: the lines of a curve over a box, for positions of its free line or the default.
+    """
+
+    begin: Callable[[Graph, Box], FreeRelaxation]
+    relax: Callable[[Elementwise, Box, Array | None], Lines]
+
+
+CROWN = LineRule(FreeRelaxation.begin, lambda op, box, position: op.relax(box, position))
+"""The lines of the verifier."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +101,7 @@ class LayerBounds:
         boxes: value -> (B, n).
         positions: those that rows of each layer took.
         free: lines for these bounds; its curves are those of the last layer.
+        rule: the lines of every curve.
         blocks: pre-activation -> the rows that bound it.
     """
 
@@ -94,6 +109,7 @@ class LayerBounds:
     boxes: dict[str, Box]
     positions: dict[str, dict[str, Array]]
     free: FreeRelaxation
+    rule: LineRule = CROWN
     blocks: dict[str, list[_Block]] = field(default_factory=dict)
 
 
@@ -130,7 +146,12 @@ class Derivatives:
 
 
 def bound_layers(
-    graph: Graph, box: Box, positions: Positions | None = None, *, trace: bool = True
+    graph: Graph,
+    box: Box,
+    positions: Positions | None = None,
+    *,
+    trace: bool = True,
+    rule: LineRule = CROWN,
 ) -> LayerBounds:
     """Backward bounds of every pre-activation, with slopes that the rows of a layer share.
 
@@ -139,12 +160,13 @@ def bound_layers(
         box: (B, input_size).
         positions: of free lines; the defaults where nothing is said.
         trace: keep what `differentiate` needs.
+        rule: the lines of every curve.
 
     Returns:
         Bounds that hold for the real-valued network in spite of rounding.
     """
-    free = FreeRelaxation.begin(graph, box)
-    result = LayerBounds(graph, {graph.input: box}, {}, free)
+    free = rule.begin(graph, box)
+    result = LayerBounds(graph, {graph.input: box}, {}, free, rule)
     kept = 0
     for node in graph.nodes:
         result.boxes[node.name] = enclose(graph, node, result.boxes, 0.0)
@@ -171,7 +193,9 @@ def bound_forms(
     """
     batch, count, size = rows.shape
     boxes = {name: _repeat(box, count) for name, box in layers.boxes.items()}
-    free = FreeRelaxation.build(layers.graph, boxes)
+    free = layers.rule.begin(layers.graph, boxes[layers.graph.input])
+    for node in layers.graph.nodes:
+        free.add(node, boxes)
     chosen = _choose(free, (positions or {}).get(FORMS, {}))
     pulled = pull_back(
         free.relaxation, layers.graph.output, rows.reshape(batch * count, 1, size), keep=True
@@ -217,9 +241,7 @@ def _refine(layers: LayerBounds, name: str, *, trace: bool, kept: int) -> int:
     relaxation = replace(relaxation, curves=dict(relaxation.curves))
     order = xp.argsort(~unstable, axis=1, kind="stable")[:, :most]
     lower, upper = box.lower.copy(), box.upper.copy()
-    before = layers.graph.input_size + sum(
-        layers.graph.sizes[node] for node in relaxation.curves
-    )
+    before = layers.graph.input_size + sum(layers.graph.sizes[node] for node in relaxation.curves)
     widest = max(layers.graph.sizes.values())
     step = max(1, CHUNK_NUMBERS // (widest * len(box)))
     blocks: list[_Block] = []
@@ -263,7 +285,7 @@ class _Reverse:
 
     def forms(self, bounds: FormBounds, weights: Array, count: int) -> None:
         """The forms themselves: one row for each of B x R repeated boxes."""
-        gains = _Gains(bounds._relaxation, bounds._boxes, bounds._pulled, weights)
+        gains = _Gains(self.layers.rule, bounds._relaxation, bounds._boxes, bounds._pulled, weights)
         gains.run()
         positions: dict[str, Array] = {}
         for name, (lower, upper) in gains.by_bounds(bounds.positions, positions):
@@ -292,12 +314,11 @@ class _Reverse:
         if lower.any() or upper.any():
             self._interval(node, lower, upper)
 
-    def _rows(
-        self, start: str, block: _Block, weights: Array, positions: dict[str, Array]
-    ) -> None:
+    def _rows(self, start: str, block: _Block, weights: Array, positions: dict[str, Array]) -> None:
         if not weights.any():
             return
-        gains = _Gains(block.relaxation, self.layers.boxes, block.rows(start), weights)
+        layers = self.layers
+        gains = _Gains(layers.rule, block.relaxation, layers.boxes, block.rows(start), weights)
         gains.run()
         for name, (lower, upper) in gains.by_bounds(self.layers.positions[start], positions):
             self.add(name, lower, upper)
@@ -307,8 +328,8 @@ class _Reverse:
         op = node.op
         if isinstance(op, Elementwise):
             box = self.layers.boxes[node.inputs[0]]
-            parts = _differences(op, box, lambda moved: op.interval([moved], 0.0))
-            by_end = [lower * part.lower + upper * part.upper for part in parts]
+            parts = _differences(op, box, lambda moved: _ends(op.interval([moved], 0.0)))
+            by_end = [lower * below + upper * above for below, above in parts]
             self.add(node.inputs[0], by_end[0], by_end[1])
             return
         assert isinstance(op, Affine)
@@ -322,6 +343,7 @@ class _Gains:
     """Derivatives of weighted rows by the faces of the box and by the lines of every neuron.
 
     Args:
+        rule: which lines curves have.
         relaxation: the lines that the rows went through.
         boxes: bounds of every value.
         pulled: the rows, (B, R, n).
@@ -329,8 +351,14 @@ class _Gains:
     """
 
     def __init__(
-        self, relaxation: Relaxation, boxes: Mapping[str, Box], pulled: Pulled, weights: Array
+        self,
+        rule: LineRule,
+        relaxation: Relaxation,
+        boxes: Mapping[str, Box],
+        pulled: Pulled,
+        weights: Array,
     ) -> None:
+        self.rule = rule
         self.relaxation = relaxation
         self.graph = relaxation.graph
         self.boxes = boxes
@@ -346,9 +374,7 @@ class _Gains:
         negative = xp.minimum(coefficients, 0.0)
         self.upper = xp.einsum("br,brn->bn", self.weights, negative)
         self.lower = xp.einsum("br,brn->bn", self.weights, coefficients) - self.upper
-        values = {
-            graph.input: xp.where(coefficients < 0, box.upper[:, None], box.lower[:, None])
-        }
+        values = {graph.input: xp.where(coefficients < 0, box.upper[:, None], box.lower[:, None])}
         shape = self.weights.shape
         needed = _ancestors(graph, self.pulled.activations)
         for node in graph.nodes:
@@ -393,8 +419,10 @@ class _Gains:
             op, box, worth = node.op, self.boxes[node.inputs[0]], self.lines[node.name]
             position = positions.get(node.name)
 
-            def relax(moved: Box, at: Array | None = position, op: Elementwise = op) -> Lines:
-                return op.relax(moved, at)
+            def relax(
+                moved: Box, at: Array | None = position, op: Elementwise = op
+            ) -> tuple[Array, ...]:
+                return _parts(self.rule.relax(op, moved, at))
 
             parts = [_dot(worth, part) for part in _differences(op, box, relax)]
             yield node.inputs[0], (parts[0], parts[1])
@@ -402,7 +430,8 @@ class _Gains:
                 continue
             xp = array_module(position)
             ends = [xp.clip(position + step, 0.0, 1.0) for step in (-_STEP, _STEP)]
-            change = _dot(worth, _quotient(*(op.relax(box, at) for at in ends), ends[1] - ends[0]))
+            before, after = (relax(box, at) for at in ends)
+            change = _dot(worth, _quotient(before, after, ends[1] - ends[0]))
             old = by_position.get(node.name)
             by_position[node.name] = change if old is None else old + change
 
@@ -417,41 +446,47 @@ def _ancestors(graph: Graph, curves: Mapping[str, Array]) -> set[str]:
 
 
 def _differences(
-    op: Elementwise, box: Box, function: Callable[[Box], _Pair]
-) -> list[_Pair]:
-    """Derivatives of what is made of a box by its lower and its upper ends, entry by entry."""
+    op: Elementwise, box: Box, function: Callable[[Box], tuple[Array, ...]]
+) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    """Derivatives of what is made of a box by its lower and by its upper ends, entry by entry."""
     xp = array_module(box.lower)
     width = box.upper - box.lower
-    result = []
-    for end, make in (
-        (box.lower, lambda moved: Box(moved, box.upper)),
-        (box.upper, lambda moved: Box(box.lower, moved)),
-    ):
-        step = _STEP * width
+
+    def step(end: Array) -> Array:
+        size = _STEP * width
         for kink in op.kinks:  # a difference across a kink says nothing
-            step = xp.minimum(step, 0.5 * abs(end - kink))
-        step = xp.maximum(step, _LEAST_STEP * (1.0 + abs(end)))
-        result.append(_quotient(function(make(end - step)), function(make(end + step)), 2 * step))
-    return result
+            size = xp.minimum(size, 0.5 * abs(end - kink))
+        return xp.maximum(size, _LEAST_STEP * (1.0 + abs(end)))  # type: ignore[no-any-return]
 
-
-def _quotient(before: _Pair, after: _Pair, step: Array) -> _Pair:
-    if isinstance(before, Box) and isinstance(after, Box):
-        return Box((after.lower - before.lower) / step, (after.upper - before.upper) / step)
-    assert isinstance(before, Lines)
-    assert isinstance(after, Lines)
-    return Lines(
-        (after.lower_slope - before.lower_slope) / step,
-        (after.lower_offset - before.lower_offset) / step,
-        (after.upper_slope - before.upper_slope) / step,
-        (after.upper_offset - before.upper_offset) / step,
-    )
-
-
-def _dot(worth: Lines, change: Lines) -> Array:
+    low, high = step(box.lower), step(box.upper)
     return (
-        worth.lower_slope * change.lower_slope
-        + worth.lower_offset * change.lower_offset
-        + worth.upper_slope * change.upper_slope
-        + worth.upper_offset * change.upper_offset
+        _quotient(
+            function(Box(box.lower - low, box.upper)),
+            function(Box(box.lower + low, box.upper)),
+            2.0 * low,
+        ),
+        _quotient(
+            function(Box(box.lower, box.upper - high)),
+            function(Box(box.lower, box.upper + high)),
+            2.0 * high,
+        ),
     )
+
+
+def _quotient(
+    before: tuple[Array, ...], after: tuple[Array, ...], step: Array
+) -> tuple[Array, ...]:
+    return tuple((b - a) / step for a, b in zip(before, after, strict=True))
+
+
+def _ends(box: Box) -> tuple[Array, ...]:
+    return box.lower, box.upper
+
+
+def _parts(lines: Lines) -> tuple[Array, ...]:
+    return lines.lower_slope, lines.lower_offset, lines.upper_slope, lines.upper_offset
+
+
+def _dot(worth: Lines, change: tuple[Array, ...]) -> Array:
+    products = [a * b for a, b in zip(_parts(worth), change, strict=True)]
+    return products[0] + products[1] + products[2] + products[3]  # type: ignore[no-any-return]

@@ -25,7 +25,7 @@ from onnxcert.errors import OnnxcertError, UsageError
 
 Command = Callable[[Sequence[str], Console, Clock], int]
 
-COMMANDS = ("verify", "check", "supports", "inspect", "bounds", "bench")
+COMMANDS = ("verify", "check", "supports", "inspect", "bounds", "region", "bench")
 
 EXIT_FAULT = 4
 EXIT_INTERRUPTED = 130
@@ -36,6 +36,7 @@ usage: onnxcert MODEL SPEC [options]
        onnxcert check PROOF --model MODEL --spec SPEC [options]
        onnxcert inspect MODEL [SPEC]
        onnxcert bounds MODEL SPEC [--method interval|backward] [--layers]
+       onnxcert region MODEL --input FILE.npy [options]
        onnxcert bench INSTANCES.csv --out DIR [--timeout S] [--jobs N] [--resume]
        onnxcert supports CAPABILITY
        onnxcert --name | --version | --help

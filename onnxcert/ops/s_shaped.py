@@ -164,6 +164,12 @@ class Tangents(BentLines):
         lower_slope, mirrored = self._line(self.mirrored, position)
         return Lines(lower_slope, 2 * self.op.center - mirrored, upper_slope, upper_offset)
 
+    def with_slope(self, slope: Array) -> Lines:
+        """Two lines of one slope (B, n), as near to the curve as they come."""
+        above, upper_offset = self.op._line_above(self.above, slope)
+        below, mirrored = self.op._line_above(self.mirrored, slope)
+        return Lines(below, 2 * self.op.center - mirrored, above, upper_offset)
+
     def gains(self, position: Array, z: Array) -> tuple[Array, Array]:
         """d/ds [f(d) + f'(d) (z - d)] = f''(d) (z - d) dd/ds, and zero for chords."""
         return -self._gain(self.mirrored, position, -z), self._gain(self.above, position, z)

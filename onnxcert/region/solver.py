@@ -32,6 +32,7 @@ import numpy as np
 from onnxcert.arrays import Array, array_module
 from onnxcert.bounds.sensitivity import FORMS
 from onnxcert.region.task import Margins, Task, Widths
+from onnxcert.sets import Box
 
 Shape = Literal["free", "symmetric", "uniform"]
 
@@ -51,7 +52,10 @@ _PENALTY = 1.0
 
 _SLOPE_RATE, _SLOPE_DECAY = 0.2, 0.85
 
-_SCALINGS = 6
+_PATIENCE, _STALE = 8, 4
+"""Rounds after which slopes are moved anyway, and without progress after which it is over."""
+
+_SCALINGS = 5
 """Evaluations of one search for a scale."""
 
 _SCALE_GAP = 1e-3
@@ -68,15 +72,16 @@ class Solver:
         shape: ``free`` for two widths per input, ``symmetric`` for one, ``uniform`` for one in all.
         shared: all points get the same widths, as far as their caps allow.
         rounds: at most so many.
-        tolerance: it is over when the geometric mean width changes by less in two rounds running.
-        settled: likewise, from when on slopes are moved.
+        tolerance: it is over when the logarithm of the mean width and the margin that is left
+            change by less in two rounds running, or have not risen by more in several.
+        settled: the change from when on slopes are moved.
     """
 
     shape: Shape = "free"
     shared: bool = False
     rounds: int = 30
-    tolerance: float = 1e-3
-    settled: float = 2e-2
+    tolerance: float = 3e-3
+    settled: float = 5e-2
 
     def solve(
         self,
@@ -155,9 +160,13 @@ class _Run:
         self.evaluations = 0
         self.positions: dict[str, dict[str, Array]] = {}
         self.multipliers: Array | None = None
-        self.settled: int | None = None
+        self.settled = xp.full(self.groups, -1)
+        self.trust = xp.ones(self.groups)
+        self.relative = xp.zeros(self.groups)
         self.done = xp.zeros(self.groups, dtype=bool)
         self.calm = xp.zeros(self.groups, dtype=int)
+        self.stale = xp.zeros(self.groups, dtype=int)
+        self.peak = xp.full(self.groups, -xp.inf)
         self.last = xp.full(self.groups, -xp.inf)
         ones = xp.ones((self.groups, task.points.shape[1]))
         self.unit = Widths(ones, ones)
@@ -175,9 +184,7 @@ class _Run:
         """Widths of the points: those of their group, capped."""
         shape = self.task.points.shape
         xp = array_module(widths.lower)
-        both = Widths(
-            xp.broadcast_to(widths.lower, shape), xp.broadcast_to(widths.upper, shape)
-        )
+        both = Widths(xp.broadcast_to(widths.lower, shape), xp.broadcast_to(widths.upper, shape))
         return both.capped(self.task.caps)
 
     def evaluate(self, widths: Widths, *, trace: bool = False) -> Margins:
@@ -185,10 +192,8 @@ class _Run:
         self.evaluations += 1
         margins = self.task.evaluate(widths, self.positions, trace=trace)
         allowed = ~array_module(widths.lower).broadcast_to(self.done, len(self.task))
-        worst = margins.worst
-        if self.solver.shared:
-            worst = array_module(worst).broadcast_to(self.group(worst), worst.shape)
-        self.best.offer(widths, self.task.log_volume(widths), worst, allowed)
+        worst = array_module(widths.lower).broadcast_to(self.group(margins.worst), len(self.task))
+        self.best.offer(widths, self._sum(self.task.log_volume(widths)), worst, allowed)
         return margins
 
     def start(self) -> None:
@@ -203,10 +208,12 @@ class _Run:
         steepness = ((abs(slope.lower) + abs(slope.upper)) * free).sum(axis=1)
         guess = self.center / xp.maximum(steepness, 1e-290)
         self.level_out(0.5 * self.group(guess))
-        caps = Widths(*(xp.where(
-            xp.isinf(cap), UNBOUNDED * xp.broadcast_to(self.radius, len(cap))[:, None], cap
-        ) for cap in (self.task.caps.lower, self.task.caps.upper)))
-        self.task = replace(self.task, caps=caps)
+        reach = UNBOUNDED * xp.broadcast_to(self.radius, len(self.task))[:, None]
+        points, domain = self.task.points, self.task.domain
+        lower = xp.where(xp.isinf(domain.lower), points - reach, domain.lower)
+        upper = xp.where(xp.isinf(domain.upper), points + reach, domain.upper)
+        self.task = replace(self.task, domain=Box(lower, upper))
+        caps = self.task.caps
         highest = Widths(caps.lower.max(axis=0), caps.upper.max(axis=0))
         self.caps = Widths(highest.lower[None], highest.upper[None]) if self.groups == 1 else caps
         self.widths = self.unit.scaled(self.radius).capped(self.caps)
@@ -217,7 +224,7 @@ class _Run:
         xp = array_module(radius)
         self.radius = xp.maximum(self.radius, radius)
         widths = self.actual(self.unit.scaled(self.radius))
-        volume = self.task.log_volume(widths)
+        volume = self._sum(self.task.log_volume(widths))
         self.level.offer(widths, volume, xp.ones_like(volume), xp.ones_like(self.best.volume) > 0)
 
     def scale(self, shape: Widths, factor: Array) -> Array:
@@ -241,7 +248,7 @@ class _Run:
             inner = low + gap * xp.clip(at_low / (at_low - xp.maximum(at_high, -1e300)), 0.02, 0.98)
             outer = low * xp.clip(start / xp.maximum(start - at_low, 1e-9 * start), 1.05, 4.0)
             factor = xp.where(xp.isinf(gap), outer, inner)
-        return low
+        return low  # type: ignore[no-any-return]
 
     def round(self, number: int) -> bool:
         """One evaluation and one step; whether it is over."""
@@ -249,29 +256,37 @@ class _Run:
         margins = self.evaluate(actual, trace=True)
         worst = self.group(margins.worst)
         relative = worst / self.group(self.center)
-        change = self._watch(relative)
+        self._watch(number, relative)
         if bool(self.done.all()):
             return True
         derivatives = margins.differentiate(self._multipliers(margins.cases))
-        self._move(actual, derivatives.lower, -derivatives.upper, worst)
-        if self.settled is None and bool((change <= self.solver.settled).all()):
-            self.settled = number
-        if self.settled is not None:
-            self._turn(margins, derivatives.positions, number - self.settled)
+        self._move(actual, derivatives.lower, -derivatives.upper, self.trust * worst)
+        if bool((self.settled >= 0).any()):
+            self._turn(margins, derivatives.positions)
         return False
 
-    def _watch(self, relative: Array) -> Array:
-        """Changes of the mean logarithm of widths (G,); notes who is done."""
+    def _watch(self, number: int, relative: Array) -> None:
+        """Compare with the last round: who has settled, who is done, who steps too far."""
         xp = array_module(relative)
         volume = self.task.log_volume(self.actual(self.widths))
         total = xp.maximum((self.task.weights * self.task.free).sum(axis=1), 1e-290)
         mean = self.group(volume / total)
         change = abs(mean - self.last) + abs(relative)
         self.last = mean
-        calm = (change <= self.solver.tolerance) & (self.settled is not None)
+        turned = relative * self.relative < 0  # the margin has crossed zero: half the step did
+        self.trust = xp.clip(self.trust * xp.where(turned, 0.5, 1.2), 0.05, 1.0)
+        self.relative = relative
+        moving = (change > self.solver.settled) & (number < _PATIENCE)
+        waiting = (self.settled < 0) & moving
+        self.settled = xp.where(waiting, -1, self.settled + 1)
+        calm = (change <= self.solver.tolerance) & (self.settled > 0)
         self.calm = xp.where(calm, self.calm + 1, 0)
-        self.done = self.done | (self.calm >= 2)
-        return change
+        # To first order, what is left of the margin is left of the logarithm of the scale.
+        hope = mean + relative
+        rising = hope > self.peak + self.solver.tolerance
+        self.peak = xp.where(rising, hope, self.peak)
+        self.stale = xp.where(rising | (self.settled <= 0), 0, self.stale + 1)
+        self.done = self.done | (self.calm >= 2) | (self.stale >= _STALE)
 
     def _multipliers(self, cases: Array) -> Array:
         """The dual step: (B, K), summing to one in each group."""
@@ -301,33 +316,38 @@ class _Run:
         caps = self.task.caps
         prices = []
         for price, side, cap in (
-            (lower, actual.lower, caps.lower), (upper, actual.upper, caps.upper)
+            (lower, actual.lower, caps.lower),
+            (upper, actual.upper, caps.upper),
         ):
-            price = xp.maximum(price, 0.0)
+            positive = xp.maximum(price, 0.0)
             if self.solver.shared:  # where a point is at its cap, the common width is free
-                price = xp.where(side < cap, price, 0.0).sum(axis=0, keepdims=True)
-            prices.append(price)
+                positive = xp.where(side < cap, positive, 0.0).sum(axis=0, keepdims=True)
+            prices.append(positive)
         least = 1e-9 * (prices[0] + prices[1]).max(axis=1, keepdims=True) + 1e-290
         step = _Step(
-            self.solver.shape, self.widths, self.caps, prices[0] + least, prices[1] + least,
+            self.solver.shape,
+            self.widths,
+            self.caps,
+            prices[0] + least,
+            prices[1] + least,
             self.task.weights,
         )
         self.widths = step.solve(_SPENT * worst)
 
-    def _turn(
-        self, margins: Margins, slopes: dict[str, dict[str, Array]], number: int
-    ) -> None:
+    def _turn(self, margins: Margins, slopes: dict[str, dict[str, Array]]) -> None:
         """Move the positions of free lines along the signs of their derivatives."""
         xp = array_module(self.task.points)
-        rate = _SLOPE_RATE * _SLOPE_DECAY**number
+        rate = xp.where(self.settled >= 0, _SLOPE_RATE * _SLOPE_DECAY**self.settled, 0.0)
+        rate = xp.broadcast_to(rate, len(self.task))
         layers = margins.bounds.layers.positions | {FORMS: dict(margins.bounds.positions)}
         for start, nodes in layers.items():
             gains = slopes.get(start, {})
-            self.positions[start] = {
-                name: xp.clip(old + rate * xp.sign(gains[name]), 0.0, 1.0)
-                if name in gains else old
-                for name, old in nodes.items()
-            }
+            moved = {}
+            for name, old in nodes.items():
+                speed = xp.repeat(rate, len(old) // len(rate))[:, None]
+                gain = xp.sign(gains[name]) if name in gains else 0.0
+                moved[name] = xp.clip(old + speed * gain, 0.0, 1.0)
+            self.positions[start] = moved
 
     def finish(self) -> None:
         """Scale the last box, and the uniform one with the slopes that were found."""
@@ -344,13 +364,13 @@ class _Run:
         """What was found."""
         xp = array_module(self.task.points)
         uniform = xp.broadcast_to(self.radius, len(self.task))
-        level = self.level
-        larger = level.volume > self.best.volume
+        level = self.level.widths
+        widths = level.where(self.level.volume > self.best.volume, self.best.widths)
         return Found(
-            level.widths.where(larger, self.best.widths),
-            xp.maximum(level.volume, self.best.volume),
+            widths,
+            self.task.log_volume(widths),
             uniform,
-            level.volume,
+            self.task.log_volume(level),
             self.best.margin,
             rounds,
             self.evaluations,
@@ -396,16 +416,19 @@ class _Step:
         xp = array_module(share)
         target, old, caps = self._target(share[:, None] * self.weights), self.old, self.caps
         least = _FLOOR * old.total
-        return Widths(*(
-            xp.minimum(
-                xp.maximum(before, xp.minimum(least, cap)) ** (1.0 - _STEP)
-                * xp.maximum(to, xp.minimum(least, cap)) ** _STEP,
-                cap,
+        return Widths(
+            *(
+                xp.minimum(
+                    xp.maximum(before, xp.minimum(least, cap)) ** (1.0 - _STEP)
+                    * xp.maximum(to, xp.minimum(least, cap)) ** _STEP,
+                    cap,
+                )
+                for before, to, cap in (
+                    (old.lower, target.lower, caps.lower),
+                    (old.upper, target.upper, caps.upper),
+                )
             )
-            for before, to, cap in (
-                (old.lower, target.lower, caps.lower), (old.upper, target.upper, caps.upper)
-            )
-        ))
+        )
 
     def _target(self, share: Array) -> Widths:
         xp = array_module(share)
@@ -423,11 +446,13 @@ class _Step:
         # A side takes over what the other one cannot have, as far as its own price allows.
         return Widths(
             xp.where(
-                first.upper < caps.upper, first.lower,
+                first.upper < caps.upper,
+                first.lower,
                 xp.maximum(first.lower, share / lower - first.upper),
             ),
             xp.where(
-                first.lower < caps.lower, first.upper,
+                first.lower < caps.lower,
+                first.upper,
                 xp.maximum(first.upper, share / upper - first.lower),
             ),
         ).capped(caps)

@@ -8,8 +8,10 @@ import numpy as np
 
 from onnxcert.arrays import Array, array_module
 from onnxcert.bounds.sensitivity import (
+    CROWN,
     Derivatives,
     FormBounds,
+    LineRule,
     Positions,
     bound_forms,
     bound_layers,
@@ -63,42 +65,55 @@ class Task:
     Attributes:
         graph: the network.
         points: (B, n).
-        caps: how far each side may reach; zero for inputs that are fixed.
+        domain: the faces that no box passes, (B, n); a face of its point where an input is fixed.
         weights: (n,) of each input in the objective, ``sum_i weights_i log width_i``.
         rows: (B, K, R, m) forms over the output.
         offset: (B, K, R); -inf for padding.
+        rule: the lines of every curve.
     """
 
     graph: Graph
     points: Array
-    caps: Widths
+    domain: Box
     weights: Array
     rows: Array
     offset: Array
+    rule: LineRule = CROWN
 
     def __len__(self) -> int:
         return len(self.points)
 
     @property
+    def caps(self) -> Widths:
+        """How far each side may reach."""
+        return Widths(self.points - self.domain.lower, self.domain.upper - self.points)
+
+    @property
     def free(self) -> Array:
         """Inputs that may move at all, (B, n)."""
-        return (self.caps.lower > 0) | (self.caps.upper > 0)
+        return self.domain.lower < self.domain.upper
 
     def take(self, index: Array) -> Task:
         """The same for some of the points."""
         return replace(
             self,
             points=self.points[index],
-            caps=self.caps.take(index),
+            domain=Box(self.domain.lower[index], self.domain.upper[index]),
             rows=self.rows[index],
             offset=self.offset[index],
         )
+
+    @property
+    def nothing(self) -> Widths:
+        """Boxes that are their points."""
+        zero = array_module(self.points).zeros(self.points.shape)
+        return Widths(zero, zero)
 
     def box(self, widths: Widths) -> Box:
         """The box that is evaluated and reported: each face rounded towards its point.
 
         The difference of two floats is rounded to nearest, which may be outward; two units of
-        roundoff of the larger operand are given away.
+        roundoff of the larger operand are given away. At its cap a face is that of the domain.
         """
         xp = array_module(self.points)
         unit = 2.0**-52
@@ -106,6 +121,9 @@ class Task:
         high = self.points + widths.upper
         low = low + unit * xp.maximum(abs(self.points), abs(low))
         high = high - unit * xp.maximum(abs(self.points), abs(high))
+        caps, domain = self.caps, self.domain
+        low = xp.where(widths.lower >= caps.lower, domain.lower, xp.maximum(low, domain.lower))
+        high = xp.where(widths.upper >= caps.upper, domain.upper, xp.minimum(high, domain.upper))
         return Box(xp.minimum(low, self.points), xp.maximum(high, self.points))
 
     def log_volume(self, widths: Widths) -> Array:
@@ -119,7 +137,7 @@ class Task:
         self, widths: Widths, positions: Positions | None = None, *, trace: bool = False
     ) -> Margins:
         """Certified lower bounds of every case over the boxes."""
-        layers = bound_layers(self.graph, self.box(widths), positions, trace=trace)
+        layers = bound_layers(self.graph, self.box(widths), positions, trace=trace, rule=self.rule)
         batch, cases, forms, size = self.rows.shape
         xp = array_module(self.rows)
         known = xp.isfinite(self.offset)

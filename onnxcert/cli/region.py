@@ -1,0 +1,305 @@
+"""``onnxcert region``: the largest certified box round an input."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onnxcert.cli import arguments
+from onnxcert.cli.clock import Clock
+from onnxcert.cli.console import Console
+from onnxcert.cli.table import table
+from onnxcert.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from onnxcert.region.api import Region
+    from onnxcert.verdict import Progress
+
+_DESCRIPTION = """\
+Find the largest box round an input in which the model's answer provably stays the same: two widths
+for each input value, of largest volume. Every box is proved by the verifier, from the file that
+--out keeps, and its certificate is accepted by the checker. Exit code 0 when every input has its
+line, whatever it says.
+"""
+
+EXIT_INTERRUPTED = 130
+
+
+def run(words: Sequence[str], console: Console, clock: Clock) -> int:
+    """Find boxes and print a line for each."""
+    parser = arguments.Parser("region", _DESCRIPTION)
+    _add_options(parser)
+    options = parser.read(words)
+    if options is None:
+        return 0
+    console.configure(options.verbosity)
+    if options.similarity is not None:
+        return _similarity(options, console)
+    if options.model is None or options.input is None:
+        raise UsageError("a model and --input are needed", help="see `onnxcert region --help`")
+    return _Search(options, console, clock).run()
+
+
+def _add_options(parser: arguments.Parser) -> None:
+    add = parser.add_argument
+    add("model", metavar="MODEL", nargs="?", help=".onnx file, or .onnx.gz")
+    add("--input", metavar="FILE", help=".npy file: one input, or several along the first axis")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--index", type=_numbers, metavar="I[,J...]", help="which of several inputs (default: 0)"
+    )
+    which.add_argument("--all", action="store_true", help="all of them")
+    add("--label", type=_label, default=None, metavar="auto|K", help="class (default: the model's)")
+    add("--margin", type=_not_negative, default=0.0, metavar="D", help="lead that it must keep")
+    add("--spec", metavar="SPEC", help="VNN-LIB file whose output condition replaces the class")
+    add(
+        "--domain",
+        nargs="+",
+        metavar="VALUE",
+        help="LO HI, or a .npy file with smallest and largest values along its first axis "
+        "(default: the box of SPEC, else none)",
+    )
+    shape = parser.add_mutually_exclusive_group()
+    shape.add_argument("--symmetric", action="store_true", help="as wide below as above")
+    shape.add_argument("--uniform", action="store_true", help="one width for all")
+    add("--shared", action="store_true", help="one vector of (symmetric) widths for all inputs")
+    add("--freeze", metavar="FILE", help=".npy file: not zero where a value must not move")
+    add("--weights", metavar="FILE", help=".npy file: positive weights in the log-volume")
+    add(
+        "--method",
+        choices=("lagrangian", "paper"),
+        default="lagrangian",
+        help="paper: that of Liu, Tomioka and Cevher (2019), for comparison",
+    )
+    add("--out", metavar="DIR", help="write every box, its instance and its certificate here")
+    add("--timeout", type=arguments.seconds, metavar="S", help="seconds for all (default: none)")
+    add("--device", type=arguments.device, default="auto", metavar="DEVICE", help="as for verify")
+    add("--seed", type=arguments.natural, default=0, metavar="N", help="as for verify")
+    add(
+        "--similarity",
+        metavar="DIR",
+        help="print how alike the boxes are that --out DIR has kept, and nothing else",
+    )
+    parser.add_verbosity()
+
+
+def _numbers(text: str) -> list[int]:
+    return [arguments.natural(part) for part in text.split(",")]
+
+
+def _label(text: str) -> int | None:
+    return None if text == "auto" else arguments.natural(text)
+
+
+def _not_negative(text: str) -> float:
+    return 0.0 if text in ("0", "0.0") else arguments.seconds(text)
+
+
+class _Search:
+    """One run: what was found so far is written even when it is interrupted."""
+
+    def __init__(self, options: argparse.Namespace, console: Console, clock: Clock) -> None:
+        self.options, self.console, self.clock = options, console, clock
+        self.regions: dict[int, Region] = {}
+
+    def run(self) -> int:
+        """Search, print and write."""
+        options = self.options
+        values = _read_array(options.input)
+        if options.out is not None:
+            _make_folder(options.out)
+        before = self.clock.seconds
+        keywords = _keywords(options)  # reads files: complain before the model is read
+        from onnxcert.frontend.onnx import load_model
+        from onnxcert.region.api import largest_regions
+
+        size = load_model(options.model).graph.input_size
+        points, numbers = _points(values, size, options)
+
+        def show(progress: Progress) -> None:
+            seconds = before + progress.seconds
+            text = f"{seconds:.1f} s  {progress.phase}  done {progress.closed}/{len(points)}"
+            self.console.status(text)
+
+        def found(number: int, region: Region) -> None:
+            self.regions[numbers[number]] = region
+            if options.out is not None:
+                _write_region(Path(options.out) / str(numbers[number]), region)
+
+        code = 0
+        try:
+            largest_regions(
+                options.model,
+                points,
+                progress=show,
+                found=found,
+                timeout=self.clock.remaining(options.timeout),
+                **keywords,
+            )
+        except KeyboardInterrupt:
+            self.console.warn("interrupted")
+            code = EXIT_INTERRUPTED
+        self.console.answer(page(self.regions))
+        for number, region in sorted(self.regions.items()):
+            if not region.found:
+                self.console.note(f"input {number}: {region.status.value}")
+        self._write()
+        return code
+
+    def _write(self) -> None:
+        """The record; pictures belong to it."""
+        if self.options.out is not None:
+            from onnxcert.files import write_file
+            from onnxcert.report import regions_record, to_json
+
+            hidden = ("verbosity", "similarity", "model")
+            chosen = {k: v for k, v in vars(self.options).items() if k not in hidden}
+            record = regions_record(self.options.model, self.regions, chosen)
+            write_file(Path(self.options.out) / "regions.json", to_json(record))
+
+
+def _keywords(options: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `largest_regions`."""
+    shape = "symmetric" if options.symmetric or options.shared else "free"
+    return {
+        "label": options.label,
+        "margin": options.margin,
+        "spec": options.spec,
+        "domain": _domain(options.domain),
+        "shape": "uniform" if options.uniform else shape,
+        "shared": options.shared,
+        "freeze": None if options.freeze is None else _read_array(options.freeze),
+        "weights": None if options.weights is None else _read_array(options.weights),
+        "method": options.method,
+        "device": options.device,
+        "seed": options.seed,
+    }
+
+
+def _domain(words: list[str] | None) -> tuple[Any, Any] | None:
+    if words is None:
+        return None
+    if len(words) == 1:
+        sides = _read_array(words[0])
+        if len(sides.shape) < 2 or len(sides) != 2:
+            raise InputError("a domain has two rows, smallest and largest values", place=words[0])
+        return sides[0], sides[1]
+    try:
+        low, high = map(float, words)
+    except ValueError as error:
+        raise UsageError(
+            f"--domain takes two numbers or one file, not {' '.join(words)!r}",
+            help="MODEL comes before it",
+        ) from error
+    return low, high
+
+
+def _read_array(path: str) -> np.ndarray:
+    """An array of numbers from a ``.npy`` file."""
+    import numpy as np
+
+    try:
+        array = np.load(path, allow_pickle=False)
+    except OSError as error:
+        raise InputError(
+            f"the file cannot be read: {error.strerror or error}", place=path
+        ) from error
+    except (ValueError, EOFError) as error:
+        raise InputError("the file is no array in NumPy's format", place=path) from error
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
+        raise InputError("the file holds no array of numbers", place=path)
+    return array
+
+
+def _points(
+    values: np.ndarray, size: int, options: argparse.Namespace
+) -> tuple[list[np.ndarray], list[int]]:
+    """The inputs that were asked for, and their numbers."""
+    several = values.ndim > 1 and values.size != size
+    points = list(values) if several else [values]
+    numbers = list(range(len(points))) if options.all else options.index or [0]
+    for number in numbers:
+        if number >= len(points):
+            raise UsageError(f"there is no input {number} among {len(points)}", place=options.input)
+    return [points[number] for number in numbers], numbers
+
+
+def _make_folder(path: str) -> None:
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"the folder cannot be made: {error.strerror}", place=path) from error
+    from onnxcert.files import check_writable
+
+    check_writable(os.path.join(path, "regions.json"))
+
+
+def _write_region(folder: Path, region: Region) -> None:
+    """The files of one box; nothing where there is none."""
+    if not region.found:
+        return
+    import io
+
+    import numpy as np
+
+    from onnxcert.files import write_file
+
+    _make_folder(os.fspath(folder))
+    write_file(folder / "region.vnnlib", region.to_vnnlib())
+    if region.certificate:
+        write_file(folder / "region.onnxcert", region.certificate)
+    buffer = io.BytesIO()
+    np.save(buffer, region.widths)
+    write_file(folder / "widths.npy", buffer.getvalue())
+
+
+def page(regions: Mapping[int, Region]) -> str:
+    """A line for each input."""
+    header = (
+        "input",
+        "label",
+        "status",
+        "mean width",
+        "log volume",
+        "gain",
+        "certified by",
+        "seconds",
+    )
+    rows = []
+    for number, region in sorted(regions.items()):
+        label = "" if region.label is None else str(region.label)
+        cells = [str(number), label, region.status.word]
+        if region.found:
+            seconds = sum(region.seconds.values())
+            cells += [
+                f"{region.mean_width:.6g}",
+                f"{region.log_volume:.6g}",
+                f"{region.gain:.4g}",
+                region.certified_by,
+                f"{seconds:.2f}",
+            ]
+        else:
+            cells += [""] * 5
+        rows.append(cells)
+    right = ("input", "label", "mean width", "log volume", "gain", "seconds")
+    return table(header, rows, right=right)
+
+
+def _similarity(options: argparse.Namespace, console: Console) -> int:
+    """The measure of the paper for the boxes of a folder."""
+    from onnxcert.region.similarity import read_widths, similarity
+
+    numbers, widths = read_widths(options.similarity)
+    matrix, mean = similarity(widths)
+    rows = [
+        (str(number), f"{(row.sum() - 1.0) / max(len(row) - 1, 1):.6f}")
+        for number, row in zip(numbers, matrix, strict=True)
+    ]
+    console.answer(table(("input", "mean cosine"), rows, right=("input", "mean cosine")))
+    console.answer(f"mean over all pairs: {mean:.6f}\n")
+    return 0

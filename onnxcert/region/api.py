@@ -1,0 +1,527 @@
+"""`onnxcert.largest_region`: from a model and points to boxes with certificates."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from onnxcert.arrays import Device, FloatArray, select_device, to_device, to_host
+from onnxcert.errors import SpecError, UsageError
+from onnxcert.frontend.onnx import Model, load_model
+from onnxcert.graph import Graph
+from onnxcert.region.condition import Condition, from_specification, keep_class, stack
+from onnxcert.region.paper import paper_boxes
+from onnxcert.region.prove import Answer, Statement, round_inward
+from onnxcert.region.solver import Found, Shape, Solver
+from onnxcert.region.task import Task
+from onnxcert.search.deadline import Deadline
+from onnxcert.sets import Box
+from onnxcert.verdict import Progress
+
+if TYPE_CHECKING:
+    import onnx
+
+Method = Literal["lagrangian", "paper"]
+
+_BATCH = 8
+"""Points that are solved together; more share no more work, and wait for each other."""
+
+_BATCH_NUMBERS = 1 << 25
+"""Numbers in the backward rows of one batch: 256 MB."""
+
+_SHRINK = (0.99, 0.95, 0.8)
+"""Tried in turn for a box that the verifier does not prove in its time."""
+
+
+class Status(Enum):
+    """What became of a point; the value is the sentence shown to the user."""
+
+    CERTIFIED = "the box is certified, and the checker accepted its certificate"
+    BOUNDED = "the box is certified by bounds with all rounding charged, without a certificate"
+    MISCLASSIFIED = "the model gives this input another label"
+    VIOLATED = "the condition does not hold at the input itself"
+    UNDECIDED = "the bounds at the input itself leave no room for a box"
+    NOT_FINITE = "the input holds NaN or infinity"
+    OUTSIDE = "the input lies outside the domain"
+    WRONG_SHAPE = "the input has another number of elements than the model"
+    NO_SUCH_LABEL = "the label is not among the outputs"
+    TIMEOUT = "the time limit was reached"
+    UNPROVED = "the verifier did not prove the box"
+
+    @property
+    def word(self) -> str:
+        """The name in the style of the command line."""
+        return self.name.lower().replace("_", "-")
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """A certified box round a point, or why there is none.
+
+    Attributes:
+        status: ``CERTIFIED`` or ``BOUNDED`` where there is a box.
+        point: (n,), as given, flat.
+        label: the class that is kept; None for conditions from a file.
+        lower, upper: (n,) faces of the box; None without one.
+        free: (n,) inputs that might move: neither fixed nor held by the domain.
+        uniform: radius of the largest uniform box that was found on the way.
+        uniform_width: geometric mean width of that box, cut at the domain.
+        margin: the smallest certified bound of any case, by linear bounds over the box.
+        certified_by: ``bounds``, ``search`` or, for grown boxes, ``growth``.
+        certificate: that the checker accepted, of the file that `to_vnnlib` gives.
+        witnesses: points just outside, (face, point); see `onnxcert.region.grow`.
+        settled: (n, 2) faces that lie at the domain or have a witness; None unless grown.
+        seconds: wall seconds by phase.
+        rounds: of the solver.
+    """
+
+    status: Status
+    point: FloatArray
+    label: int | None = None
+    lower: FloatArray | None = None
+    upper: FloatArray | None = None
+    free: np.ndarray | None = None
+    uniform: float = math.nan
+    uniform_width: float = math.nan
+    margin: float = math.nan
+    certified_by: str = ""
+    certificate: bytes = b""
+    witnesses: tuple[Witness, ...] = ()
+    settled: np.ndarray | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    rounds: int = 0
+    statement: Statement | None = None
+
+    @property
+    def found(self) -> bool:
+        """Whether there is a box."""
+        return self.lower is not None
+
+    @property
+    def widths(self) -> FloatArray:
+        """(2, n): how far the box reaches below and above the point.
+
+        Raises:
+            UsageError: there is no box.
+        """
+        if self.lower is None or self.upper is None:
+            raise UsageError(f"there is no box: {self.status.value}")
+        return np.stack([self.point - self.lower, self.upper - self.point])
+
+    @property
+    def log_volume(self) -> float:
+        """The sum of the logarithms of all widths that are free; NaN without a box."""
+        if self.lower is None or self.upper is None or self.free is None:
+            return math.nan
+        with np.errstate(divide="ignore"):
+            return float(np.log((self.upper - self.lower)[self.free]).sum())
+
+    @property
+    def mean_width(self) -> float:
+        """Geometric mean of the widths that are free."""
+        count = 0 if self.free is None else int(self.free.sum())
+        return math.exp(self.log_volume / count) if count else math.nan
+
+    @property
+    def gain(self) -> float:
+        """`mean_width` over that of the best uniform box."""
+        return self.mean_width / self.uniform_width if self.uniform_width > 0 else math.nan
+
+    def to_vnnlib(self) -> str:
+        """The box and the negated condition as a VNN-LIB file, whose answer is ``unsat``.
+
+        Raises:
+            UsageError: there is no box.
+        """
+        if self.statement is None:
+            raise UsageError(f"there is no box: {self.status.value}")
+        return self.statement.text
+
+
+@dataclass(frozen=True, eq=False)
+class Witness:
+    """A point outside a box, beyond one face only, where the condition is violated.
+
+    Attributes:
+        input: number of the input whose face it is.
+        upper: which of its two faces.
+        distance: how far beyond it.
+        point: (n,), as the runtime ran it.
+    """
+
+    input: int
+    upper: bool
+    distance: float
+    point: FloatArray
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `largest_regions` is asked for beside the points; see there."""
+
+    label: int | Sequence[int] | None = None
+    margin: float = 0.0
+    spec: str | os.PathLike[str] | None = None
+    domain: tuple[ArrayLike, ArrayLike] | None = None
+    shape: Shape = "free"
+    shared: bool = False
+    freeze: ArrayLike | None = None
+    weights: ArrayLike | None = None
+    method: Method = "lagrangian"
+    certified: bool = True
+    device: str = "auto"
+    timeout: float | None = None
+    seed: int = 0
+
+
+def largest_region(
+    model: str | os.PathLike[str] | onnx.ModelProto,
+    x: ArrayLike,
+    *,
+    progress: Callable[[Progress], None] | None = None,
+    options: Options | None = None,
+    **changes: Any,
+) -> Region:
+    """The largest certified box round one point; see `largest_regions`."""
+    points = [np.asarray(x)]
+    return largest_regions(model, points, progress=progress, options=options, **changes)[0]
+
+
+def largest_regions(
+    model: str | os.PathLike[str] | onnx.ModelProto,
+    points: Sequence[ArrayLike],
+    *,
+    progress: Callable[[Progress], None] | None = None,
+    found: Callable[[int, Region], None] | None = None,
+    options: Options | None = None,
+    **changes: Any,
+) -> list[Region]:
+    """The largest certified boxes round points.
+
+    Args:
+        model: path of an ``.onnx`` file, or a model object.
+        points: each of any shape with one number per input.
+        progress: called now and then.
+        found: called with the number of each point and its region as soon as that is there.
+        options: all of the following at once; single ones may be given by name:
+
+            * ``label``: the class to keep, one or one for each point; None for the model's own.
+            * ``margin``: by how much it must stay above the others.
+            * ``spec``: a VNN-LIB file whose output condition takes the place of the label, and
+              whose box is the domain unless one is given.
+            * ``domain``: smallest and largest value of every input, numbers or arrays.
+            * ``shape``: ``free``, ``symmetric`` or ``uniform``.
+            * ``shared``: one vector of widths for all points.
+            * ``freeze``: (n,) inputs that do not move.
+            * ``weights``: (n,) positive, of each input in the log-volume.
+            * ``method``: ``paper`` is that of Liu, Tomioka and Cevher (2019).
+            * ``certified``: False leaves out the proof; the status is ``BOUNDED`` then.
+            * ``device``, ``timeout`` (seconds for all), ``seed``: as for `onnxcert.verify`.
+
+    Returns:
+        One region per point, in order. A point without a box has a status that says why.
+
+    Raises:
+        InputError: a file cannot be read or is not supported.
+        UsageError: the arguments make no sense.
+    """
+    unknown = changes.keys() - Options.__dataclass_fields__.keys()
+    if unknown:
+        raise UsageError(f"there is no option {sorted(unknown)[0]!r}")
+    chosen = replace(options or Options(), **changes)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        run = _Run.begin(model, chosen, progress or (lambda moment: None))
+        return run.answer(points, found or (lambda number, region: None))
+
+
+@dataclass
+class _Run:
+    """One call of `largest_regions`."""
+
+    source: str | os.PathLike[str] | onnx.ModelProto
+    options: Options
+    report: Callable[[Progress], None]
+    deadline: Deadline
+    model: Model
+    device: Device
+    graph: Graph
+    spec: Condition | None
+    domain: tuple[FloatArray, FloatArray]
+    weights: FloatArray
+    total: int = 0
+    done: int = 0
+
+    @classmethod
+    def begin(
+        cls,
+        source: str | os.PathLike[str] | onnx.ModelProto,
+        options: Options,
+        report: Callable[[Progress], None],
+    ) -> _Run:
+        """Read everything and find out whether it fits together."""
+        _check(options)
+        deadline = Deadline(math.inf if options.timeout is None else options.timeout)
+        report(Progress(0.0, "reading"))
+        device = select_device(options.device)
+        model = load_model(source)
+        graph = model.graph
+        spec = None
+        if options.spec is not None:
+            spec = from_specification(options.spec, options.margin)
+            _check_fit(spec, graph, options.spec)
+        elif graph.output_size < 2:
+            raise UsageError(
+                "a model with one output has no classes", help="give its condition with a spec"
+            )
+        domain = _domain(options, spec, graph.input_size)
+        weights = _vector(options.weights, graph.input_size, "weights", 1.0)
+        if not (np.isfinite(weights).all() and (weights > 0).all()):
+            raise UsageError("weights are positive numbers", help="freeze inputs instead")
+        return cls(
+            source,
+            options,
+            report,
+            deadline,
+            model,
+            device,
+            graph.to(device),
+            spec,
+            domain,
+            weights,
+        )
+
+    def answer(
+        self, points: Sequence[ArrayLike], tell: Callable[[int, Region], None]
+    ) -> list[Region]:
+        """Refuse what cannot have a box, solve the others in batches, and prove what was found."""
+        labels = _labels(self.options.label, len(points))
+        regions: dict[int, Region] = {}
+        conditions: dict[int, Condition] = {}
+        for number, (x, label) in enumerate(zip(points, labels, strict=True)):
+            regions[number], condition = self._admit(x, label)
+            if condition is None:
+                tell(number, regions[number])
+            else:
+                conditions[number] = condition
+        self.total, self.done = len(points), len(points) - len(conditions)
+        for batch in self._batches(list(conditions)):
+            found = self._solve([regions[n] for n in batch], [conditions[n] for n in batch])
+            for number, region in zip(batch, found, strict=True):
+                regions[number] = region
+                tell(number, region)
+                self.done += 1
+        return [regions[number] for number in range(len(points))]
+
+    def _admit(self, x: ArrayLike, label: int | None) -> tuple[Region, Condition | None]:
+        """A region to be filled and its condition, or a region that says why there is none."""
+        try:
+            point = np.asarray(x, dtype=np.float64).ravel()
+        except (TypeError, ValueError) as error:
+            raise UsageError("the inputs are no numbers") from error
+        outputs = self.model.graph.output_size
+        region = Region(Status.WRONG_SHAPE, point, label)
+        if len(point) != self.model.graph.input_size:
+            return region, None
+        if not np.isfinite(point).all():
+            return replace(region, status=Status.NOT_FINITE), None
+        if (point < self.domain[0]).any() or (point > self.domain[1]).any():
+            return replace(region, status=Status.OUTSIDE), None
+        if label is not None and not 0 <= label < outputs:
+            return replace(region, status=Status.NO_SUCH_LABEL), None
+        values = self.model.graph.forward(point[None])[0]
+        if self.spec is not None:
+            good = (self.spec.bounds(values) > 0).all()
+            return replace(region, status=Status.VIOLATED), self.spec if good else None
+        own = int(values.argmax())
+        if label not in (None, own):
+            return replace(region, status=Status.MISCLASSIFIED), None
+        condition = keep_class(own, outputs, self.options.margin)
+        good = (condition.bounds(values) > 0).all()
+        region = replace(region, label=own, status=Status.VIOLATED)
+        return region, condition if good else None
+
+    def _batches(self, numbers: list[int]) -> Iterator[list[int]]:
+        """Points by batches; all together where they share their widths."""
+        neurons = sum(self.graph.sizes[name] for name in self.graph.pre_activations)
+        rows = neurons * (self.graph.input_size + neurons)
+        size = max(1, min(_BATCH, _BATCH_NUMBERS // max(rows, 1)))
+        if self.options.shared:
+            size = max(len(numbers), 1)
+        for start in range(0, len(numbers), size):
+            yield numbers[start : start + size]
+
+    def _solve(self, regions: list[Region], conditions: list[Condition]) -> Iterator[Region]:
+        """Boxes of one batch, one after the other as they are proved."""
+        if self.deadline.expired():
+            yield from (replace(region, status=Status.TIMEOUT) for region in regions)
+            return
+        started = time.monotonic()
+        task = self._task(regions, conditions)
+        room = to_host(task.evaluate(task.nothing).worst) > 0
+        if self.options.shared and not room.all():
+            room[:] = False
+        chosen = np.flatnonzero(room)
+        boxes: dict[int, tuple[Region, FloatArray, FloatArray]] = {}
+        if len(chosen):
+            part = task if room.all() else task.take(to_device(chosen, self.device))
+            found = self._search(part)
+            share = (time.monotonic() - started) / len(chosen)
+            filled = self._filled([regions[n] for n in chosen], part, found, share)
+            boxes = dict(zip(chosen.tolist(), filled, strict=True))
+        for number, region in enumerate(regions):
+            if number not in boxes:
+                yield replace(region, status=Status.UNDECIDED)
+                continue
+            self._tell("checking")
+            yield self._prove(*boxes[number], conditions[number])
+
+    def _filled(
+        self, regions: list[Region], task: Task, found: Found, seconds: float
+    ) -> Iterator[tuple[Region, FloatArray, FloatArray]]:
+        """Regions with what the search says of them, and faces that are not proved yet."""
+        box = task.box(found.widths)
+        names = ("uniform", "uniform_log_volume", "margin")
+        uniform, level, margin = (to_host(getattr(found, name)) for name in names)
+        free, lower, upper = (to_host(array) for array in (task.free, box.lower, box.upper))
+        for k, region in enumerate(regions):
+            filled = replace(
+                region,
+                free=free[k],
+                uniform=float(uniform[k]),
+                uniform_width=math.exp(float(level[k]) / max(int(free[k].sum()), 1)),
+                margin=float(margin[k]),
+                seconds={"search": seconds},
+                rounds=found.rounds,
+            )
+            yield filled, lower[k], upper[k]
+
+    def _tell(self, phase: str) -> None:
+        self.report(Progress(self.deadline.elapsed, phase, self.total - self.done, self.done))
+
+    def _search(self, task: Task) -> Found:
+        def show(number: int, volume: object) -> None:
+            del number, volume
+            self._tell("bounds")
+
+        if self.options.method == "paper":
+            return paper_boxes(task, expired=self.deadline.expired, report=show)
+        solver = Solver(self.options.shape, self.options.shared)
+        return solver.solve(task, expired=self.deadline.expired, report=show)
+
+    def _task(self, regions: list[Region], conditions: list[Condition]) -> Task:
+        points = np.stack([region.point for region in regions])
+        lower, upper = (np.broadcast_to(side, points.shape) for side in self.domain)
+        frozen = _vector(self.options.freeze, points.shape[1], "freeze", 0.0) != 0
+        lower, upper = np.where(frozen, points, lower), np.where(frozen, points, upper)
+        rows, offset = stack(conditions)
+        arrays = (to_device(a, self.device) for a in (points, lower, upper, rows, offset))
+        points, lower, upper, rows, offset = arrays
+        weights = to_device(self.weights, self.device)
+        return Task(self.graph, points, Box(lower, upper), weights, rows, offset)
+
+    def _prove(
+        self, region: Region, first: FloatArray, last: FloatArray, condition: Condition
+    ) -> Region:
+        """Round the faces inward and have the verifier prove the box; smaller ones if it fails."""
+        started = time.monotonic()
+        point, status = region.point, Status.UNPROVED
+        for factor in (1.0, *_SHRINK):
+            lower, upper = first, last
+            if factor < 1.0:
+                lower, upper = point + factor * (lower - point), point + factor * (upper - point)
+            lower, upper = round_inward(point, lower, upper, self.domain)
+            statement = Statement(self.model, self.source, condition, lower, upper)
+            box = replace(region, statement=statement, lower=lower, upper=upper)
+            if not self.options.certified:
+                return replace(box, status=Status.BOUNDED, certified_by="bounds")
+            answer = self._ask(statement)
+            seconds = region.seconds | {"proof": time.monotonic() - started}
+            if answer is not None and answer.holds and answer.certificate:
+                return replace(
+                    box,
+                    status=Status.CERTIFIED,
+                    certified_by="bounds",
+                    certificate=answer.certificate,
+                    seconds=seconds,
+                )
+            if self.deadline.expired():
+                status = Status.TIMEOUT
+                break
+        return replace(region, status=status, seconds=seconds)
+
+    def _ask(self, statement: Statement) -> Answer | None:
+        left = self.deadline.remaining
+        if left <= 0:
+            return None
+        return statement.ask(
+            timeout=None if math.isinf(left) else left,
+            device=self.options.device,
+            seed=self.options.seed,
+        )
+
+
+def _check(options: Options) -> None:
+    if options.timeout is not None and not (options.timeout > 0 and math.isfinite(options.timeout)):
+        raise UsageError(f"the timeout is a positive number of seconds, not {options.timeout}")
+    if not (math.isfinite(options.margin) and options.margin >= 0):
+        raise UsageError(f"the margin is a number from 0, not {options.margin}")
+    for value, known in (
+        (options.shape, ("free", "symmetric", "uniform")),
+        (options.method, ("lagrangian", "paper")),
+    ):
+        if value not in known:
+            raise UsageError(f"there is no {value!r}", help=f"one of {', '.join(known)}")
+    if options.shared and options.shape == "free":
+        raise UsageError("widths for all points are symmetric or uniform")
+    if options.spec is not None and options.label is not None:
+        raise UsageError("a specification takes the place of a label")
+
+
+def _check_fit(spec: Condition, graph: Graph, source: object) -> None:
+    rows, _ = spec.forms()
+    assert spec.lower is not None
+    if len(spec.lower) != graph.input_size or rows.shape[2] != graph.output_size:
+        raise SpecError(
+            f"the specification has {len(spec.lower)} inputs and {rows.shape[2]} outputs, "
+            f"the model {graph.input_size} and {graph.output_size}",
+            place=str(source),
+        )
+
+
+def _domain(options: Options, spec: Condition | None, size: int) -> tuple[FloatArray, FloatArray]:
+    """Smallest and largest values of every input, (n,) each."""
+    if options.domain is None:
+        if spec is None or spec.lower is None or spec.upper is None:
+            return np.full(size, -np.inf), np.full(size, np.inf)
+        return spec.lower, spec.upper
+    low, high = (_vector(side, size, "domain", 0.0) for side in options.domain)
+    if np.isnan(low).any() or np.isnan(high).any() or (low > high).any():
+        raise UsageError("the domain is empty: a smallest value is above the largest one")
+    return low, high
+
+
+def _vector(values: ArrayLike | None, size: int, name: str, default: float) -> FloatArray:
+    """One number for each input."""
+    try:
+        vector = np.asarray(default if values is None else values, dtype=np.float64).ravel()
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{name}: not an array of numbers") from error
+    if vector.size not in (1, size):
+        raise UsageError(f"{name}: {vector.size} numbers for {size} inputs")
+    return np.broadcast_to(vector, size)
+
+
+def _labels(label: int | Sequence[int] | None, count: int) -> list[int | None]:
+    if label is None or isinstance(label, int):
+        return [label] * count
+    if len(label) != count:
+        raise UsageError(f"{len(label)} labels for {count} points")
+    return [int(value) for value in label]
