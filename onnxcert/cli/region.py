@@ -76,6 +76,13 @@ def _add_options(parser: arguments.Parser) -> None:
         default="lagrangian",
         help="paper: that of Liu, Tomioka and Cevher (2019), for comparison",
     )
+    add(
+        "--grow",
+        type=arguments.seconds,
+        default=0.0,
+        metavar="SECONDS",
+        help="for each input, to enlarge its box against the complete verifier",
+    )
     add("--out", metavar="DIR", help="write every box, its instance and its certificate here")
     add("--timeout", type=arguments.seconds, metavar="S", help="seconds for all (default: none)")
     add("--device", type=arguments.device, default="auto", metavar="DEVICE", help="as for verify")
@@ -176,6 +183,7 @@ def _keywords(options: argparse.Namespace) -> dict[str, Any]:
         "freeze": None if options.freeze is None else _read_array(options.freeze),
         "weights": None if options.weights is None else _read_array(options.weights),
         "method": options.method,
+        "grow": options.grow,
         "device": options.device,
         "seed": options.seed,
     }
@@ -256,6 +264,16 @@ def _write_region(folder: Path, region: Region) -> None:
     buffer = io.BytesIO()
     np.save(buffer, region.widths)
     write_file(folder / "widths.npy", buffer.getvalue())
+    if region.witnesses:
+        buffer = io.BytesIO()
+        np.savez(
+            buffer,
+            input=[found.input for found in region.witnesses],
+            upper=[found.upper for found in region.witnesses],
+            distance=[found.distance for found in region.witnesses],
+            point=np.stack([found.point for found in region.witnesses]),
+        )
+        write_file(folder / "witnesses.npz", buffer.getvalue())
 
 
 def page(regions: Mapping[int, Region]) -> str:

@@ -18,10 +18,11 @@ from onnxcert.errors import SpecError, UsageError
 from onnxcert.frontend.onnx import Model, load_model
 from onnxcert.graph import Graph
 from onnxcert.region.condition import Condition, from_specification, keep_class, stack
+from onnxcert.region.grow import Witness, grow
 from onnxcert.region.paper import paper_boxes
 from onnxcert.region.prove import Answer, Statement, round_inward
 from onnxcert.region.solver import Found, Shape, Solver
-from onnxcert.region.task import Task
+from onnxcert.region.task import Task, Widths
 from onnxcert.search.deadline import Deadline
 from onnxcert.sets import Box
 from onnxcert.verdict import Progress
@@ -146,23 +147,6 @@ class Region:
         return self.statement.text
 
 
-@dataclass(frozen=True, eq=False)
-class Witness:
-    """A point outside a box, beyond one face only, where the condition is violated.
-
-    Attributes:
-        input: number of the input whose face it is.
-        upper: which of its two faces.
-        distance: how far beyond it.
-        point: (n,), as the runtime ran it.
-    """
-
-    input: int
-    upper: bool
-    distance: float
-    point: FloatArray
-
-
 @dataclass(frozen=True)
 class Options:
     """What `largest_regions` is asked for beside the points; see there."""
@@ -176,6 +160,7 @@ class Options:
     freeze: ArrayLike | None = None
     weights: ArrayLike | None = None
     method: Method = "lagrangian"
+    grow: float = 0.0
     certified: bool = True
     device: str = "auto"
     timeout: float | None = None
@@ -223,6 +208,7 @@ def largest_regions(
             * ``freeze``: (n,) inputs that do not move.
             * ``weights``: (n,) positive, of each input in the log-volume.
             * ``method``: ``paper`` is that of Liu, Tomioka and Cevher (2019).
+            * ``grow``: seconds for each point to enlarge its box against the complete verifier.
             * ``certified``: False leaves out the proof; the status is ``BOUNDED`` then.
             * ``device``, ``timeout`` (seconds for all), ``seed``: as for `onnxcert.verify`.
 
@@ -381,7 +367,10 @@ class _Run:
                 yield replace(region, status=Status.UNDECIDED)
                 continue
             self._tell("checking")
-            yield self._prove(*boxes[number], conditions[number])
+            proved = self._prove(*boxes[number], conditions[number])
+            if self.options.grow > 0 and proved.status is Status.CERTIFIED:
+                proved = self._grow(proved, conditions[number])
+            yield proved
 
     def _filled(
         self, regions: list[Region], task: Task, found: Found, seconds: float
@@ -418,14 +407,19 @@ class _Run:
 
     def _task(self, regions: list[Region], conditions: list[Condition]) -> Task:
         points = np.stack([region.point for region in regions])
-        lower, upper = (np.broadcast_to(side, points.shape) for side in self.domain)
-        frozen = _vector(self.options.freeze, points.shape[1], "freeze", 0.0) != 0
-        lower, upper = np.where(frozen, points, lower), np.where(frozen, points, upper)
+        lower, upper = self._reach(regions)
         rows, offset = stack(conditions)
         arrays = (to_device(a, self.device) for a in (points, lower, upper, rows, offset))
         points, lower, upper, rows, offset = arrays
         weights = to_device(self.weights, self.device)
         return Task(self.graph, points, Box(lower, upper), weights, rows, offset)
+
+    def _reach(self, regions: list[Region]) -> tuple[FloatArray, FloatArray]:
+        """The domain, (B, n), which is the point itself where an input is frozen."""
+        points = np.stack([region.point for region in regions])
+        frozen = _vector(self.options.freeze, points.shape[1], "freeze", 0.0) != 0
+        lower, upper = self.domain
+        return np.where(frozen, points, lower), np.where(frozen, points, upper)
 
     def _prove(
         self, region: Region, first: FloatArray, last: FloatArray, condition: Condition
@@ -457,6 +451,53 @@ class _Run:
                 break
         return replace(region, status=status, seconds=seconds)
 
+    def _grow(self, region: Region, condition: Condition) -> Region:
+        """A larger box where the verifier finds one; its proof is repeated with a certificate."""
+        started = time.monotonic()
+        assert region.statement is not None
+        low, high = self._reach([region])
+        grown = grow(
+            region.statement,
+            region.point,
+            (low[0], high[0]),
+            self._cost(region, condition),
+            self.deadline.slice(self.options.grow),
+            device=self.options.device,
+            seed=self.options.seed,
+            report=lambda questions: self._tell("growth"),
+        )
+        seconds = region.seconds | {"growth": time.monotonic() - started}
+        region = replace(region, seconds=seconds)
+        certificate, by = region.certificate, region.certified_by
+        if grown.statement is not region.statement:
+            answer = self._ask(grown.statement)
+            if answer is None or not answer.certificate:
+                return region
+            certificate, by = answer.certificate, "growth"
+        return replace(
+            region,
+            statement=grown.statement,
+            lower=grown.statement.lower,
+            upper=grown.statement.upper,
+            certificate=certificate,
+            certified_by=by,
+            witnesses=grown.witnesses,
+            settled=grown.settled,
+        )
+
+    def _cost(self, region: Region, condition: Condition) -> FloatArray:
+        """What moving each face costs by its share of the width, to first order: (n, 2)."""
+        task = self._task([region], [condition])
+        low, high = (to_device(face, self.device) for face in region.widths)
+        widths = Widths(low[None], high[None])
+        margins = task.evaluate(widths, trace=True)
+        cases = to_host(margins.cases)
+        near = np.exp(-10.0 * (cases - cases.min()) / max(float(np.ptp(cases)), 1e-290))
+        slope = margins.differentiate(to_device(near / near.sum(), self.device))
+        prices = np.stack([to_host(slope.lower)[0], -to_host(slope.upper)[0]], axis=1)
+        cost: FloatArray = np.maximum(prices, 0.0) * to_host(widths.total)[0][:, None]
+        return cost
+
     def _ask(self, statement: Statement) -> Answer | None:
         left = self.deadline.remaining
         if left <= 0:
@@ -471,6 +512,8 @@ class _Run:
 def _check(options: Options) -> None:
     if options.timeout is not None and not (options.timeout > 0 and math.isfinite(options.timeout)):
         raise UsageError(f"the timeout is a positive number of seconds, not {options.timeout}")
+    if not (math.isfinite(options.grow) and options.grow >= 0):
+        raise UsageError(f"growth takes a number of seconds, not {options.grow}")
     if not (math.isfinite(options.margin) and options.margin >= 0):
         raise UsageError(f"the margin is a number from 0, not {options.margin}")
     for value, known in (
@@ -481,6 +524,8 @@ def _check(options: Options) -> None:
             raise UsageError(f"there is no {value!r}", help=f"one of {', '.join(known)}")
     if options.shared and options.shape == "free":
         raise UsageError("widths for all points are symmetric or uniform")
+    if options.grow and (options.shared or options.shape != "free" or not options.certified):
+        raise UsageError("only proved boxes with free widths grow")
     if options.spec is not None and options.label is not None:
         raise UsageError("a specification takes the place of a label")
 

@@ -338,7 +338,7 @@ class _Run:
         """Move the positions of free lines along the signs of their derivatives."""
         xp = array_module(self.task.points)
         rate = xp.where(self.settled >= 0, _SLOPE_RATE * _SLOPE_DECAY**self.settled, 0.0)
-        rate = xp.broadcast_to(rate, len(self.task))
+        rate = xp.repeat(xp.broadcast_to(rate, len(self.task)), margins.cells.count)
         layers = margins.bounds.layers.positions | {FORMS: dict(margins.bounds.positions)}
         for start, nodes in layers.items():
             gains = slopes.get(start, {})

@@ -70,6 +70,7 @@ class Task:
         rows: (B, K, R, m) forms over the output.
         offset: (B, K, R); -inf for padding.
         rule: the lines of every curve.
+        cuts: how many parts every side of a box is cut into before it is bounded.
     """
 
     graph: Graph
@@ -79,6 +80,7 @@ class Task:
     rows: Array
     offset: Array
     rule: LineRule = CROWN
+    cuts: int = 1
 
     def __len__(self) -> int:
         return len(self.points)
@@ -136,20 +138,63 @@ class Task:
     def evaluate(
         self, widths: Widths, positions: Positions | None = None, *, trace: bool = False
     ) -> Margins:
-        """Certified lower bounds of every case over the boxes."""
-        layers = bound_layers(self.graph, self.box(widths), positions, trace=trace, rule=self.rule)
-        batch, cases, forms, size = self.rows.shape
+        """Certified lower bounds of every case over the boxes, cell by cell."""
+        cells = Cells.of(self.box(widths), self.cuts)
+        layers = bound_layers(self.graph, cells.box, positions, trace=trace, rule=self.rule)
         xp = array_module(self.rows)
-        known = xp.isfinite(self.offset)
-        offset = xp.where(known, self.offset, 0.0)
+        batch, cases, forms, size = self.rows.shape
+        rows, offset = (xp.repeat(array, cells.count, axis=0) for array in (self.rows, self.offset))
+        known = xp.isfinite(offset)
         bounds = bound_forms(
             layers,
-            self.rows.reshape(batch, cases * forms, size),
-            offset.reshape(batch, cases * forms),
+            rows.reshape(-1, cases * forms, size),
+            xp.where(known, offset, 0.0).reshape(-1, cases * forms),
             positions,
         )
-        lower = xp.where(known, bounds.lower.reshape(batch, cases, forms), -xp.inf)
-        return Margins(bounds, lower.max(axis=2), lower.argmax(axis=2))
+        lower = xp.where(known, bounds.lower.reshape(-1, cases, forms), -xp.inf)
+        by_cell = lower.max(axis=2).reshape(batch, cells.count, cases)
+        worst = by_cell.argmin(axis=1)
+        chosen = lower.argmax(axis=2).reshape(batch, cells.count, cases)
+        here = xp.arange(batch)[:, None], worst, xp.arange(cases)[None]
+        return Margins(bounds, by_cell[here], worst, chosen[here], cells)
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """Boxes cut into cells, along every input at the same shares; few inputs only.
+
+    Attributes:
+        box: the cells, (B x C, n).
+        lower, upper: (C, n) where a cell begins and ends, as shares of the width.
+    """
+
+    box: Box
+    lower: Array
+    upper: Array
+
+    @property
+    def count(self) -> int:
+        """Cells per box."""
+        return len(self.lower)
+
+    @classmethod
+    def of(cls, box: Box, cuts: int) -> Cells:
+        """Cut every side into ``cuts`` parts; neighbours share their faces, so nothing is lost."""
+        xp = array_module(box.lower)
+        size = box.lower.shape[1]
+        if cuts == 1:
+            return cls(box, xp.zeros((1, size)), xp.ones((1, size)))
+        place = xp.stack(xp.unravel_index(xp.arange(cuts**size), (cuts,) * size), axis=1)
+        shares = xp.arange(cuts + 1) / cuts
+        edges = box.lower[:, None] + (box.upper - box.lower)[:, None] * shares[:, None]
+        edges[:, -1] = box.upper
+        column = xp.arange(size)[None]
+        lower, upper = (edges[:, place + k, column] for k in (0, 1))
+        return cls(
+            Box(lower.reshape(-1, size), upper.reshape(-1, size)),
+            shares[place],
+            shares[place + 1],
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,14 +202,18 @@ class Margins:
     """Lower bounds of the cases over boxes.
 
     Attributes:
-        bounds: of all forms.
+        bounds: of all forms over all cells.
         cases: (B, K): positive rules the case out.
-        chosen: (B, K) the form of each case with the best bound.
+        cell: (B, K) the cell where the case has its smallest bound.
+        chosen: (B, K) the form of each case with the best bound there.
+        cells: what the boxes were cut into.
     """
 
     bounds: FormBounds
     cases: Array
+    cell: Array
     chosen: Array
+    cells: Cells
 
     @property
     def worst(self) -> Array:
@@ -177,7 +226,15 @@ class Margins:
         xp = array_module(multipliers)
         batch, cases = multipliers.shape
         forms = self.bounds.lower.shape[1] // cases
-        weights = xp.zeros((batch, cases, forms))
-        here = xp.arange(batch)[:, None], xp.arange(cases)[None]
-        weights[(*here, self.chosen)] = multipliers
-        return differentiate(self.bounds, weights.reshape(batch, cases * forms))
+        weights = xp.zeros((batch, self.cells.count, cases, forms))
+        here = xp.arange(batch)[:, None], self.cell, xp.arange(cases)[None], self.chosen
+        weights[here] = multipliers
+        found = differentiate(self.bounds, weights.reshape(-1, cases * forms))
+        if self.cells.count == 1:
+            return found
+        # The faces of a cell lie between those of its box.
+        shape = (batch, self.cells.count, -1)
+        by_lower, by_upper = found.lower.reshape(shape), found.upper.reshape(shape)
+        below, above = self.cells.lower, self.cells.upper
+        upper = (by_lower * below + by_upper * above).sum(axis=1)
+        return replace(found, lower=(by_lower + by_upper).sum(axis=1) - upper, upper=upper)
