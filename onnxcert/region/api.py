@@ -21,7 +21,7 @@ from onnxcert.region.condition import Condition, from_specification, keep_class,
 from onnxcert.region.grow import Witness, grow
 from onnxcert.region.paper import paper_boxes
 from onnxcert.region.prove import Answer, Statement, round_inward
-from onnxcert.region.solver import Found, Shape, Solver
+from onnxcert.region.solver import STRETCHED, Found, Shape, Solver
 from onnxcert.region.task import Task, Widths
 from onnxcert.search.deadline import Deadline
 from onnxcert.sets import Box
@@ -35,8 +35,14 @@ Method = Literal["lagrangian", "paper"]
 _BATCH = 8
 """Points that are solved together; more share no more work, and wait for each other."""
 
+_FEW_NUMBERS = 1 << 14
+"""Numbers in the rows of one point of a network so small that more points share a batch."""
+
 _BATCH_NUMBERS = 1 << 25
 """Numbers in the backward rows of one batch: 256 MB."""
+
+_CUTS = {1: 8, 2: 2, 3: 2}
+"""Inputs -> parts that each side of a box is cut into before it is bounded."""
 
 _SHRINK = (0.99, 0.95, 0.8)
 """Tried in turn for a box that the verifier does not prove in its time."""
@@ -338,7 +344,8 @@ class _Run:
         """Points by batches; all together where they share their widths."""
         neurons = sum(self.graph.sizes[name] for name in self.graph.pre_activations)
         rows = neurons * (self.graph.input_size + neurons)
-        size = max(1, min(_BATCH, _BATCH_NUMBERS // max(rows, 1)))
+        most = _BATCH if rows > _FEW_NUMBERS else 16 * _BATCH
+        size = max(1, min(most, _BATCH_NUMBERS // max(rows, 1)))
         if self.options.shared:
             size = max(len(numbers), 1)
         for start in range(0, len(numbers), size):
@@ -402,7 +409,14 @@ class _Run:
 
         if self.options.method == "paper":
             return paper_boxes(task, expired=self.deadline.expired, report=show)
-        solver = Solver(self.options.shape, self.options.shared)
+        size = task.points.shape[1]
+        thorough = Solver(rounds=150, tolerance=1e-3, slowest=1 / 16)
+        solver = replace(
+            thorough if size <= STRETCHED else Solver(),
+            shape=self.options.shape,
+            shared=self.options.shared,
+        )
+        task = replace(task, cuts=_CUTS.get(size, 1))
         return solver.solve(task, expired=self.deadline.expired, report=show)
 
     def _task(self, regions: list[Region], conditions: list[Condition]) -> Task:

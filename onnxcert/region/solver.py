@@ -9,10 +9,10 @@ bounds once and differentiates them once (`onnxcert.bounds.sensitivity`):
    failing lose their multipliers, those that fail gain.
 2. *Prices*: p = - d sum_k mu_k m_k / d width, one for each side of each input.
 3. *Primal step*: with prices held, the conditions of Karush, Kuhn and Tucker say
-   ``width_i = c_i / (nu p_i)``: every input spends the same share of the margin for its weight.
-   The cheaper side of an input is used first, softly (shares like p^-k), the other one once the
-   first has reached its cap. The widths go half of the way, in logarithms, and nu is what makes
-   the margin come out at zero to first order.
+   ``c_i = nu p_i (lo_i + up_i)`` for each side that is neither zero nor at its cap: every input
+   spends the same share of the margin for its weight. Each side is multiplied by the root of what
+   is left of that ratio, so that dear sides vanish and cheap ones grow to their caps, and nu is
+   what makes the margin come out at zero to first order.
 4. *Slopes*: once the box has settled, each round also moves the free slopes of all layers along
    the signs of the derivatives that the same reverse pass gives.
 
@@ -27,8 +27,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-import numpy as np
-
 from onnxcert.arrays import Array, array_module
 from onnxcert.bounds.sensitivity import FORMS
 from onnxcert.region.task import Margins, Task, Widths
@@ -39,8 +37,8 @@ Shape = Literal["free", "symmetric", "uniform"]
 _STEP = 0.5
 """Share of the way to the target, in logarithms of widths."""
 
-_SPLIT = 4.0
-"""Exponent k of the shares of two sides."""
+_FARTHEST = 8.0
+"""A width grows or falls by no more than this factor in a round."""
 
 _FLOOR = 1e-3
 """A side keeps this share of its input's width, so that it can grow when prices change."""
@@ -60,6 +58,12 @@ _SCALINGS = 5
 
 _SCALE_GAP = 1e-3
 
+STRETCHED = 8
+"""Inputs up to which single faces are tried at the end."""
+
+_STRETCHES = (0.2, 0.1, 0.04, 0.02, 0.01)
+"""Shares of the width by which they are moved."""
+
 UNBOUNDED = 1e4
 """The cap of a side where there is no domain, in units of the uniform radius."""
 
@@ -72,6 +76,9 @@ class Solver:
         shape: ``free`` for two widths per input, ``symmetric`` for one, ``uniform`` for one in all.
         shared: all points get the same widths, as far as their caps allow.
         rounds: at most so many.
+        slowest: where nothing has risen for some rounds, steps are halved down to this share of
+            their size, and then it is over; multipliers of several cases that are tight at once
+            settle only with small steps, which pays where few inputs matter much each.
         tolerance: it is over when the logarithm of the mean width and the margin that is left
             change by less in two rounds running, or have not risen by more in several.
         settled: the change from when on slopes are moved.
@@ -80,6 +87,7 @@ class Solver:
     shape: Shape = "free"
     shared: bool = False
     rounds: int = 30
+    slowest: float = 1.0
     tolerance: float = 3e-3
     settled: float = 5e-2
 
@@ -162,6 +170,7 @@ class _Run:
         self.multipliers: Array | None = None
         self.settled = xp.full(self.groups, -1)
         self.trust = xp.ones(self.groups)
+        self.pace = xp.ones(self.groups)
         self.relative = xp.zeros(self.groups)
         self.done = xp.zeros(self.groups, dtype=bool)
         self.calm = xp.zeros(self.groups, dtype=int)
@@ -179,6 +188,10 @@ class _Run:
     def group(self, values: Array) -> Array:
         """The smallest of values (B,) in each group, (G,)."""
         return values if self.groups == len(self.task) else values.min(keepdims=True)
+
+    def _spread(self, values: Array) -> Array:
+        """Values of groups (G,) for their points, (B,)."""
+        return array_module(values).broadcast_to(values, len(self.task))  # type: ignore[no-any-return]
 
     def actual(self, widths: Widths) -> Widths:
         """Widths of the points: those of their group, capped."""
@@ -286,18 +299,23 @@ class _Run:
         rising = hope > self.peak + self.solver.tolerance
         self.peak = xp.where(rising, hope, self.peak)
         self.stale = xp.where(rising | (self.settled <= 0), 0, self.stale + 1)
-        self.done = self.done | (self.calm >= 2) | (self.stale >= _STALE)
+        stuck = self.stale >= _STALE
+        self.pace = xp.where(stuck, 0.5 * self.pace, self.pace)
+        self.stale = xp.where(stuck, 0, self.stale)
+        self.done = self.done | (self.calm >= 2) | (self.pace < self.solver.slowest)
 
     def _multipliers(self, cases: Array) -> Array:
         """The dual step: (B, K), summing to one in each group."""
         xp = array_module(cases)
         relative = cases / self.center[:, None]
         least = self.group(relative.min(axis=1))
-        least = xp.broadcast_to(least, len(cases))[:, None]
+        least = self._spread(least)[:, None]
         if self.multipliers is None:
             mu = xp.maximum(0.0, 1.0 - (relative - least) / 0.3)
         else:
-            mu = xp.maximum(0.0, self.multipliers - _PENALTY * relative)
+            mu = xp.maximum(
+                0.0, self.multipliers - self._spread(_PENALTY * self.pace)[:, None] * relative
+            )
         # Where all are far from failing, nothing is left: begin again with the nearest ones.
         total = self._sum(mu.sum(axis=1))
         mu = xp.where(total[:, None] > 0.1, mu, xp.exp(-20.0 * (relative - least)))
@@ -331,6 +349,7 @@ class _Run:
             prices[0] + least,
             prices[1] + least,
             self.task.weights,
+            _STEP * self.pace[:, None],
         )
         self.widths = step.solve(_SPENT * worst)
 
@@ -338,7 +357,7 @@ class _Run:
         """Move the positions of free lines along the signs of their derivatives."""
         xp = array_module(self.task.points)
         rate = xp.where(self.settled >= 0, _SLOPE_RATE * _SLOPE_DECAY**self.settled, 0.0)
-        rate = xp.repeat(xp.broadcast_to(rate, len(self.task)), margins.cells.count)
+        rate = xp.repeat(self._spread(rate), margins.cells.count)
         layers = margins.bounds.layers.positions | {FORMS: dict(margins.bounds.positions)}
         for start, nodes in layers.items():
             gains = slopes.get(start, {})
@@ -354,11 +373,28 @@ class _Run:
         self.done[:] = False
         xp = array_module(self.task.points)
         self.scale(self.widths, xp.ones(self.groups))
+        if self.groups == len(self.task) and self.task.points.shape[1] <= STRETCHED:
+            self._stretch()
         if self.positions and not self.expired():
             kept = self.best
             self.best = replace(kept)
             self.level_out(1.01 * self.radius)
             self.best = kept
+
+    def _stretch(self) -> None:
+        """Move single faces of the best boxes outward."""
+        if self.solver.shape != "free":
+            return
+        xp = array_module(self.task.points)
+        for column in range(self.task.points.shape[1]):
+            for upper in (False, True):
+                for share in _STRETCHES:
+                    if self.expired():
+                        return
+                    best = self.best.widths
+                    sides = [best.lower.copy(), best.upper.copy()]
+                    sides[upper][:, column] += share * xp.maximum(best.total[:, column], 1e-9)
+                    self.evaluate(self.actual(Widths(*sides)))
 
     def found(self, rounds: int) -> Found:
         """What was found."""
@@ -387,20 +423,35 @@ class _Step:
     lower_price: Array
     upper_price: Array
     weights: Array
-    _shares: Array = field(init=False)
+    pace: Array
+    _changes: tuple[Array, Array] = field(init=False)
 
     def __post_init__(self) -> None:
-        # Quotients first: powers of small prices would underflow.
-        ratio = self.lower_price / self.upper_price
-        with np.errstate(over="ignore"):
-            self._shares = 1.0 / (1.0 + ratio**_SPLIT)
+        """Changes of both sides for nu = 1."""
+        xp = array_module(self.lower_price)
+        prices = self.lower_price, self.upper_price
+        total = xp.maximum(self.old.total, 1e-290)
+        if self.shape == "uniform":
+            one = xp.ones_like(total)
+            self._changes = one, one
+        elif self.shape == "symmetric":
+            moving = self.old.lower < self.caps.lower, self.old.upper < self.caps.upper
+            price = sum(xp.where(side, p, 0.0) for side, p in zip(moving, prices, strict=True))
+            count = moving[0].astype(float) + moving[1]
+            change = (self.weights * count / (total * xp.maximum(price, 1e-290))) ** self.pace
+            self._changes = change, change
+        else:
+            first, second = ((self.weights / (total * price)) ** self.pace for price in prices)
+            self._changes = first, second
 
     def solve(self, budget: Array) -> Widths:
         """The step whose cost at these prices is the budget (G,), by bisection of 1 / nu."""
         xp = array_module(budget)
-        spent = (self.lower_price * self.old.lower + self.upper_price * self.old.upper).sum(axis=1)
-        middle = xp.log(xp.maximum(spent / self.old.lower.shape[1], 1e-290))
-        low, high = middle - 6.0, middle + 6.0
+        low, high = xp.full_like(budget, -2.0), xp.full_like(budget, 2.0)
+        if self.shape != "uniform":
+            spent = self._cost(Widths(0.0 * self.old.lower, 0.0 * self.old.upper))
+            middle = self.pace[:, 0] * xp.log(xp.maximum(-spent / self.old.lower.shape[1], 1e-290))
+            low, high = middle - 3.0, middle + 3.0
         for _ in range(20):
             middle = 0.5 * (low + high)
             over = self._cost(self._at(xp.exp(middle))) > budget
@@ -411,48 +462,15 @@ class _Step:
         lower = self.lower_price * (new.lower - self.old.lower)
         return (lower + self.upper_price * (new.upper - self.old.upper)).sum(axis=1)  # type: ignore[no-any-return]
 
-    def _at(self, share: Array) -> Widths:
-        """Widths for a share of the margin per unit of weight, (G,)."""
-        xp = array_module(share)
-        target, old, caps = self._target(share[:, None] * self.weights), self.old, self.caps
-        least = _FLOOR * old.total
-        return Widths(
-            *(
-                xp.minimum(
-                    xp.maximum(before, xp.minimum(least, cap)) ** (1.0 - _STEP)
-                    * xp.maximum(to, xp.minimum(least, cap)) ** _STEP,
-                    cap,
-                )
-                for before, to, cap in (
-                    (old.lower, target.lower, caps.lower),
-                    (old.upper, target.upper, caps.upper),
-                )
-            )
-        )
-
-    def _target(self, share: Array) -> Widths:
-        xp = array_module(share)
-        caps, lower, upper = self.caps, self.lower_price, self.upper_price
-        if self.shape == "uniform":
-            both = xp.broadcast_to(share / self.weights, lower.shape)
-            return Widths(both, both).capped(caps)
-        if self.shape == "symmetric":
-            moving = xp.where(self.old.lower < caps.lower, lower, 0.0)
-            moving = moving + xp.where(self.old.upper < caps.upper, upper, 0.0)
-            both = share / xp.maximum(moving, xp.minimum(lower, upper))
-            return Widths(both, both).capped(caps)
-        total = share / (self._shares * lower + (1.0 - self._shares) * upper)
-        first = Widths(self._shares * total, (1.0 - self._shares) * total).capped(caps)
-        # A side takes over what the other one cannot have, as far as its own price allows.
-        return Widths(
-            xp.where(
-                first.upper < caps.upper,
-                first.lower,
-                xp.maximum(first.lower, share / lower - first.upper),
-            ),
-            xp.where(
-                first.lower < caps.lower,
-                first.upper,
-                xp.maximum(first.upper, share / upper - first.lower),
-            ),
-        ).capped(caps)
+    def _at(self, factor: Array) -> Widths:
+        """Widths for a power of 1 / nu, (G,)."""
+        xp = array_module(factor)
+        sides = []
+        for old, change, cap in (
+            (self.old.lower, self._changes[0], self.caps.lower),
+            (self.old.upper, self._changes[1], self.caps.upper),
+        ):
+            before = xp.maximum(old, xp.minimum(_FLOOR * self.old.total, cap))
+            bounded = xp.clip(factor[:, None] * change, 1.0 / _FARTHEST, _FARTHEST)
+            sides.append(xp.minimum(before * bounded, cap))
+        return Widths(*sides)
