@@ -44,7 +44,9 @@ _KEPT_NUMBERS = 1 << 26
 """Numbers of backward rows that are kept for the reverse pass: 512 MB; others are made again."""
 
 Positions = Mapping[str, Mapping[str, Array]]
-"""Value that rows start at -> elementwise node -> positions of its free lines, (B, n)."""
+"""Value that rows start at -> elementwise node -> positions of its free lines, (B, n).
+
+NaN stands for the default, which follows the bounds of the neuron."""
 
 FORMS = ""
 """The key in `Positions` of the forms themselves: (B x R, n), each form has its own lines."""
@@ -224,7 +226,11 @@ def _repeat(box: Box, count: int) -> Box:
 
 def _choose(free: FreeRelaxation, wanted: Mapping[str, Array]) -> dict[str, Array]:
     """Set the lines for rows that start now, and say which they are."""
-    chosen = {name: wanted.get(name, default) for name, default in free.default.items()}
+    chosen = {}
+    for name, default in free.default.items():
+        position = wanted.get(name, default)
+        xp = array_module(position)
+        chosen[name] = xp.where(xp.isnan(position), default, position)
     free.choose(chosen)
     return chosen
 

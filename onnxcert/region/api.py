@@ -41,7 +41,7 @@ _FEW_NUMBERS = 1 << 14
 _BATCH_NUMBERS = 1 << 25
 """Numbers in the backward rows of one batch: 256 MB."""
 
-_CUTS = {1: 8, 2: 2, 3: 2}
+_CUTS = {1: 8, 2: 3, 3: 2}
 """Inputs -> parts that each side of a box is cut into before it is bounded."""
 
 _SHRINK = (0.99, 0.95, 0.8)

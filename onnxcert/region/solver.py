@@ -256,11 +256,13 @@ class _Run:
             low, at_low = xp.where(good, factor, low), xp.where(good, worst, at_low)
             high, at_high = xp.where(good, high, factor), xp.where(good, at_high, worst)
             gap = xp.where(xp.isinf(high), xp.inf, high - low)
-            if bool((gap <= _SCALE_GAP * low).all()) or self.expired():
+            close = gap <= _SCALE_GAP * low
+            if bool(close.all()) or self.expired():
                 break
             inner = low + gap * xp.clip(at_low / (at_low - xp.maximum(at_high, -1e300)), 0.02, 0.98)
             outer = low * xp.clip(start / xp.maximum(start - at_low, 1e-9 * start), 1.05, 4.0)
             factor = xp.where(xp.isinf(gap), outer, inner)
+            factor = xp.where(close, low, factor)
         return low  # type: ignore[no-any-return]
 
     def round(self, number: int) -> bool:
@@ -351,21 +353,24 @@ class _Run:
             self.task.weights,
             _STEP * self.pace[:, None],
         )
-        self.widths = step.solve(_SPENT * worst)
+        self.widths = self.widths.where(self.done, step.solve(_SPENT * worst))
 
     def _turn(self, margins: Margins, slopes: dict[str, dict[str, Array]]) -> None:
         """Move the positions of free lines along the signs of their derivatives."""
         xp = array_module(self.task.points)
-        rate = xp.where(self.settled >= 0, _SLOPE_RATE * _SLOPE_DECAY**self.settled, 0.0)
+        turning = (self.settled >= 0) & ~self.done  # whose turn is over must not depend on others
+        rate = xp.where(turning, _SLOPE_RATE * _SLOPE_DECAY**self.settled, 0.0)
         rate = xp.repeat(self._spread(rate), margins.cells.count)
+        waiting = xp.repeat(self._spread(self.settled < 0), margins.cells.count)
         layers = margins.bounds.layers.positions | {FORMS: dict(margins.bounds.positions)}
         for start, nodes in layers.items():
             gains = slopes.get(start, {})
             moved = {}
             for name, old in nodes.items():
                 speed = xp.repeat(rate, len(old) // len(rate))[:, None]
-                gain = xp.sign(gains[name]) if name in gains else 0.0
-                moved[name] = xp.clip(old + speed * gain, 0.0, 1.0)
+                signs = _signs(gains.get(name, 0.0 * old))
+                later = xp.repeat(waiting, len(old) // len(rate))[:, None]
+                moved[name] = xp.where(later, xp.nan, xp.clip(old + speed * signs, 0.0, 1.0))
             self.positions[start] = moved
 
     def finish(self) -> None:
@@ -411,6 +416,13 @@ class _Run:
             rounds,
             self.evaluations,
         )
+
+
+def _signs(gains: Array) -> Array:
+    """-1, 0 or 1; what is nothing beside the largest of its row is a rounding error."""
+    xp = array_module(gains)
+    size = abs(gains)
+    return xp.where(size > 1e-9 * size.max(axis=1, keepdims=True), xp.sign(gains), 0.0)  # type: ignore[no-any-return]
 
 
 @dataclass
