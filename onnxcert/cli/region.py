@@ -84,6 +84,7 @@ def _add_options(parser: arguments.Parser) -> None:
         help="for each input, to enlarge its box against the complete verifier",
     )
     add("--out", metavar="DIR", help="write every box, its instance and its certificate here")
+    add("--plot", metavar="FILE", help="draw the widths (needs the extra plot)")
     add("--timeout", type=arguments.seconds, metavar="S", help="seconds for all (default: none)")
     add("--device", type=arguments.device, default="auto", metavar="DEVICE", help="as for verify")
     add("--seed", type=arguments.natural, default=0, metavar="N", help="as for verify")
@@ -120,13 +121,15 @@ class _Search:
         values = _read_array(options.input)
         if options.out is not None:
             _make_folder(options.out)
+        if options.plot is not None:
+            _check_plot(options.plot)
         before = self.clock.seconds
         keywords = _keywords(options)  # reads files: complain before the model is read
         from onnxcert.frontend.onnx import load_model
         from onnxcert.region.api import largest_regions
 
-        size = load_model(options.model).graph.input_size
-        points, numbers = _points(values, size, options)
+        model = load_model(options.model)
+        points, numbers = _points(values, model.graph.input_size, options)
 
         def show(progress: Progress) -> None:
             seconds = before + progress.seconds
@@ -156,10 +159,15 @@ class _Search:
             if not region.found:
                 self.console.note(f"input {number}: {region.status.value}")
         self._write()
+        boxes = {n: region.widths for n, region in self.regions.items() if region.found}
+        if options.plot is not None and boxes:
+            from onnxcert.region.plot import draw
+
+            draw(options.plot, boxes, model.inputs[0].shape)
         return code
 
     def _write(self) -> None:
-        """The record; pictures belong to it."""
+        """The record of all boxes."""
         if self.options.out is not None:
             from onnxcert.files import write_file
             from onnxcert.report import regions_record, to_json
@@ -245,6 +253,19 @@ def _make_folder(path: str) -> None:
     from onnxcert.files import check_writable
 
     check_writable(os.path.join(path, "regions.json"))
+
+
+def _check_plot(path: str) -> None:
+    """Find out now, not after the search, that there will be no picture."""
+    from importlib.util import find_spec
+
+    from onnxcert.files import check_writable
+
+    if find_spec("matplotlib") is None:
+        raise UsageError(
+            "pictures need matplotlib", help="install onnxcert[plot], or leave --plot out"
+        )
+    check_writable(path)
 
 
 def _write_region(folder: Path, region: Region) -> None:

@@ -1,0 +1,167 @@
+"""`onnxcert region`."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onnxcert.region.plot import draw, image_shape
+from tests.cli.conftest import Call, Files
+from tests.region.models import DIGITS, digit
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """The digit, one that is not finite, and a brighter one that leaves the domain."""
+    path = tmp_path / "images.npy"
+    first = digit()
+    np.save(path, np.stack([first, np.full(64, np.nan), first + 2.0]).reshape(3, 8, 8))
+    return path
+
+
+def test_boxes_and_their_files(call: Call, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    ended = call("region", DIGITS, "--input", images, "--all", "--domain", "0", "1", "--out", out)
+    assert ended.code == 0
+    lines = ended.out.splitlines()
+    assert lines[0].split()[:3] == ["input", "label", "status"]
+    assert [line.split()[1 if k else 2] for k, line in enumerate(lines[1:])] == [
+        "certified",
+        "not-finite",
+        "outside",
+    ]
+    assert "input 1: the input holds NaN or infinity" in ended.err
+    folder = out / "0"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "region.onnxcert",
+        "region.vnnlib",
+        "widths.npy",
+    ]
+    assert not (out / "1").exists()
+    widths = np.load(folder / "widths.npy")
+    assert widths.shape == (2, 64)
+    record = json.loads((out / "regions.json").read_text())
+    entries = record["regions"]
+    assert [entry["status"] for entry in entries] == ["certified", "not-finite", "outside"]
+    np.testing.assert_array_equal(np.array(entries[0]["upper"]) - digit(), widths[1])
+    assert entries[0]["gain"] > 1.3
+    answer = call(DIGITS, folder / "region.vnnlib")
+    assert (answer.code, answer.out) == (0, "unsat\n")
+    checked = call(
+        "check", folder / "region.onnxcert", "--model", DIGITS, "--spec", folder / "region.vnnlib"
+    )
+    assert (checked.code, checked.out) == (0, "VERIFIED UNSAT (real)\n")
+    alike = call("region", "--similarity", out)
+    assert alike.code == 0
+    assert alike.out.splitlines()[-1] == "mean over all pairs: 1.000000"
+
+
+def test_one_of_several_inputs(call: Call, images: Path) -> None:
+    ended = call("region", DIGITS, "--input", images, "--index", "2,1", "-q")
+    assert ended.code == 0
+    first, second = (line.split() for line in ended.out.splitlines()[1:])
+    assert first == ["1", "not-finite"]
+    assert (second[0], second[2]) == ("2", "certified")
+
+
+def test_label_of_another_class(call: Call, images: Path) -> None:
+    ended = call("region", DIGITS, "--input", images, "--label", "99")
+    assert ended.code == 0
+    assert "no-such-label" in ended.out
+    ended = call("region", DIGITS, "--input", images, "--label", "0")
+    assert "misclassified" in ended.out
+
+
+def test_files_of_options(call: Call, images: Path, tmp_path: Path) -> None:
+    domain, frozen, weights = (tmp_path / name for name in ("d.npy", "f.npy", "w.npy"))
+    np.save(domain, np.stack([np.zeros(64), np.ones(64)]))
+    np.save(frozen, np.arange(64) < 60)
+    np.save(weights, np.ones(64))
+    out = tmp_path / "out"
+    words = ["--domain", domain, "--freeze", frozen, "--weights", weights, "--out", out]
+    ended = call("region", DIGITS, "--input", images, *words)
+    assert ended.code == 0
+    widths = np.load(out / "0" / "widths.npy")
+    assert (widths[:, :60] == 0).all()
+    assert (widths[:, 60:].sum(axis=0) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ([], 2, "a model and --input are needed"),
+        (["MODEL"], 2, "a model and --input are needed"),
+        (["MODEL", "--input", "MISSING"], 3, "cannot be read"),
+        (["MODEL", "--input", "MODEL"], 3, "no array in NumPy's format"),
+        (["MODEL", "--input", "IMAGES", "--index", "7"], 2, "no input 7 among 3"),
+        (["MODEL", "--input", "IMAGES", "--index", "a"], 2, "not a whole number"),
+        (["MODEL", "--input", "IMAGES", "--index", "0", "--all"], 2, "not allowed with"),
+        (["MODEL", "--input", "IMAGES", "--domain", "0", "x"], 2, "two numbers or one file"),
+        (["MODEL", "--input", "IMAGES", "--domain", "0", "1", "2"], 2, "two numbers or one file"),
+        (["MODEL", "--input", "IMAGES", "--domain", "1", "0"], 2, "empty"),
+        (["MODEL", "--input", "IMAGES", "--margin", "-1"], 2, "positive"),
+        (["MODEL", "--input", "IMAGES", "--symmetric", "--grow", "1"], 2, "free widths grow"),
+        (["MODEL", "--input", "IMAGES", "--freeze", "IMAGES"], 2, "192 numbers for 64 inputs"),
+        (["MODEL", "--input", "IMAGES", "--out", "MODEL"], 2, "cannot be made"),
+        (["IMAGES", "--input", "IMAGES"], 3, ""),
+        (["--similarity", "EMPTY"], 3, "no boxes in the folder"),
+    ],
+)
+def test_calls_that_fail(
+    call: Call, images: Path, tmp_path: Path, words: list[str], code: int, message: str
+) -> None:
+    places = {
+        "MODEL": str(DIGITS),
+        "IMAGES": str(images),
+        "MISSING": str(tmp_path / "missing.npy"),
+        "EMPTY": str(tmp_path),
+    }
+    ended = call("region", *(places.get(word, word) for word in words))
+    assert ended.code == code
+    assert ended.out == ""
+    assert ended.err.startswith("error: ")
+    assert message in ended.err
+
+
+def test_pickles_are_refused(call: Call, tmp_path: Path) -> None:
+    path = tmp_path / "pickled.npy"
+    np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    ended = call("region", DIGITS, "--input", path)
+    assert (ended.code, ended.out) == (3, "")
+
+
+def test_condition_of_a_file(call: Call, files: Files, tmp_path: Path) -> None:
+    path = tmp_path / "x.npy"
+    np.save(path, np.array([0.25, 0.25]))
+    ended = call("region", files.model, "--input", path, "--spec", files.unsat)
+    assert ended.code == 0
+    assert "certified" in ended.out
+    ended = call("region", files.model, "--input", path, "--spec", files.unsat, "--label", "0")
+    assert ended.code == 2
+
+
+def test_which_inputs_are_images() -> None:
+    assert image_shape((1, 3, 32, 32), 3072) == (3, 32, 32)
+    assert image_shape((1, 784), 784) == (1, 28, 28)
+    assert image_shape((28, 28), 784) == (1, 28, 28)
+    assert image_shape((1, 5), 5) is None
+    assert image_shape((1, 4), 4) is None
+
+
+@pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="no matplotlib")
+@pytest.mark.parametrize("size", [64, 3])
+def test_pictures(size: int, tmp_path: Path) -> None:
+    path = tmp_path / "widths.png"
+    draw(path, {k: np.full((2, size), 0.1 + k) for k in range(3)}, (1, size))
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("matplotlib") is not None, reason="matplotlib is here")
+def test_pictures_need_the_extra(call: Call, images: Path, tmp_path: Path) -> None:
+    ended = call("region", DIGITS, "--input", images, "--plot", tmp_path / "widths.png")
+    assert (ended.code, ended.out) == (2, "")
+    assert "onnxcert[plot]" in ended.err
