@@ -378,8 +378,8 @@ class _Gains:
         xp = array_module(self.weights)
         coefficients = self.pulled.coefficients
         negative = xp.minimum(coefficients, 0.0)
-        self.upper = xp.einsum("br,brn->bn", self.weights, negative)
-        self.lower = xp.einsum("br,brn->bn", self.weights, coefficients) - self.upper
+        self.upper = self._sum(negative)
+        self.lower = self._sum(coefficients) - self.upper
         values = {graph.input: xp.where(coefficients < 0, box.upper[:, None], box.lower[:, None])}
         shape = self.weights.shape
         needed = _ancestors(graph, self.pulled.activations)
@@ -392,16 +392,18 @@ class _Gains:
             flat = [values[name].reshape(shape[0] * shape[1], -1) for name in node.inputs]
             values[node.name] = node.op.forward(flat).reshape(*shape, -1)
 
+    def _sum(self, rows: Array) -> Array:
+        """Weighted sums of rows (B, R, n) -> (B, n)."""
+        return (self.weights[:, None] @ rows)[:, 0]
+
     def _through(self, node: Node, z: Array) -> Array:
         """Note what the lines of a node are worth; the values behind it."""
         curve = self.relaxation.curves[node.name]
         rows = self.pulled.activations[node.name]
         xp = array_module(rows)
-        weights, below = self.weights, xp.minimum(rows, 0.0)
-        upper_slope = xp.einsum("br,brn,brn->bn", weights, below, z)
-        upper_offset = xp.einsum("br,brn->bn", weights, below)
-        slope = xp.einsum("br,brn,brn->bn", weights, rows, z)
-        offset = xp.einsum("br,brn->bn", weights, rows)
+        below = xp.minimum(rows, 0.0)
+        upper_slope, upper_offset = self._sum(below * z), self._sum(below)
+        slope, offset = self._sum(rows * z), self._sum(rows)
         self.lines[node.name] = Lines(
             slope - upper_slope, offset - upper_offset, upper_slope, upper_offset
         )

@@ -384,8 +384,8 @@ class _Run:
     ) -> Iterator[tuple[Region, FloatArray, FloatArray]]:
         """Regions with what the search says of them, and faces that are not proved yet."""
         box = task.box(found.widths)
-        names = ("uniform", "uniform_log_volume", "margin")
-        uniform, level, margin = (to_host(getattr(found, name)) for name in names)
+        names = ("uniform", "uniform_log_volume", "margin", "rounds")
+        uniform, level, margin, rounds = (to_host(getattr(found, name)) for name in names)
         free, lower, upper = (to_host(array) for array in (task.free, box.lower, box.upper))
         for k, region in enumerate(regions):
             filled = replace(
@@ -395,7 +395,7 @@ class _Run:
                 uniform_width=math.exp(float(level[k]) / max(int(free[k].sum()), 1)),
                 margin=float(margin[k]),
                 seconds={"search": seconds},
-                rounds=found.rounds,
+                rounds=int(rounds[k]),
             )
             yield filled, lower[k], upper[k]
 

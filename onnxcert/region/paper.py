@@ -167,4 +167,5 @@ class _Logits:
         volume = self.task.log_volume(widths)
         unknown = xp.full(len(eps), xp.nan)
         margin = self.margins(eps, trace=False)[0].min(axis=1)
-        return Found(widths, volume, unknown, unknown, margin, steps, evaluations)
+        counts = (xp.full(len(eps), number) for number in (steps, evaluations))
+        return Found(widths, volume, unknown, unknown, margin, *counts)

@@ -23,7 +23,8 @@ certified: default lines jump with the box, so nothing is concluded between two 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -53,8 +54,8 @@ _SLOPE_RATE, _SLOPE_DECAY = 0.2, 0.85
 _PATIENCE, _STALE = 8, 4
 """Rounds after which slopes are moved anyway, and without progress after which it is over."""
 
-_SCALINGS = 5
-"""Evaluations of one search for a scale."""
+_FIRST_SCALINGS, _LAST_SCALINGS, _MOST_SCALINGS = 3, 4, 20
+"""Evaluations of a search for a scale: of uniform boxes, of the last box, and while none holds."""
 
 _SCALE_GAP = 1e-3
 
@@ -107,12 +108,19 @@ class Solver:
         """
         run = _Run(self, task, expired)
         run.start()
+        parts: list[_Run] = []
         for number in range(self.rounds):
             report(number, run.best.volume)
             if expired() or run.round(number):
                 break
-        run.finish()
-        return run.found(number + 1)
+            if not self.shared and 2 * int(run.done.sum()) >= run.groups:
+                # The others go on without them; smaller parts would cost more than they save.
+                parts.append(run.take(run.done))
+                run = run.take(~run.done)
+        parts.append(run)
+        for part in parts:
+            part.finish()
+        return _join(parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,8 +133,8 @@ class Found:
         uniform: radius of the largest box with equal widths that was found, (B,).
         uniform_log_volume: of that box, (B,).
         margin: (B,) the smallest certified bound over the best box.
-        rounds: of the method.
-        evaluations: of all bounds.
+        rounds: of the method, (B,).
+        evaluations: of the bounds of each point, (B,).
     """
 
     widths: Widths
@@ -134,8 +142,8 @@ class Found:
     uniform: Array
     uniform_log_volume: Array
     margin: Array
-    rounds: int
-    evaluations: int
+    rounds: Array
+    evaluations: Array
 
 
 @dataclass
@@ -154,6 +162,10 @@ class _Best:
         self.volume = xp.where(better, volume, self.volume)
         self.margin = xp.where(better, worst, self.margin)
 
+    def take(self, index: Array) -> _Best:
+        """Those of some points."""
+        return _Best(self.widths.take(index), self.volume[index], self.margin[index])
+
 
 class _Run:
     """One call of the solver.
@@ -165,7 +177,9 @@ class _Run:
         xp = array_module(task.points)
         self.solver, self.task, self.expired = solver, task, expired
         self.groups = 1 if solver.shared else len(task)
-        self.evaluations = 0
+        self.slots = xp.arange(len(task))
+        self.rounds = xp.zeros(len(task), dtype=int)
+        self.evaluations = xp.zeros(len(task), dtype=int)
         self.positions: dict[str, dict[str, Array]] = {}
         self.multipliers: Array | None = None
         self.settled = xp.full(self.groups, -1)
@@ -185,6 +199,21 @@ class _Run:
         self.level = _Best(Widths(zero, zero), nowhere, nowhere)
         self.radius = xp.zeros(self.groups)
 
+    def take(self, chosen: Array) -> _Run:
+        """The run of some points (B,), as it stands; each has its own widths."""
+        part = copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Task | Widths | _Best):
+                setattr(part, name, value.take(chosen))
+            elif hasattr(value, "ndim"):
+                setattr(part, name, value[chosen])
+        part.groups = len(part.task)
+        part.positions = {
+            start: {name: _members(values, chosen) for name, values in nodes.items()}
+            for start, nodes in self.positions.items()
+        }
+        return part
+
     def group(self, values: Array) -> Array:
         """The smallest of values (B,) in each group, (G,)."""
         return values if self.groups == len(self.task) else values.min(keepdims=True)
@@ -202,7 +231,7 @@ class _Run:
 
     def evaluate(self, widths: Widths, *, trace: bool = False) -> Margins:
         """Bounds over boxes of the points; remembers the best ones."""
-        self.evaluations += 1
+        self.evaluations = self.evaluations + 1
         margins = self.task.evaluate(widths, self.positions, trace=trace)
         allowed = ~array_module(widths.lower).broadcast_to(self.done, len(self.task))
         worst = array_module(widths.lower).broadcast_to(self.group(margins.worst), len(self.task))
@@ -220,7 +249,7 @@ class _Run:
         free = self.task.free
         steepness = ((abs(slope.lower) + abs(slope.upper)) * free).sum(axis=1)
         guess = self.center / xp.maximum(steepness, 1e-290)
-        self.level_out(0.5 * self.group(guess))
+        self.level_out(0.5 * self.group(guess), _FIRST_SCALINGS)
         reach = UNBOUNDED * xp.broadcast_to(self.radius, len(self.task))[:, None]
         points, domain = self.task.points, self.task.domain
         lower = xp.where(xp.isinf(domain.lower), points - reach, domain.lower)
@@ -231,16 +260,16 @@ class _Run:
         self.caps = Widths(highest.lower[None], highest.upper[None]) if self.groups == 1 else caps
         self.widths = self.unit.scaled(self.radius).capped(self.caps)
 
-    def level_out(self, guess: Array) -> None:
+    def level_out(self, guess: Array, most: int) -> None:
         """Search the best uniform box."""
-        radius = self.scale(self.unit, guess)
+        radius = self.scale(self.unit, guess, most)
         xp = array_module(radius)
         self.radius = xp.maximum(self.radius, radius)
         widths = self.actual(self.unit.scaled(self.radius))
         volume = self._sum(self.task.log_volume(widths))
         self.level.offer(widths, volume, xp.ones_like(volume), xp.ones_like(self.best.volume) > 0)
 
-    def scale(self, shape: Widths, factor: Array) -> Array:
+    def scale(self, shape: Widths, factor: Array, most: int) -> Array:
         """The largest factor (G,) at which the shape was certified; zero for none.
 
         Regula falsi between the largest certified and the smallest failed factor, kept away from
@@ -250,14 +279,15 @@ class _Run:
         start = self.group(self.center)
         low, at_low = xp.zeros_like(factor), start
         high, at_high = xp.full_like(factor, xp.inf), -start
-        for _ in range(_SCALINGS):
+        for number in range(_MOST_SCALINGS):
             worst = self.group(self.evaluate(self.actual(shape.scaled(factor))).worst)
             good = worst > 0
             low, at_low = xp.where(good, factor, low), xp.where(good, worst, at_low)
             high, at_high = xp.where(good, high, factor), xp.where(good, at_high, worst)
             gap = xp.where(xp.isinf(high), xp.inf, high - low)
             close = gap <= _SCALE_GAP * low
-            if bool(close.all()) or self.expired():
+            enough = number + 1 >= most and bool((low > 0).all())
+            if bool(close.all()) or enough or self.expired():
                 break
             inner = low + gap * xp.clip(at_low / (at_low - xp.maximum(at_high, -1e300)), 0.02, 0.98)
             outer = low * xp.clip(start / xp.maximum(start - at_low, 1e-9 * start), 1.05, 4.0)
@@ -267,6 +297,7 @@ class _Run:
 
     def round(self, number: int) -> bool:
         """One evaluation and one step; whether it is over."""
+        self.rounds = self.rounds + 1
         actual = self.actual(self.widths)
         margins = self.evaluate(actual, trace=True)
         worst = self.group(margins.worst)
@@ -377,13 +408,13 @@ class _Run:
         """Scale the last box, and the uniform one with the slopes that were found."""
         self.done[:] = False
         xp = array_module(self.task.points)
-        self.scale(self.widths, xp.ones(self.groups))
+        self.scale(self.widths, xp.ones(self.groups), _LAST_SCALINGS)
         if self.groups == len(self.task) and self.task.points.shape[1] <= STRETCHED:
             self._stretch()
         if self.positions and not self.expired():
             kept = self.best
             self.best = replace(kept)
-            self.level_out(1.01 * self.radius)
+            self.level_out(1.01 * self.radius, _FIRST_SCALINGS)
             self.best = kept
 
     def _stretch(self) -> None:
@@ -401,21 +432,32 @@ class _Run:
                     sides[upper][:, column] += share * xp.maximum(best.total[:, column], 1e-9)
                     self.evaluate(self.actual(Widths(*sides)))
 
-    def found(self, rounds: int) -> Found:
-        """What was found."""
-        xp = array_module(self.task.points)
-        uniform = xp.broadcast_to(self.radius, len(self.task))
-        level = self.level.widths
-        widths = level.where(self.level.volume > self.best.volume, self.best.widths)
-        return Found(
-            widths,
-            self.task.log_volume(widths),
-            uniform,
-            self.task.log_volume(level),
-            self.best.margin,
-            rounds,
-            self.evaluations,
-        )
+
+def _members(values: Array, chosen: Array) -> Array:
+    """Rows (B x m, n) of some of B points."""
+    return values.reshape(len(chosen), -1, values.shape[1])[chosen].reshape(-1, values.shape[1])
+
+
+def _join(parts: Sequence[_Run]) -> Found:
+    """What runs of different points have found, in the order of the points."""
+    xp = array_module(parts[0].slots)
+    order = xp.argsort(xp.concatenate([part.slots for part in parts]))
+
+    def joined(pick: Callable[[_Run], Array]) -> Array:
+        return xp.concatenate([pick(part) for part in parts])[order]  # type: ignore[no-any-return]
+
+    def widths(part: _Run) -> Widths:
+        return part.level.widths.where(part.level.volume > part.best.volume, part.best.widths)
+
+    return Found(
+        Widths(joined(lambda part: widths(part).lower), joined(lambda part: widths(part).upper)),
+        joined(lambda part: part.task.log_volume(widths(part))),
+        joined(lambda part: xp.broadcast_to(part.radius, len(part.task))),
+        joined(lambda part: part.task.log_volume(part.level.widths)),
+        joined(lambda part: part.best.margin),
+        joined(lambda part: part.rounds),
+        joined(lambda part: part.evaluations),
+    )
 
 
 def _signs(gains: Array) -> Array:
