@@ -1,4 +1,4 @@
-"""Make the small model and the two specifications that README and the tests use.
+"""Make the small model, the image and the two specifications that README and the tests use.
 
 A 64-32-32-10 relu network on the 8 x 8 digits of scikit-learn (extra ``dev``), trained with a fixed
 seed. ``digits_robust.vnnlib`` asks for a change of the prediction in a ball so small that there is
@@ -66,7 +66,7 @@ def build(layers: list[tuple[NDArray[np.float32], NDArray[np.float32]]]) -> onnx
 
 
 def main() -> None:
-    """Train, write the three files, and check that they mean what their names say."""
+    """Train, write the four files, and check that they mean what their names say."""
     digits = load_digits()
     images, labels = digits.data / 16.0, digits.target
     order = np.random.default_rng(0).permutation(len(images))
@@ -75,6 +75,7 @@ def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     onnx.save(model, FOLDER / "digits.onnx")
     image, label = images[test[IMAGE]], int(labels[test[IMAGE]])
+    np.save(FOLDER / "digit.npy", image.reshape(8, 8).astype(np.float32))  # sixteenths: exact
     for word, name, radius in (
         ("unsat", "robust", ROBUST_RADIUS),
         ("sat", "broken", BROKEN_RADIUS),

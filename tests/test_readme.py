@@ -86,7 +86,7 @@ def test_test_command_is_the_one_of_ci(readme: str, repository: Path) -> None:
 
 
 def test_python_examples(readme: str, repository: Path, tmp_path: Path) -> None:
-    checking, verifying = blocks(readme, "python")
+    checking, boxing, verifying = blocks(readme, "python")
     (tmp_path / "benchmarks").symlink_to(repository / "benchmarks")
     done = python(["-W", "error", "-c", verifying], repository, tmp_path)
     assert done.stdout.startswith("holds; smallest margin proved: ")
@@ -94,11 +94,25 @@ def test_python_examples(readme: str, repository: Path, tmp_path: Path) -> None:
     answer, line = done.stdout.splitlines()
     assert re.fullmatch(r"unsat real [1-9]\d* [1-9]\d*", answer)
     assert line.startswith("VERIFIED UNSAT (real)")
+    done = python(["-W", "error", "-c", boxing], repository, tmp_path)
+    assert done.stdout == "certified 2 (64,) True\n"
 
 
 def test_certificate_commands(readme: str, repository: Path, tmp_path: Path) -> None:
     enter, verify, check = blocks(readme, "console")[2].splitlines()
     folder = shutil.copytree(repository / enter.removeprefix("cd "), tmp_path / "models")
+    assert run(verify, repository, folder).stdout == "unsat\n"
+    assert run(check, repository, folder).stdout == "VERIFIED UNSAT (real)\n"
+
+
+def test_region_commands(readme: str, repository: Path, tmp_path: Path) -> None:
+    enter, search, verify, check = blocks(readme, "console")[3].splitlines()
+    folder = shutil.copytree(repository / enter.removeprefix("cd "), tmp_path / "models")
+    lines = run(search, repository, folder).stdout.splitlines()
+    assert [line.split()[:3] for line in lines] == [
+        ["input", "label", "status"],
+        ["0", "2", "certified"],
+    ]
     assert run(verify, repository, folder).stdout == "unsat\n"
     assert run(check, repository, folder).stdout == "VERIFIED UNSAT (real)\n"
 
