@@ -87,6 +87,7 @@ def _region(number: int, region: Region) -> Record:
     record |= {name: plain(getattr(region, name)) for name in names}
     record |= {
         "free": 0 if region.free is None else int(region.free.sum()),
+        "ellipsoid": region.ball,
         "certified_by": region.certified_by,
         "certificate_bytes": len(region.certificate),
         "rounds": region.rounds,

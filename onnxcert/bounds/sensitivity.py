@@ -26,13 +26,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from onnxcert.arrays import Array, array_module
+from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module
 from onnxcert.bounds.backward import Pulled, Relaxation, pull_back, pull_units, unstable_neurons
 from onnxcert.bounds.crown import CHUNK_NUMBERS
 from onnxcert.bounds.execution import enclose
 from onnxcert.bounds.optimised import FreeRelaxation, round_down
 from onnxcert.graph import Graph, Node
-from onnxcert.ops.base import Affine, Elementwise
+from onnxcert.ops.base import TINY, Affine, Elementwise, gamma
 from onnxcert.sets import Box, Lines
 
 _STEP = 2.0**-10
@@ -104,6 +104,7 @@ class LayerBounds:
         positions: those that rows of each layer took.
         free: lines for these bounds; its curves are those of the last layer.
         rule: the lines of every curve.
+        ball: whether the inputs are those of the ellipsoid in the box.
         blocks: pre-activation -> the rows that bound it.
     """
 
@@ -112,6 +113,7 @@ class LayerBounds:
     positions: dict[str, dict[str, Array]]
     free: FreeRelaxation
     rule: LineRule = CROWN
+    ball: bool = False
     blocks: dict[str, list[_Block]] = field(default_factory=dict)
 
 
@@ -154,6 +156,7 @@ def bound_layers(
     *,
     trace: bool = True,
     rule: LineRule = CROWN,
+    ball: bool = False,
 ) -> LayerBounds:
     """Backward bounds of every pre-activation, with slopes that the rows of a layer share.
 
@@ -163,18 +166,20 @@ def bound_layers(
         positions: of free lines; the defaults where nothing is said.
         trace: keep what `differentiate` needs.
         rule: the lines of every curve.
+        ball: bound over the ellipsoid that touches every face of the box instead of the box:
+            ``center + radius * v`` with ``|v| <= 1`` in the Euclidean norm.
 
     Returns:
         Bounds that hold for the real-valued network in spite of rounding.
     """
     free = rule.begin(graph, box)
-    result = LayerBounds(graph, {graph.input: box}, {}, free, rule)
+    result = LayerBounds(graph, {graph.input: box}, {}, free, rule, ball)
     kept = 0
     for node in graph.nodes:
         result.boxes[node.name] = enclose(graph, node, result.boxes, 0.0)
         free.add(node, result.boxes)
         reads_input_only = node.inputs == (graph.input,)
-        if node.name not in graph.pre_activations or reads_input_only:
+        if node.name not in graph.pre_activations or (reads_input_only and not ball):
             continue
         chosen = _choose(free, (positions or {}).get(node.name, {}))
         result.positions[node.name] = chosen
@@ -202,6 +207,8 @@ def bound_forms(
     pulled = pull_back(
         free.relaxation, layers.graph.output, rows.reshape(batch * count, 1, size), keep=True
     )
+    if layers.ball:
+        pulled = _in_ball(pulled, boxes[layers.graph.input])
     lower = round_down(pulled.lower.reshape(batch, count) + offset)
     return FormBounds(layers, lower, chosen, free.relaxation, boxes, pulled)
 
@@ -217,6 +224,21 @@ def differentiate(bounds: FormBounds, weights: Array) -> Derivatives:
     zero = array_module(weights).zeros(bounds.layers.boxes[name].lower.shape)
     lower, upper = run.faces.get(name, (zero, zero))
     return Derivatives(lower, upper, run.positions)
+
+
+def _in_ball(pulled: Pulled, box: Box) -> Pulled:
+    """Rows bounded over the ellipsoid: ``|c| . r`` was charged, and ``|c * r|`` would have done.
+
+    Sums of n products are off by at most gamma_n of the sum of their sizes, which bounds the norm.
+    """
+    xp = array_module(box.lower)
+    center = 0.5 * (box.lower + box.upper)
+    radius = xp.maximum(box.upper - center, center - box.lower)
+    parts = abs(pulled.coefficients) * radius[:, None]
+    total = parts.sum(axis=2)
+    error = 8.0 * gamma(parts.shape[2] + 16, UNIT_ROUNDOFF) * total + TINY
+    lower = pulled.lower + (total - xp.sqrt((parts * parts).sum(axis=2)) - error)
+    return replace(pulled, lower=round_down(xp.nan_to_num(lower, nan=-xp.inf)))
 
 
 def _repeat(box: Box, count: int) -> Box:
@@ -257,6 +279,8 @@ def _refine(layers: LayerBounds, name: str, *, trace: bool, kept: int) -> int:
         for sign, target in ((1.0, lower), (-1.0, upper)):
             room = kept + index.size * before <= _KEPT_NUMBERS
             pulled = pull_units(relaxation, name, index, sign, keep=trace and room)
+            if layers.ball:
+                pulled = _in_ball(pulled, layers.boxes[layers.graph.input])
             old = target[here]
             taken = (pulled.lower > sign * old) & unstable[here]
             target[here] = xp.where(taken, sign * pulled.lower, old)
@@ -291,7 +315,15 @@ class _Reverse:
 
     def forms(self, bounds: FormBounds, weights: Array, count: int) -> None:
         """The forms themselves: one row for each of B x R repeated boxes."""
-        gains = _Gains(self.layers.rule, bounds._relaxation, bounds._boxes, bounds._pulled, weights)
+        layers = self.layers
+        gains = _Gains(
+            layers.rule,
+            bounds._relaxation,
+            bounds._boxes,
+            bounds._pulled,
+            weights,
+            ball=layers.ball,
+        )
         gains.run()
         positions: dict[str, Array] = {}
         for name, (lower, upper) in gains.by_bounds(bounds.positions, positions):
@@ -324,7 +356,8 @@ class _Reverse:
         if not weights.any():
             return
         layers = self.layers
-        gains = _Gains(layers.rule, block.relaxation, layers.boxes, block.rows(start), weights)
+        rows = block.rows(start)
+        gains = _Gains(layers.rule, block.relaxation, layers.boxes, rows, weights, ball=layers.ball)
         gains.run()
         for name, (lower, upper) in gains.by_bounds(self.layers.positions[start], positions):
             self.add(name, lower, upper)
@@ -354,6 +387,7 @@ class _Gains:
         boxes: bounds of every value.
         pulled: the rows, (B, R, n).
         weights: (B, R).
+        ball: whether the inputs are those of an ellipsoid.
     """
 
     def __init__(
@@ -363,8 +397,10 @@ class _Gains:
         boxes: Mapping[str, Box],
         pulled: Pulled,
         weights: Array,
+        *,
+        ball: bool,
     ) -> None:
-        self.rule = rule
+        self.rule, self.ball = rule, ball
         self.relaxation = relaxation
         self.graph = relaxation.graph
         self.boxes = boxes
@@ -377,10 +413,21 @@ class _Gains:
         graph, box = self.graph, self.relaxation.box
         xp = array_module(self.weights)
         coefficients = self.pulled.coefficients
-        negative = xp.minimum(coefficients, 0.0)
-        self.upper = self._sum(negative)
-        self.lower = self._sum(coefficients) - self.upper
-        values = {graph.input: xp.where(coefficients < 0, box.upper[:, None], box.lower[:, None])}
+        if self.ball:
+            center, radius = 0.5 * (box.lower + box.upper), 0.5 * (box.upper - box.lower)
+            parts = coefficients * radius[:, None]
+            norm = xp.sqrt((parts * parts).sum(axis=2, keepdims=True))
+            away = parts / xp.maximum(norm, 1e-290)
+            values = {graph.input: center[:, None] - radius[:, None] * away}
+            # Both faces move together: the centre is where it is.
+            self.lower = 0.5 * self._sum(coefficients * away)
+            self.upper = -self.lower
+        else:
+            negative = xp.minimum(coefficients, 0.0)
+            self.upper = self._sum(negative)
+            self.lower = self._sum(coefficients) - self.upper
+            faces = xp.where(coefficients < 0, box.upper[:, None], box.lower[:, None])
+            values = {graph.input: faces}
         shape = self.weights.shape
         needed = _ancestors(graph, self.pulled.activations)
         for node in graph.nodes:

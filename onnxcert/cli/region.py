@@ -67,6 +67,12 @@ def _add_options(parser: arguments.Parser) -> None:
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument("--symmetric", action="store_true", help="as wide below as above")
     shape.add_argument("--uniform", action="store_true", help="one width for all")
+    add(
+        "--norm",
+        choices=("inf", "2"),
+        default="inf",
+        help="2: ellipsoids instead of boxes, without domain and certificate",
+    )
     add("--shared", action="store_true", help="one vector of (symmetric) widths for all inputs")
     add("--freeze", metavar="FILE", help=".npy file: not zero where a value must not move")
     add("--weights", metavar="FILE", help=".npy file: positive weights in the log-volume")
@@ -187,6 +193,7 @@ def _keywords(options: argparse.Namespace) -> dict[str, Any]:
         "spec": options.spec,
         "domain": _domain(options.domain),
         "shape": "uniform" if options.uniform else shape,
+        "norm": options.norm,
         "shared": options.shared,
         "freeze": None if options.freeze is None else _read_array(options.freeze),
         "weights": None if options.weights is None else _read_array(options.weights),
@@ -279,7 +286,8 @@ def _write_region(folder: Path, region: Region) -> None:
     from onnxcert.files import write_file
 
     _make_folder(os.fspath(folder))
-    write_file(folder / "region.vnnlib", region.to_vnnlib())
+    if not region.ball:
+        write_file(folder / "region.vnnlib", region.to_vnnlib())
     if region.certificate:
         write_file(folder / "region.onnxcert", region.certificate)
     buffer = io.BytesIO()

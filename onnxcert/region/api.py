@@ -77,7 +77,9 @@ class Region:
         status: ``CERTIFIED`` or ``BOUNDED`` where there is a box.
         point: (n,), as given, flat.
         label: the class that is kept; None for conditions from a file.
-        lower, upper: (n,) faces of the box; None without one.
+        lower, upper: (n,) faces of the box; None without one. Of an ellipsoid, those of the box
+            that it touches: all ``point + a * v`` with a half their distance and ``|v| <= 1``.
+        ball: whether it is an ellipsoid.
         free: (n,) inputs that might move: neither fixed nor held by the domain.
         uniform: radius of the largest uniform box that was found on the way.
         uniform_width: geometric mean width of that box, cut at the domain.
@@ -95,6 +97,7 @@ class Region:
     label: int | None = None
     lower: FloatArray | None = None
     upper: FloatArray | None = None
+    ball: bool = False
     free: np.ndarray | None = None
     uniform: float = math.nan
     uniform_width: float = math.nan
@@ -125,7 +128,10 @@ class Region:
 
     @property
     def log_volume(self) -> float:
-        """The sum of the logarithms of all widths that are free; NaN without a box."""
+        """The sum of the logarithms of all widths that are free; NaN without a box.
+
+        The volume of an ellipsoid is that of the box that it touches times a constant.
+        """
         if self.lower is None or self.upper is None or self.free is None:
             return math.nan
         with np.errstate(divide="ignore"):
@@ -146,8 +152,10 @@ class Region:
         """The box and the negated condition as a VNN-LIB file, whose answer is ``unsat``.
 
         Raises:
-            UsageError: there is no box.
+            UsageError: there is no box, or it is an ellipsoid.
         """
+        if self.ball and self.found:
+            raise UsageError("an ellipsoid cannot be written in VNN-LIB's linear conditions")
         if self.statement is None:
             raise UsageError(f"there is no box: {self.status.value}")
         return self.statement.text
@@ -162,6 +170,7 @@ class Options:
     spec: str | os.PathLike[str] | None = None
     domain: tuple[ArrayLike, ArrayLike] | None = None
     shape: Shape = "free"
+    norm: Literal["inf", "2"] = "inf"
     shared: bool = False
     freeze: ArrayLike | None = None
     weights: ArrayLike | None = None
@@ -210,6 +219,9 @@ def largest_regions(
               whose box is the domain unless one is given.
             * ``domain``: smallest and largest value of every input, numbers or arrays.
             * ``shape``: ``free``, ``symmetric`` or ``uniform``.
+            * ``norm``: ``2`` for ellipsoids with axes along the inputs, of all inputs without a
+              domain; bounds certify them with all rounding charged (``BOUNDED``), but neither
+              VNN-LIB nor certificates can speak of them.
             * ``shared``: one vector of widths for all points.
             * ``freeze``: (n,) inputs that do not move.
             * ``weights``: (n,) positive, of each input in the log-volume.
@@ -416,7 +428,11 @@ class _Run:
             shape=self.options.shape,
             shared=self.options.shared,
         )
-        task = replace(task, cuts=_CUTS.get(size, 1))
+        if self.options.norm == "2":
+            if solver.shape == "free":
+                solver = replace(solver, shape="symmetric")
+        else:
+            task = replace(task, cuts=_CUTS.get(size, 1))
         return solver.solve(task, expired=self.deadline.expired, report=show)
 
     def _task(self, regions: list[Region], conditions: list[Condition]) -> Task:
@@ -426,7 +442,8 @@ class _Run:
         arrays = (to_device(a, self.device) for a in (points, lower, upper, rows, offset))
         points, lower, upper, rows, offset = arrays
         weights = to_device(self.weights, self.device)
-        return Task(self.graph, points, Box(lower, upper), weights, rows, offset)
+        ball = self.options.norm == "2"
+        return Task(self.graph, points, Box(lower, upper), weights, rows, offset, ball=ball)
 
     def _reach(self, regions: list[Region]) -> tuple[FloatArray, FloatArray]:
         """The domain, (B, n), which is the point itself where an input is frozen."""
@@ -439,6 +456,10 @@ class _Run:
         self, region: Region, first: FloatArray, last: FloatArray, condition: Condition
     ) -> Region:
         """Round the faces inward and have the verifier prove the box; smaller ones if it fails."""
+        if self.options.norm == "2":
+            lower, upper = _ellipsoid(region.point, first, last)
+            box = replace(region, status=Status.BOUNDED, certified_by="bounds", ball=True)
+            return replace(box, lower=lower, upper=upper)
         started = time.monotonic()
         point, status = region.point, Status.UNPROVED
         for factor in (1.0, *_SHRINK):
@@ -532,10 +553,19 @@ def _check(options: Options) -> None:
         raise UsageError(f"the margin is a number from 0, not {options.margin}")
     for value, known in (
         (options.shape, ("free", "symmetric", "uniform")),
+        (options.norm, ("inf", "2")),
         (options.method, ("lagrangian", "paper")),
     ):
         if value not in known:
             raise UsageError(f"there is no {value!r}", help=f"one of {', '.join(known)}")
+    if options.norm == "2" and (
+        options.domain is not None
+        or options.spec is not None
+        or options.shared
+        or options.grow
+        or options.method == "paper"
+    ):
+        raise UsageError("ellipsoids have no domain, and do not grow or share their axes")
     if options.shared and options.shape == "free":
         raise UsageError("widths for all points are symmetric or uniform")
     if options.grow and (options.shared or options.shape != "free" or not options.certified):
@@ -576,6 +606,23 @@ def _vector(values: ArrayLike | None, size: int, name: str, default: float) -> F
     if vector.size not in (1, size):
         raise UsageError(f"{name}: {vector.size} numbers for {size} inputs")
     return np.broadcast_to(vector, size)
+
+
+def _ellipsoid(
+    point: FloatArray, lower: FloatArray, upper: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """The ellipsoid round the point inside the one whose centre is that of the box.
+
+    The bounds were those of the latter; rounding has moved its centre by a few units.
+    """
+    center = 0.5 * (lower + upper)
+    radius = np.minimum(upper - center, center - lower)
+    moving = radius > 0
+    shift = np.where(moving, (point - center) / np.where(moving, radius, 1.0), 0.0)
+    unit = 2.0**-50 * abs(point) / np.where(moving, radius, np.inf)
+    share = 1.0 - 1e-9 - 2.0 * float(np.linalg.norm(abs(shift) + unit))
+    axes = np.maximum(share, 0.0) * radius
+    return point - axes, point + axes
 
 
 def _labels(label: int | Sequence[int] | None, count: int) -> list[int | None]:

@@ -16,7 +16,7 @@ from onnxcert.frontend.onnx import Model
 from onnxcert.frontend.write import format_vnnlib
 from onnxcert.region.condition import Condition
 from onnxcert.settings import Settings
-from onnxcert.verdict import Counterexample, Progress, Result, Sat, Unsat
+from onnxcert.verdict import Counterexample, Progress, Reason, Result, Sat, Unknown, Unsat
 from onnxcert.verifier import verify
 
 if TYPE_CHECKING:
@@ -65,7 +65,11 @@ class Statement:
         certified: bool = True,
         progress: Callable[[Progress], None] | None = None,
     ) -> Answer:
-        """Write the file, have it answered, and take the certificate that the checker accepted."""
+        """Write the file, have it answered, and take the certificate that the checker accepted.
+
+        Raises:
+            KeyboardInterrupt: that is how the verifier was interrupted.
+        """
         with tempfile.TemporaryDirectory(prefix="onnxcert-") as folder:
             spec, proof = Path(folder) / "region.vnnlib", Path(folder) / "region.onnxcert"
             spec.write_text(self.text, encoding="utf-8")
@@ -80,6 +84,8 @@ class Statement:
                 certificate=proof if certified else None,
                 certified=certified,
             )
+            if result.verdict == Unknown(Reason.INTERRUPTED):
+                raise KeyboardInterrupt
             data = proof.read_bytes() if certified and proof.exists() else b""
         return Answer(result, data if isinstance(result.verdict, Unsat) else b"")
 

@@ -57,6 +57,9 @@ _PATIENCE, _STALE = 8, 4
 _FIRST_SCALINGS, _LAST_SCALINGS, _MOST_SCALINGS = 3, 4, 20
 """Evaluations of a search for a scale: of uniform boxes, of the last box, and while none holds."""
 
+_NEARBY = 1e-6
+"""Radius, for points of size one, at which ellipsoids are differentiated first."""
+
 _SCALE_GAP = 1e-3
 
 STRETCHED = 8
@@ -244,6 +247,9 @@ class _Run:
         nothing = self.unit.scaled(xp.zeros(self.groups))
         margins = self.evaluate(self.actual(nothing), trace=True)
         self.center = margins.worst
+        if self.task.ball:  # the norm of a form has no derivative at the point itself
+            size = _NEARBY * (1.0 + abs(self.task.points).max())
+            margins = self.task.evaluate(self.unit.scaled(size * xp.ones(self.groups)), trace=True)
         near = xp.exp(-10.0 * (margins.cases / self.center[:, None] - 1.0))
         slope = margins.differentiate(near / near.sum(axis=1, keepdims=True))
         free = self.task.free

@@ -70,6 +70,7 @@ class Task:
         rows: (B, K, R, m) forms over the output.
         offset: (B, K, R); -inf for padding.
         rule: the lines of every curve.
+        ball: ellipsoids in the boxes instead of the boxes; widths are twice the semi-axes.
         cuts: how many parts every side of a box is cut into before it is bounded.
     """
 
@@ -80,6 +81,7 @@ class Task:
     rows: Array
     offset: Array
     rule: LineRule = CROWN
+    ball: bool = False
     cuts: int = 1
 
     def __len__(self) -> int:
@@ -140,7 +142,9 @@ class Task:
     ) -> Margins:
         """Certified lower bounds of every case over the boxes, cell by cell."""
         cells = Cells.of(self.box(widths), self.cuts)
-        layers = bound_layers(self.graph, cells.box, positions, trace=trace, rule=self.rule)
+        layers = bound_layers(
+            self.graph, cells.box, positions, trace=trace, rule=self.rule, ball=self.ball
+        )
         xp = array_module(self.rows)
         batch, cases, forms, size = self.rows.shape
         rows, offset = (xp.repeat(array, cells.count, axis=0) for array in (self.rows, self.offset))

@@ -195,6 +195,42 @@ def test_bounds_of_any_network_hold_exactly(
             assert lower == -np.inf or Fraction(float(lower)) <= dot(row, values[graph.output])
 
 
+@every_curve
+def test_ellipsoids(curve: str) -> None:
+    """Bounds hold on the ellipsoid, are no looser than on the box, and have derivatives."""
+    setting = Setting(curve, 4)
+
+    def total(box: Box) -> FormBounds:
+        layers = bound_layers(setting.graph, box, setting_positions, ball=True)
+        return bound_forms(layers, setting.rows, setting.offset, setting_positions)
+
+    setting_positions = setting.anywhere()
+    found = total(setting.box)
+    assert (found.lower > setting.bounds(setting.box, setting_positions).lower).all()
+    center = 0.5 * (setting.box.lower + setting.box.upper)
+    radius = 0.5 * (setting.box.upper - setting.box.lower)
+    for _ in range(300):
+        away = setting.rng.normal(size=center.shape)
+        away /= np.linalg.norm(away, axis=1, keepdims=True)
+        outputs = setting.graph.forward(center + radius * away)
+        forms = (setting.rows @ outputs[:, :, None])[:, :, 0] + setting.offset
+        assert (forms >= found.lower - 1e-9).all()
+    slopes = differentiate(found, setting.weights)
+    step = 1e-6
+    expected = np.zeros_like(radius)
+    for column in range(INPUTS):
+        totals = []
+        for sign in (1.0, -1.0):
+            moved = radius.copy()
+            moved[:, column] += sign * step
+            bounds = total(Box(center - moved, center + moved)).lower
+            totals.append((bounds * setting.weights).sum(axis=1))
+        expected[:, column] = (totals[0] - totals[1]) / (2 * step)
+    tolerance = 0.02 if curve in SMOOTH else 1e-4
+    actual = slopes.upper - slopes.lower
+    np.testing.assert_allclose(actual, expected, atol=tolerance * abs(expected).max())
+
+
 def test_intervals_are_differentiated_where_they_are_better(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

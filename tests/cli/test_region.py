@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from onnxcert.region import prove
 from onnxcert.region.plot import draw, image_shape
+from onnxcert.verdict import Reason, Result, Unknown
 from tests.cli.conftest import Call, Files
 from tests.region.models import DIGITS, digit
 
@@ -142,6 +144,38 @@ def test_condition_of_a_file(call: Call, files: Files, tmp_path: Path) -> None:
     assert "certified" in ended.out
     ended = call("region", files.model, "--input", path, "--spec", files.unsat, "--label", "0")
     assert ended.code == 2
+
+
+def test_an_interrupt_keeps_what_was_found(
+    call: Call, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: list[object] = []
+
+    def verify(*arguments: object, **options: object) -> Result:
+        answers.append(arguments)
+        if len(answers) > 1:
+            return Result(Unknown(Reason.INTERRUPTED), None)
+        return real(*arguments, **options)  # type: ignore[arg-type]
+
+    real = prove.verify
+    monkeypatch.setattr(prove, "verify", verify)
+    path = tmp_path / "twice.npy"
+    np.save(path, np.stack([digit(), digit()]))
+    out = tmp_path / "out"
+    ended = call("region", DIGITS, "--input", path, "--all", "--domain", "0", "1", "--out", out)
+    assert ended.code == 130
+    assert "interrupted" in ended.err
+    assert len(ended.out.splitlines()) == 2
+    record = json.loads((out / "regions.json").read_text())
+    assert [entry["status"] for entry in record["regions"]] == ["certified"]
+
+
+def test_ellipsoids_have_no_instance(call: Call, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    ended = call("region", DIGITS, "--input", images, "--norm", "2", "--out", out)
+    assert ended.code == 0
+    assert "bounded" in ended.out
+    assert [path.name for path in (out / "0").iterdir()] == ["widths.npy"]
 
 
 def test_which_inputs_are_images() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 import onnxcert
@@ -91,14 +92,19 @@ def test_a_batch_is_its_members() -> None:
         np.testing.assert_allclose(region.upper, alone.upper, atol=1e-6)  # type: ignore[arg-type]
 
 
-def test_a_plane_has_a_known_optimum() -> None:
-    """For y0 - y1 = 1 - a . x with a > 0, free of a domain below: widths c_i / (nu a_i) above."""
-    model = dense([3, 2], "Relu", 0)
-    slope = np.array([1.0, 2.0, 4.0])
+def plane(slope: np.ndarray) -> onnx.ModelProto:
+    """y0 = 1 - slope . x and y1 = 0."""
+    model = dense([len(slope), 2], "Relu", 0)
     weights = {"w0": np.stack([-slope, 0 * slope], axis=1), "b0": np.array([1.0, 0.0])}
     for stored in model.graph.initializer:
-        values = weights[stored.name].astype(np.float32)
-        stored.raw_data = values.tobytes()
+        stored.raw_data = weights[stored.name].astype(np.float32).tobytes()
+    return model
+
+
+def test_a_plane_has_a_known_optimum() -> None:
+    """For y0 - y1 = 1 - a . x with a > 0, free of a domain below: widths c_i / (nu a_i) above."""
+    slope = np.array([1.0, 2.0, 4.0])
+    model = plane(slope)
     zero = np.zeros(3)
     region = onnxcert.largest_region(model, zero, domain=(0, 10))
     assert region.upper is not None
@@ -255,6 +261,33 @@ def test_the_method_of_the_paper(curve: str, rng: np.random.Generator) -> None:
     assert ours.log_volume > paper.log_volume
 
 
+def test_ellipsoids(rng: np.random.Generator) -> None:
+    model = dense([8, 16, 16, 3], "Relu", 7)
+    graph = onnxcert.load_model(model).graph
+    x = np.random.default_rng(7).uniform(-0.2, 0.2, size=8)
+    region = onnxcert.largest_region(model, x, norm="2")
+    level = onnxcert.largest_region(model, x, norm="2", shape="uniform")
+    box = onnxcert.largest_region(model, x, shape="symmetric")
+    assert region.status is Status.BOUNDED
+    assert region.log_volume > level.log_volume
+    assert (region.widths[0] > 0).all()
+    assert region.mean_width > box.mean_width  # the axes of a ball are longer than the cube's sides
+    directions = rng.normal(size=(5000, 8))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    for axes in (region.widths[0], level.widths[0]):
+        outputs = graph.forward(x + axes * directions)
+        assert (outputs.argmax(axis=1) == region.label).all()
+    with pytest.raises(UsageError, match="ellipsoid"):
+        region.to_vnnlib()
+
+
+def test_an_ellipsoid_has_a_known_optimum() -> None:
+    """For 1 - a . x all axes spend alike: a_i r_i = 1 / sqrt(n)."""
+    slope = np.array([1.0, 2.0, 4.0])
+    region = onnxcert.largest_region(plane(slope), np.zeros(3), norm="2")
+    np.testing.assert_allclose(region.widths[0], 1 / (np.sqrt(3) * slope), rtol=0.02)
+
+
 def test_time_runs_out() -> None:
     model = dense([6, 12, 12, 3], "Relu", 6)
     region = onnxcert.largest_region(model, np.zeros(6), timeout=1e-6)
@@ -277,6 +310,8 @@ def test_time_runs_out() -> None:
         ({"weights": [1, 1, 0, 1]}, "positive"),
         ({"weights": "abc"}, "weights"),
         ({"freeze": [1, 0]}, "freeze"),
+        ({"norm": "1"}, "there is no '1'"),
+        ({"norm": "2", "domain": (0, 1)}, "ellipsoids"),
         ({"shared": True}, "symmetric or uniform"),
         ({"label": [0, 1]}, "2 labels for 1 points"),
         ({"spec": "a.vnnlib", "label": 0}, "takes the place"),
