@@ -34,7 +34,8 @@ from onnx import helper, numpy_helper
 from sklearn.neural_network import MLPClassifier
 
 import onnxcert
-from onnxcert.region.api import Options, Region
+from onnxcert.region.options import Options
+from onnxcert.region.regions import Region
 
 Floats = NDArray[np.floating[Any]]
 LAYERS = {"relu_nat": "Relu", "relu_pgd": "Relu", "tanh_nat": "Tanh"}

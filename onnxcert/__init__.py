@@ -19,7 +19,7 @@ _HOMES = {
     "OnnxcertError": "errors",
     "Progress": "verdict",
     "Reason": "verdict",
-    "Region": "region.api",
+    "Region": "region.regions",
     "Result": "verdict",
     "Sat": "verdict",
     "Settings": "settings",
@@ -88,7 +88,8 @@ if TYPE_CHECKING:
     from onnxcert.frontend.onnx import load_model
     from onnxcert.frontend.vnnlib import read_query
     from onnxcert.frontend.write import save_vnnlib
-    from onnxcert.region.api import Region, largest_region, largest_regions
+    from onnxcert.region.api import largest_region, largest_regions
+    from onnxcert.region.regions import Region
     from onnxcert.settings import Settings
     from onnxcert.spec.build import Specification, box, linf_ball
     from onnxcert.verdict import Counterexample, Progress, Reason, Result, Sat, Unknown, Unsat

@@ -29,7 +29,7 @@ from onnxcert.spec import Query
 from onnxcert.verdict import Counterexample, Result, Sat, Unknown
 
 if TYPE_CHECKING:
-    from onnxcert.region.api import Region
+    from onnxcert.region.regions import Region
     from onnxcert.verifier import BoundsReport
 
 Record: TypeAlias = dict[str, Any]

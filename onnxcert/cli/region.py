@@ -17,7 +17,7 @@ from onnxcert.errors import InputError, UsageError
 if TYPE_CHECKING:
     import numpy as np
 
-    from onnxcert.region.api import Region
+    from onnxcert.region.regions import Region
     from onnxcert.verdict import Progress
 
 _DESCRIPTION = """\

@@ -6,22 +6,30 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from enum import Enum
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from onnxcert.arrays import Device, FloatArray, select_device, to_device, to_host
-from onnxcert.errors import SpecError, UsageError
+from onnxcert.errors import UsageError
 from onnxcert.frontend.onnx import Model, load_model
 from onnxcert.graph import Graph
 from onnxcert.region.condition import Condition, from_specification, keep_class, stack
-from onnxcert.region.grow import Witness, grow
+from onnxcert.region.grow import grow
+from onnxcert.region.options import (
+    Options,
+    check_fit,
+    check_options,
+    read_domain,
+    read_labels,
+    read_vector,
+)
 from onnxcert.region.paper import paper_boxes
 from onnxcert.region.prove import Answer, Statement, round_inward
-from onnxcert.region.solver import STRETCHED, Found, Shape, Solver
+from onnxcert.region.regions import Region, Status
+from onnxcert.region.solver import STRETCHED, Found, Solver
 from onnxcert.region.task import Task, Widths
 from onnxcert.search.deadline import Deadline
 from onnxcert.sets import Box
@@ -29,8 +37,6 @@ from onnxcert.verdict import Progress
 
 if TYPE_CHECKING:
     import onnx
-
-Method = Literal["lagrangian", "paper"]
 
 _BATCH = 8
 """Points that are solved together; more share no more work, and wait for each other."""
@@ -46,140 +52,6 @@ _CUTS = {1: 8, 2: 3, 3: 2}
 
 _SHRINK = (0.99, 0.95, 0.8)
 """Tried in turn for a box that the verifier does not prove in its time."""
-
-
-class Status(Enum):
-    """What became of a point; the value is the sentence shown to the user."""
-
-    CERTIFIED = "the box is certified, and the checker accepted its certificate"
-    BOUNDED = "the box is certified by bounds with all rounding charged, without a certificate"
-    MISCLASSIFIED = "the model gives this input another label"
-    VIOLATED = "the condition does not hold at the input itself"
-    UNDECIDED = "the bounds at the input itself leave no room for a box"
-    NOT_FINITE = "the input holds NaN or infinity"
-    OUTSIDE = "the input lies outside the domain"
-    WRONG_SHAPE = "the input has another number of elements than the model"
-    NO_SUCH_LABEL = "the label is not among the outputs"
-    TIMEOUT = "the time limit was reached"
-    UNPROVED = "the verifier did not prove the box"
-
-    @property
-    def word(self) -> str:
-        """The name in the style of the command line."""
-        return self.name.lower().replace("_", "-")
-
-
-@dataclass(frozen=True, eq=False)
-class Region:
-    """A certified box round a point, or why there is none.
-
-    Attributes:
-        status: ``CERTIFIED`` or ``BOUNDED`` where there is a box.
-        point: (n,), as given, flat.
-        label: the class that is kept; None for conditions from a file.
-        lower, upper: (n,) faces of the box; None without one. Of an ellipsoid, those of the box
-            that it touches: all ``point + a * v`` with a half their distance and ``|v| <= 1``.
-        ball: whether it is an ellipsoid.
-        free: (n,) inputs that might move: neither fixed nor held by the domain.
-        uniform: radius of the largest uniform box that was found on the way.
-        uniform_width: geometric mean width of that box, cut at the domain.
-        margin: the smallest certified bound of any case, by linear bounds over the box.
-        certified_by: ``bounds``, ``search`` or, for grown boxes, ``growth``.
-        certificate: that the checker accepted, of the file that `to_vnnlib` gives.
-        witnesses: points just outside, (face, point); see `onnxcert.region.grow`.
-        settled: (n, 2) faces that lie at the domain or have a witness; None unless grown.
-        seconds: wall seconds by phase.
-        rounds: of the solver.
-    """
-
-    status: Status
-    point: FloatArray
-    label: int | None = None
-    lower: FloatArray | None = None
-    upper: FloatArray | None = None
-    ball: bool = False
-    free: np.ndarray | None = None
-    uniform: float = math.nan
-    uniform_width: float = math.nan
-    margin: float = math.nan
-    certified_by: str = ""
-    certificate: bytes = b""
-    witnesses: tuple[Witness, ...] = ()
-    settled: np.ndarray | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-    rounds: int = 0
-    statement: Statement | None = None
-
-    @property
-    def found(self) -> bool:
-        """Whether there is a box."""
-        return self.lower is not None
-
-    @property
-    def widths(self) -> FloatArray:
-        """(2, n): how far the box reaches below and above the point.
-
-        Raises:
-            UsageError: there is no box.
-        """
-        if self.lower is None or self.upper is None:
-            raise UsageError(f"there is no box: {self.status.value}")
-        return np.stack([self.point - self.lower, self.upper - self.point])
-
-    @property
-    def log_volume(self) -> float:
-        """The sum of the logarithms of all widths that are free; NaN without a box.
-
-        The volume of an ellipsoid is that of the box that it touches times a constant.
-        """
-        if self.lower is None or self.upper is None or self.free is None:
-            return math.nan
-        with np.errstate(divide="ignore"):
-            return float(np.log((self.upper - self.lower)[self.free]).sum())
-
-    @property
-    def mean_width(self) -> float:
-        """Geometric mean of the widths that are free."""
-        count = 0 if self.free is None else int(self.free.sum())
-        return math.exp(self.log_volume / count) if count else math.nan
-
-    @property
-    def gain(self) -> float:
-        """`mean_width` over that of the best uniform box."""
-        return self.mean_width / self.uniform_width if self.uniform_width > 0 else math.nan
-
-    def to_vnnlib(self) -> str:
-        """The box and the negated condition as a VNN-LIB file, whose answer is ``unsat``.
-
-        Raises:
-            UsageError: there is no box, or it is an ellipsoid.
-        """
-        if self.ball and self.found:
-            raise UsageError("an ellipsoid cannot be written in VNN-LIB's linear conditions")
-        if self.statement is None:
-            raise UsageError(f"there is no box: {self.status.value}")
-        return self.statement.text
-
-
-@dataclass(frozen=True)
-class Options:
-    """What `largest_regions` is asked for beside the points; see there."""
-
-    label: int | Sequence[int] | None = None
-    margin: float = 0.0
-    spec: str | os.PathLike[str] | None = None
-    domain: tuple[ArrayLike, ArrayLike] | None = None
-    shape: Shape = "free"
-    norm: Literal["inf", "2"] = "inf"
-    shared: bool = False
-    freeze: ArrayLike | None = None
-    weights: ArrayLike | None = None
-    method: Method = "lagrangian"
-    grow: float = 0.0
-    certified: bool = True
-    device: str = "auto"
-    timeout: float | None = None
-    seed: int = 0
 
 
 def largest_region(
@@ -271,7 +143,7 @@ class _Run:
         report: Callable[[Progress], None],
     ) -> _Run:
         """Read everything and find out whether it fits together."""
-        _check(options)
+        check_options(options)
         deadline = Deadline(math.inf if options.timeout is None else options.timeout)
         report(Progress(0.0, "reading"))
         device = select_device(options.device)
@@ -280,13 +152,13 @@ class _Run:
         spec = None
         if options.spec is not None:
             spec = from_specification(options.spec, options.margin)
-            _check_fit(spec, graph, options.spec)
+            check_fit(spec, graph, options.spec)
         elif graph.output_size < 2:
             raise UsageError(
                 "a model with one output has no classes", help="give its condition with a spec"
             )
-        domain = _domain(options, spec, graph.input_size)
-        weights = _vector(options.weights, graph.input_size, "weights", 1.0)
+        domain = read_domain(options, spec, graph.input_size)
+        weights = read_vector(options.weights, graph.input_size, "weights", 1.0)
         if not (np.isfinite(weights).all() and (weights > 0).all()):
             raise UsageError("weights are positive numbers", help="freeze inputs instead")
         return cls(
@@ -306,7 +178,7 @@ class _Run:
         self, points: Sequence[ArrayLike], tell: Callable[[int, Region], None]
     ) -> list[Region]:
         """Refuse what cannot have a box, solve the others in batches, and prove what was found."""
-        labels = _labels(self.options.label, len(points))
+        labels = read_labels(self.options.label, len(points))
         regions: dict[int, Region] = {}
         conditions: dict[int, Condition] = {}
         for number, (x, label) in enumerate(zip(points, labels, strict=True)):
@@ -448,7 +320,7 @@ class _Run:
     def _reach(self, regions: list[Region]) -> tuple[FloatArray, FloatArray]:
         """The domain, (B, n), which is the point itself where an input is frozen."""
         points = np.stack([region.point for region in regions])
-        frozen = _vector(self.options.freeze, points.shape[1], "freeze", 0.0) != 0
+        frozen = read_vector(self.options.freeze, points.shape[1], "freeze", 0.0) != 0
         lower, upper = self.domain
         return np.where(frozen, points, lower), np.where(frozen, points, upper)
 
@@ -544,70 +416,6 @@ class _Run:
         )
 
 
-def _check(options: Options) -> None:
-    if options.timeout is not None and not (options.timeout > 0 and math.isfinite(options.timeout)):
-        raise UsageError(f"the timeout is a positive number of seconds, not {options.timeout}")
-    if not (math.isfinite(options.grow) and options.grow >= 0):
-        raise UsageError(f"growth takes a number of seconds, not {options.grow}")
-    if not (math.isfinite(options.margin) and options.margin >= 0):
-        raise UsageError(f"the margin is a number from 0, not {options.margin}")
-    for value, known in (
-        (options.shape, ("free", "symmetric", "uniform")),
-        (options.norm, ("inf", "2")),
-        (options.method, ("lagrangian", "paper")),
-    ):
-        if value not in known:
-            raise UsageError(f"there is no {value!r}", help=f"one of {', '.join(known)}")
-    if options.norm == "2" and (
-        options.domain is not None
-        or options.spec is not None
-        or options.shared
-        or options.grow
-        or options.method == "paper"
-    ):
-        raise UsageError("ellipsoids have no domain, and do not grow or share their axes")
-    if options.shared and options.shape == "free":
-        raise UsageError("widths for all points are symmetric or uniform")
-    if options.grow and (options.shared or options.shape != "free" or not options.certified):
-        raise UsageError("only proved boxes with free widths grow")
-    if options.spec is not None and options.label is not None:
-        raise UsageError("a specification takes the place of a label")
-
-
-def _check_fit(spec: Condition, graph: Graph, source: object) -> None:
-    rows, _ = spec.forms()
-    assert spec.lower is not None
-    if len(spec.lower) != graph.input_size or rows.shape[2] != graph.output_size:
-        raise SpecError(
-            f"the specification has {len(spec.lower)} inputs and {rows.shape[2]} outputs, "
-            f"the model {graph.input_size} and {graph.output_size}",
-            place=str(source),
-        )
-
-
-def _domain(options: Options, spec: Condition | None, size: int) -> tuple[FloatArray, FloatArray]:
-    """Smallest and largest values of every input, (n,) each."""
-    if options.domain is None:
-        if spec is None or spec.lower is None or spec.upper is None:
-            return np.full(size, -np.inf), np.full(size, np.inf)
-        return spec.lower, spec.upper
-    low, high = (_vector(side, size, "domain", 0.0) for side in options.domain)
-    if np.isnan(low).any() or np.isnan(high).any() or (low > high).any():
-        raise UsageError("the domain is empty: a smallest value is above the largest one")
-    return low, high
-
-
-def _vector(values: ArrayLike | None, size: int, name: str, default: float) -> FloatArray:
-    """One number for each input."""
-    try:
-        vector = np.asarray(default if values is None else values, dtype=np.float64).ravel()
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"{name}: not an array of numbers") from error
-    if vector.size not in (1, size):
-        raise UsageError(f"{name}: {vector.size} numbers for {size} inputs")
-    return np.broadcast_to(vector, size)
-
-
 def _ellipsoid(
     point: FloatArray, lower: FloatArray, upper: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
@@ -623,11 +431,3 @@ def _ellipsoid(
     share = 1.0 - 1e-9 - 2.0 * float(np.linalg.norm(abs(shift) + unit))
     axes = np.maximum(share, 0.0) * radius
     return point - axes, point + axes
-
-
-def _labels(label: int | Sequence[int] | None, count: int) -> list[int | None]:
-    if label is None or isinstance(label, int):
-        return [label] * count
-    if len(label) != count:
-        raise UsageError(f"{len(label)} labels for {count} points")
-    return [int(value) for value in label]

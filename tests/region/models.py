@@ -10,7 +10,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 import onnxcert
-from onnxcert.region.api import Region
+from onnxcert.region.regions import Region
 
 MODELS = Path(__file__).resolve().parents[2] / "benchmarks" / "models"
 DIGITS = MODELS / "digits.onnx"

@@ -14,14 +14,15 @@ import pytest
 import onnxcert
 from onnxcert import InputError, Settings, UsageError
 from onnxcert.region import api
-from onnxcert.region.api import Status
+from onnxcert.region.options import Options
 from onnxcert.region.prove import round_inward
+from onnxcert.region.regions import Region, Status
 from onnxcert.region.similarity import similarity
 from onnxcert.spec.boxes import BoxUnion
 from tests.region.models import DIGITS, dense, digit, smallest_lead
 
 
-def prove_from_file(model: Any, region: api.Region, folder: Path) -> None:
+def prove_from_file(model: Any, region: Region, folder: Path) -> None:
     """The file alone is unsat, its certificate is accepted, and its numbers are those reported."""
     spec, proof = folder / "region.vnnlib", folder / "region.onnxcert"
     spec.write_text(region.to_vnnlib())
@@ -323,7 +324,7 @@ def test_calls_without_sense(changes: dict[str, Any], message: str) -> None:
 
 
 def test_options_as_a_value() -> None:
-    options = api.Options(domain=(0, 1), certified=False)
+    options = Options(domain=(0, 1), certified=False)
     model = dense([4, 8, 3], "Relu", 0)
     first = onnxcert.largest_region(model, np.full(4, 0.5), options=options)
     second = onnxcert.largest_region(model, np.full(4, 0.5), domain=(0, 1), certified=False)
