@@ -92,8 +92,8 @@ class Solver:
     shared: bool = False
     rounds: int = 30
     slowest: float = 1.0
-    tolerance: float = 3e-3
-    settled: float = 5e-2
+    tolerance: float = 5e-3
+    settled: float = 0.1
 
     def solve(
         self,
