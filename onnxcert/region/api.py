@@ -294,7 +294,7 @@ class _Run:
         if self.options.method == "paper":
             return paper_boxes(task, expired=self.deadline.expired, report=show)
         size = task.points.shape[1]
-        thorough = Solver(rounds=150, tolerance=1e-3, slowest=1 / 16)
+        thorough = Solver(rounds=150, tolerance=1e-3, settled=0.05, slowest=1 / 16)
         solver = replace(
             thorough if size <= STRETCHED else Solver(),
             shape=self.options.shape,
