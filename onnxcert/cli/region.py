@@ -29,6 +29,9 @@ line, whatever it says.
 
 EXIT_INTERRUPTED = 130
 
+_NAMED = 8
+"""Inputs that a remark names; of more it gives the number."""
+
 
 def run(words: Sequence[str], console: Console, clock: Clock) -> int:
     """Find boxes and print a line for each."""
@@ -161,9 +164,8 @@ class _Search:
             self.console.warn("interrupted")
             code = EXIT_INTERRUPTED
         self.console.answer(page(self.regions))
-        for number, region in sorted(self.regions.items()):
-            if not region.found:
-                self.console.note(f"input {number}: {region.status.value}")
+        for line in remarks(self.regions):
+            self.console.note(line)
         self._write()
         boxes = {n: region.widths for n, region in self.regions.items() if region.found}
         if options.plot is not None and boxes:
@@ -335,6 +337,20 @@ def page(regions: Mapping[int, Region]) -> str:
         rows.append(cells)
     right = ("input", "label", "mean width", "log volume", "gain", "seconds")
     return table(header, rows, right=right)
+
+
+def remarks(regions: Mapping[int, Region]) -> list[str]:
+    """Why there are no boxes: a line for each reason."""
+    reasons: dict[str, list[int]] = {}
+    for number, region in sorted(regions.items()):
+        if not region.found:
+            reasons.setdefault(region.status.value, []).append(number)
+    lines = []
+    for reason, numbers in reasons.items():
+        names = ", ".join(map(str, numbers[:_NAMED]))
+        more = f" and {len(numbers) - _NAMED} more" if len(numbers) > _NAMED else ""
+        lines.append(f"input{'s' if len(numbers) > 1 else ''} {names}{more}: {reason}")
+    return lines
 
 
 def _similarity(options: argparse.Namespace, console: Console) -> int:

@@ -50,9 +50,9 @@ class Region:
         uniform: radius of the largest uniform box that was found on the way.
         uniform_width: geometric mean width of that box, cut at the domain.
         margin: the smallest certified bound of any case, by linear bounds over the box.
-        certified_by: ``bounds``, ``search`` or, for grown boxes, ``growth``.
+        certified_by: what found it: ``bounds``, or ``growth`` for boxes that the verifier enlarged.
         certificate: that the checker accepted, of the file that `to_vnnlib` gives.
-        witnesses: points just outside, (face, point); see `onnxcert.region.grow`.
+        witnesses: points just outside, (face, point); see `onnxcert.region.grow.Witness`.
         settled: (n, 2) faces that lie at the domain or have a witness; None unless grown.
         seconds: wall seconds by phase.
         rounds: of the solver.

@@ -62,6 +62,15 @@ def test_boxes_and_their_files(call: Call, images: Path, tmp_path: Path) -> None
     assert alike.out.splitlines()[-1] == "mean over all pairs: 1.000000"
 
 
+def test_many_inputs_without_a_box_share_a_line(call: Call, tmp_path: Path) -> None:
+    path = tmp_path / "nothing.npy"
+    np.save(path, np.full((10, 64), np.nan))
+    ended = call("region", DIGITS, "--input", path, "--all")
+    assert ended.code == 0
+    reason = "the input holds NaN or infinity"
+    assert ended.err == f"inputs 0, 1, 2, 3, 4, 5, 6, 7 and 2 more: {reason}\n"
+
+
 def test_one_of_several_inputs(call: Call, images: Path) -> None:
     ended = call("region", DIGITS, "--input", images, "--index", "2,1", "-q")
     assert ended.code == 0
