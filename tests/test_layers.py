@@ -25,7 +25,7 @@ LAYERS = [
     {"bounds"},
     {"proof"},
     {"search"},
-    {"verifier"},
+    {"verifier", "continuity"},
     {"bench", "report"},
     {"cli"},
     {"__init__", "__main__"},

@@ -53,6 +53,9 @@ WIDEST = 6000
 _SORTED = 0.03
 """(D / lambda_max) - 1 for sorted pairs: best of six values on a network of two such layers."""
 
+_LEAST = 1e-200
+"""Multiplier where nothing changes: far from underflow, and of no weight."""
+
 _LIFT = 1e-9
 """What multipliers of an optimisation are raised by where rounding makes them fail."""
 
@@ -201,7 +204,7 @@ def choose_closed_form(network: Network) -> Chooser:
         ratio = np.abs(slopes.mid[bent] / slopes.rad[bent])
         if name in shared:
             ratio = np.full(len(bent), _SORTED)
-        result: FloatArray = np.maximum(top, 1e-300) * (1.0 + np.maximum(ratio, 1e-3))
+        result: FloatArray = np.maximum(top, _LEAST) * (1.0 + np.maximum(ratio, 1e-3))
         return result
 
     return choose
@@ -231,14 +234,16 @@ def largest_estimate(block: FloatArray) -> float:
 
 
 def enclose(
-    plan: Plan, choose: Chooser, diagonal: FloatArray
+    plan: Plan, choose: Chooser, diagonal: FloatArray, *, behind: str = ""
 ) -> tuple[FloatArray, dict[str, FloatArray]] | None:
     """Run the recursion with all rounding charged.
 
     Args:
         plan: of the network.
         choose: the multipliers.
-        diagonal: of the input ellipsoid.
+        diagonal: of the ellipsoid of differences, at the input or at another value.
+        behind: the value that differs while all others that live beside it are the same; the
+            input by default.
 
     Returns:
         (Q of the output (m, m), the multipliers used); None where some D - A is not positive
@@ -247,26 +252,49 @@ def enclose(
     plan.require_feasible()
     state = State.at_input(plan.graph, diagonal)
     used: dict[str, FloatArray] = {}
+    started = not behind
     for step in plan.steps:
-        if step.op is not None:
-            state = affine(state, step, rigorous=True)
-            continue
-        if step.gate is None:
-            state = _mix(plan, state, step)
-            continue
-        slopes = plan.network.slopes[step.name]
-        bent = np.flatnonzero(slopes.rad != 0.0)
-        rows = state.rows([step.inputs[0]])[bent]
-        scales = choose(step.name, state.matrix[np.ix_(rows, rows)], bent)
-        used[step.name] = np.zeros(len(slopes.rad))
-        used[step.name][bent] = scales
-        advanced = _bend(plan, state, step, scales, bent)
-        if advanced is None:
-            return None
-        state = advanced
+        if started:
+            advanced = _advanced(plan, state, step, choose, used)
+            if advanced is None:
+                return None
+            state = advanced
+        elif step.name == behind:
+            started, state = True, _state_behind(plan, step, diagonal)
     output = state.slices[plan.graph.output]
     matrix = state.matrix[output, output]
     return (matrix, used) if np.isfinite(matrix).all() else None
+
+
+def _advanced(
+    plan: Plan, state: State, step: Step, choose: Chooser, used: dict[str, FloatArray]
+) -> State | None:
+    if step.op is not None:
+        return affine(state, step, rigorous=True)
+    if step.gate is None:
+        return _mix(plan, state, step)
+    slopes = plan.network.slopes[step.name]
+    bent = np.flatnonzero(slopes.rad != 0.0)
+    rows = state.rows([step.inputs[0]])[bent]
+    scales = choose(step.name, state.matrix[np.ix_(rows, rows)], bent)
+    used[step.name] = np.zeros(len(slopes.rad))
+    used[step.name][bent] = scales
+    return _bend(plan, state, step, scales, bent)
+
+
+def _state_behind(plan: Plan, step: Step, diagonal: FloatArray) -> State:
+    """What lives after a step, where its own value alone differs."""
+    sizes = dict(plan.graph.sizes)
+    sizes |= {s.gate: sizes[s.name] for s in plan.steps if s.gate is not None}
+    slices, end = {}, 0
+    gate = (step.gate,) if step.gate_lives and step.gate is not None else ()
+    for name in (*step.keep, *gate, step.name):
+        slices[name] = slice(end, end + sizes[name])
+        end += sizes[name]
+    state = State(slices, np.zeros((end, end)))
+    own = state.rows([step.name])
+    state.matrix[own, own] = diagonal
+    return state
 
 
 def affine(state: State, step: Step, *, rigorous: bool) -> State:
@@ -351,9 +379,7 @@ def _mix(plan: Plan, state: State, step: Step) -> State:
     return made
 
 
-def _bend(
-    plan: Plan, state: State, step: Step, scales: FloatArray, bent: Array
-) -> State | None:
+def _bend(plan: Plan, state: State, step: Step, scales: FloatArray, bent: Array) -> State | None:
     """The step of a curve; None where D - A is not shown to be positive definite."""
     slopes = plan.network.slopes[step.name]
     z = state.rows([step.inputs[0]])

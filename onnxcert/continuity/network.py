@@ -1,7 +1,7 @@
 """A graph as the analyses of constants see it: affine maps, and curves with the range of slopes.
 
-A curve whose slopes lie in [low, high] is written ``f(z) = mid z + rad g(z)`` with |g(z) - g(z')| <=
-|z - z'|. For a curve with one kink at zero g is the absolute value, so two curves of z and of -z
+A curve whose slopes lie in [low, high] is written ``f(z) = mid z + rad g(z)`` where |g(z) - g(z')|
+<= |z - z'|. For a curve with one kink at zero g is the absolute value, so two curves of z and of -z
 share it: max(a, b) and min(a, b) = -max(-a, -b) are then what sorting a pair is, a map that keeps
 lengths, although the graph has two rectifiers for them. Such nodes are called twins; they are
 recognised by following selections and changes of sign back to common values.
@@ -89,6 +89,7 @@ class View:
 def _as_view(op: Operator) -> tuple[int, IntArray | None] | None:
     """(sign, index or None for all) of an operator that only picks entries and changes signs."""
     del op
+    return None
 
 
 @_as_view.register
@@ -109,6 +110,7 @@ def _(op: Scale) -> tuple[int, IntArray | None] | None:
 def _signs(op: Operator) -> tuple[int, ...] | None:
     """The signs of a plain sum."""
     del op
+    return None
 
 
 @_signs.register
@@ -186,7 +188,8 @@ class Network:
 
     def view(self, name: str) -> View:
         """A value followed back through selections and changes of sign."""
-        sign, index = 1, np.arange(self.graph.sizes[name])
+        sign = 1
+        index: IntArray = np.arange(self.graph.sizes[name])
         while name in self.makers:
             node = self.makers[name]
             step = _as_view(node.op)
@@ -264,4 +267,3 @@ def input_box(graph: Graph, low: float, high: float) -> Box:
     """The same interval for every input, (1, n)."""
     shape = (1, graph.input_size)
     return Box(np.full(shape, float(low)), np.full(shape, float(high)))
-

@@ -9,12 +9,12 @@ input's, by three rules of which the best counts.
   products and sums of norms.
 * Curves: the largest slope.
 * Dominance. Where every |dv_i|^2 is at most sum_j S_ij |du_j|^2 with S >= 0, L_v^2 is at most the
-  largest column sum of S times L_u^2. Selections, scales, curves and maxima (the entrywise larger of
-  both S) keep this form, which makes maximum pooling the square root of the number of windows that
-  share a pixel and sorting pairs an isometry.
+  largest column sum of S times L_u^2. Selections, scales, curves and maxima (the entrywise larger
+  of both S) keep this form, which makes maximum pooling the square root of the number of windows
+  that share a pixel and sorting pairs an isometry.
 
-The constant of y_i - y_j takes the row difference of the last island, of which the Euclidean norm is
-exact (Leino, Wang, Fredrikson, ICML 2021).
+The constant of y_i - y_j takes the row difference of the last island, whose length is exact (Leino,
+Wang, Fredrikson, ICML 2021).
 """
 
 from __future__ import annotations
@@ -221,8 +221,10 @@ class Calculus:
                 bounds[node.name] = parts[0] * self._operator_norm(node) * UP
         best = bounds[name] * self.constant(base)
         at_input = base == self.network.graph.input
-        if len(nodes) == 1 and len(nodes[0].op.input_sizes) == 1 and not (
-            at_input and self.norm != "2"
+        if (
+            len(nodes) == 1
+            and len(nodes[0].op.input_sizes) == 1
+            and not (at_input and self.norm != "2")
         ):
             return best
         rows = self._written_out(base, nodes, name)
@@ -273,9 +275,7 @@ class Calculus:
             return known[name]
         return np.zeros((count, self.network.graph.sizes[name]))
 
-    def pulled(
-        self, rows: FloatArray, base: str, nodes: Sequence[Node], name: str
-    ) -> Rows:
+    def pulled(self, rows: FloatArray, base: str, nodes: Sequence[Node], name: str) -> Rows:
         """Linear forms of a value as forms of one base: (m, n_v) -> (m, n_u)."""
         values: dict[str, Array] = {name: rows}
         errors: dict[str, Array] = {name: np.zeros_like(rows)}
@@ -416,6 +416,7 @@ def _dual_lengths(rows: Rows, norm: str) -> FloatArray:
 def _weights(op: Operator) -> tuple[Any, FloatArray | float] | None:
     """A selection as a sparse matrix and factors, for operators that are no more than that."""
     del op
+    return None
 
 
 @_weights.register

@@ -2,15 +2,15 @@
 
 The multipliers D, one for every bent neuron, are free as long as D - A stays positive definite; at
 the best ones the recursion gives what the semidefinite program of LipSDP-Neuron gives. Here the
-mean of log K^2 over the pairs of outputs is minimised over log D. Its gradient is the recursion run
-backward: with G the derivative with respect to Q', an affine step sends T^T G T on, and a curve with
-Y = (D - A)^-1 B sends
+mean of log K^2 over the pairs of outputs is minimised over log D. Its gradient is the recursion
+run backward: with G the derivative with respect to Q', an affine step sends T^T G T on, and a curve
+with Y = (D - A)^-1 B sends
 
     G + E^T Y G + (Y G)^T E + E^T Y G Y^T E,      and      diag(G_gg) - diag(Y G Y^T)      to D.
 
 The objective grows without bound where D - A becomes singular, so a descent with backtracking
-(L-BFGS; Nocedal, 1980) stays inside by itself. Nothing here is charged with rounding and nothing has
-to be: `ellipsoid.enclose` runs the recursion again with the numbers found.
+(L-BFGS; Nocedal, 1980) stays inside by itself. Nothing here is charged with rounding and nothing
+has to be: `ellipsoid.enclose` runs the recursion again with the numbers found.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ class Objective:
 
     def unpack(self, variables: FloatArray) -> tuple[dict[str, FloatArray], FloatArray]:
         """(D of each curve, diagonal of the input ellipsoid)."""
-        result, begin = {}, self.weights
+        result: dict[str, FloatArray] = {}
+        begin = self.weights
         for name, bent in self.bent.items():
             values = np.zeros(len(self.plan.network.slopes[name].rad))
             values[bent] = np.exp(variables[begin : begin + len(bent)])
@@ -148,7 +149,9 @@ class Objective:
         after = before + before[bent].T @ solved
         corner = slopes.mid[:, None] * after[:count, :count] * slopes.mid
         corner[np.arange(count), np.arange(count)] += slopes.rad**2 * scales
-        made = _joined(state, step, after[count:, :count] * slopes.mid, corner, after[count:, count:])
+        made = _joined(
+            state, step, after[count:, :count] * slopes.mid, corner, after[count:, count:]
+        )
         if step.gate_lives:
             own, gate = (made.rows([name]) for name in (step.name, str(step.gate)))
             made.matrix[gate, gate] = scales

@@ -25,7 +25,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxcert.arrays import UNIT_ROUNDOFF, Array, FloatArray
-
 from onnxcert.ops import Convolution
 from onnxcert.ops.base import gamma
 
@@ -78,7 +77,7 @@ class _Axis:
         The angle is reduced exactly, in whole numbers.
         """
         turns = np.outer(np.arange(self.points), self.shifts) % self.points
-        return np.exp(-2j * math.pi * turns / self.points)  # type: ignore[no-any-return]
+        return np.exp(-2j * math.pi * turns / self.points)
 
 
 def transfer_matrices(op: Convolution) -> Transfer:
@@ -103,7 +102,9 @@ def transfer_matrices(op: Convolution) -> Transfer:
             here, there = vertical.phases == i, horizontal.phases == j
             part = kernel[:, :, :, here][:, :, :, :, there]
             parts.append(
-                np.einsum("gocij,fi,hj->gfhoc", part, down[:, here], across[:, there], optimize=True)
+                np.einsum(
+                    "gocij,fi,hj->gfhoc", part, down[:, here], across[:, there], optimize=True
+                )
             )
     matrices = np.concatenate(parts, axis=-1)
     return Transfer(
