@@ -393,24 +393,24 @@ class _Writer:
             largest = np.array(np.float32(eps))
             if float(largest) > eps:
                 largest = np.nextafter(largest, np.float32(-np.inf))
-            above = self._node("Greater", ["eps", self._constant("largest_eps", largest)])
-            below = self._node("Less", ["eps", self._constant("zero", np.zeros((), np.float32))])
-            tests += [self._node("Not", [name]) for name in (below, above)]
+            # Comparisons that no NaN passes.
+            above = self._constant("above_eps", np.nextafter(largest, np.float32(np.inf)))
+            below = self._constant("below_eps", np.array(np.float32(-_SMALLEST_CONSTANT)))
+            tests += [self._node("Less", ["eps", above]), self._node("Greater", ["eps", below])]
         return tests
 
     def _declare(self, *, eps_input: bool) -> None:
         graph = self.proto.graph
         output = next(value for value in graph.output if value.name == self.form.output)
-        dims = output.type.tensor_type.shape.dim
-        if dims:
-            dims[-1].Clear()
-            dims[-1].dim_value = self.form.classes + 1
+        shape = output.type.tensor_type.shape
+        while len(shape.dim) < self.form.rank:  # the file leaves them out
+            shape.dim.add()
+        shape.dim[-1].Clear()
+        shape.dim[-1].dim_value = self.form.classes + 1
         for name, kind in (("certified", TensorProto.BOOL), ("radius", TensorProto.FLOAT)):
-            value = helper.make_tensor_value_info(name, kind, None)
-            for dim in list(dims)[:-1]:
+            value = helper.make_tensor_value_info(name, kind, [])
+            for dim in list(shape.dim)[:-1]:
                 value.type.tensor_type.shape.dim.add().CopyFrom(dim)
-            if self.form.rank == 1:
-                value.type.tensor_type.shape.SetInParent()
             graph.output.append(value)
         if eps_input:
             graph.input.append(helper.make_tensor_value_info("eps", TensorProto.FLOAT, []))

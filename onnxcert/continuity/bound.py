@@ -41,7 +41,7 @@ _log = logging.getLogger(__name__)
 METHODS = ("product", "recursion", "refined")
 NORMS = ("2", "inf", "1")
 
-_WIDE_REFINED, _WIDE_RECURSION = 1500, 4000
+_WIDE_REFINED, _WIDE_RECURSION = 1500, 6000
 """Up to how many rows of the matrices ``auto`` chooses a method."""
 
 _STEPS = 200

@@ -170,7 +170,7 @@ def _linear(
     box: Box = ball if norm == "2" else Box(ball.lower, ball.upper)
     outside: Array = np.zeros(len(points), dtype=bool)
     if domain is not None:
-        outside = ((points < domain[0]) | (points > domain[1])).any(axis=1)
+        outside = np.asarray(((points < domain[0]) | (points > domain[1])).any(axis=1))
         box = box.intersect(Box(*(np.full((1, points.shape[1]), end) for end in domain)))
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         found = crown_bounds(graph, box)
@@ -197,7 +197,8 @@ def read_data(path: str | os.PathLike[str], limit: int | None = None) -> tuple[A
         return InputError(cause, place=os.fspath(path), help="an .npz file with arrays x and y")
 
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with open(path, "rb") as file:
+            stored = np.load(file, allow_pickle=False)
             if not isinstance(stored, np.lib.npyio.NpzFile):
                 raise refuse("this is a single array")
             if "x" not in stored:

@@ -222,6 +222,8 @@ def choose_given(multipliers: Mapping[str, FloatArray]) -> Chooser:
 
 def largest_estimate(block: FloatArray) -> float:
     """The largest eigenvalue, nearly; no bound."""
+    if len(block) == 0:
+        return 0.0
     if len(block) < 200:
         return float(np.linalg.eigvalsh(block)[-1])
     from scipy.sparse.linalg import ArpackError, eigsh  # noqa: PLC0415 - slow to import

@@ -223,7 +223,11 @@ class Objective:
         inner[:, bent] += moved.T
         inner[np.ix_(bent, bent)] += square
         result = np.zeros_like(state.matrix)
-        result[np.ix_(bend.needed, bend.needed)] = inner
+        # A value that lives on after the curve that reads it stands in there twice.
+        parts = (bend.z, slice(None, count)), (bend.needed[count:], slice(count, None))
+        for rows, here in parts:
+            for columns, there in parts:
+                result[np.ix_(rows, columns)] += inner[here, there]
         return result, for_scales[bent] - np.diagonal(square)
 
 
