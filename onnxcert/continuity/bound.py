@@ -16,15 +16,14 @@ from onnxcert.bounds.interval import interval_bounds
 from onnxcert.continuity.ellipsoid import (
     Plan,
     choose_closed_form,
-    choose_given,
     constants,
     enclose,
+    enclose_near,
     input_diagonal,
-    lifted,
 )
 from onnxcert.continuity.network import Network, input_box
 from onnxcert.continuity.product import Calculus
-from onnxcert.continuity.refine import Objective, descend
+from onnxcert.continuity.refine import Objective, refined
 from onnxcert.continuity.sampled import converging_norm, sampled_constants
 from onnxcert.errors import UsageError
 from onnxcert.frontend.onnx import Model, load_model
@@ -43,11 +42,6 @@ NORMS = ("2", "inf", "1")
 
 _WIDE_REFINED, _WIDE_RECURSION = 1500, 6000
 """Up to how many rows of the matrices ``auto`` chooses a method."""
-
-_STEPS = 200
-"""Of the descent of ``refined``."""
-
-_LIFTS = 4
 
 _COMPARED_POINTS = 8
 
@@ -318,14 +312,9 @@ class _Best:
         if not refine or not plan.gates:
             return best
         objective = Objective(plan, norm)
-        variables = descend(objective.value, objective.pack(found[1]), _STEPS, expired)
-        multipliers, diagonal = objective.unpack(variables)
-        for times in range(_LIFTS):
-            raised = multipliers if times == 0 else lifted(multipliers, times - 1)
-            found = enclose(plan, choose_given(raised), diagonal)
-            if found is not None:
-                return best._improved(*found)
-        return best
+        variables = refined(objective, objective.pack(found[1]), expired)
+        found = enclose_near(plan, *objective.unpack(variables))
+        return best if found is None else best._improved(*found)
 
     def _improved(self, matrix: FloatArray, used: Mapping[str, FloatArray]) -> _Best:
         size = len(matrix)

@@ -56,8 +56,8 @@ _SORTED = 0.03
 _LEAST = 1e-200
 """Multiplier where nothing changes: far from underflow, and of no weight."""
 
-_LIFT = 1e-9
-"""What multipliers of an optimisation are raised by where rounding makes them fail."""
+_LIFTS = (0.0, 1e-9, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+"""What multipliers of an optimisation are raised by, relatively."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -477,6 +477,21 @@ def constants(forms: FloatArray, matrix: FloatArray) -> FloatArray:
     return result
 
 
-def lifted(multipliers: Mapping[str, FloatArray], times: int) -> dict[str, FloatArray]:
-    """Multipliers a little larger, for a second try."""
-    return {name: values * (1.0 + _LIFT * 100.0**times) for name, values in multipliers.items()}
+def enclose_near(
+    plan: Plan, multipliers: Mapping[str, FloatArray], diagonal: FloatArray
+) -> tuple[FloatArray, dict[str, FloatArray]] | None:
+    """`enclose` with given multipliers, raised as much as rounding asks for.
+
+    Where D - A is nearly singular, what rounding is charged with is large; a slightly larger D
+    costs next to nothing. The best of a few is taken.
+    """
+    best, least = None, math.inf
+    for lift in _LIFTS:
+        raised = {name: values * (1.0 + lift) for name, values in multipliers.items()}
+        found = enclose(plan, choose_given(raised), diagonal)
+        size = math.inf if found is None else float(np.trace(found[0]))
+        if size < least:
+            best, least = found, size
+        elif best is not None:
+            break
+    return best

@@ -8,9 +8,11 @@ with Y = (D - A)^-1 B sends
 
     G + E^T Y G + (Y G)^T E + E^T Y G Y^T E,      and      diag(G_gg) - diag(Y G Y^T)      to D.
 
-The objective grows without bound where D - A becomes singular, so a descent with backtracking
-(L-BFGS; Nocedal, 1980) stays inside by itself. Nothing here is charged with rounding and nothing
-has to be: `ellipsoid.enclose` runs the recursion again with the numbers found.
+The optimum often lies where some D - A is singular in directions that do not matter to the outputs,
+and a descent would crawl along that boundary. So a barrier ``-mu log det (I - D^-1 A)`` keeps it
+away, and mu falls in a few stages, each of which is minimised by L-BFGS (Nocedal, 1980) with
+backtracking. Nothing here is charged with rounding and nothing has to be: `ellipsoid.enclose` runs
+the recursion again with the numbers found.
 """
 
 from __future__ import annotations
@@ -24,6 +26,10 @@ import numpy as np
 
 from onnxcert.arrays import Array, FloatArray
 from onnxcert.continuity.ellipsoid import Plan, State, Step, affine, input_diagonal
+
+_BARRIERS, _STEPS = (1e-1, 1e-2, 1e-3, 1e-4), 60
+"""Weights of the barrier, to be shared by all multipliers, and steps at each. On five networks the
+last is within 1e-4 of the optimum, and other stages were not better."""
 
 _MEMORY = 16
 _ARMIJO = 1e-4
@@ -53,6 +59,7 @@ class _Bend:
     bent: Array
     solved: FloatArray
     scales: FloatArray
+    inverse: FloatArray | None
 
 
 @dataclass(eq=False)
@@ -62,10 +69,12 @@ class Objective:
     Args:
         plan: of the network.
         norm: of the input.
+        barrier: weight of the barrier; may be changed between descents.
     """
 
     plan: Plan
     norm: str
+    barrier: float = 0.0
 
     def __post_init__(self) -> None:
         network = self.plan.network
@@ -113,12 +122,14 @@ class Objective:
         if self.norm == "inf":
             state = State.at_input(self.plan.graph, diagonal)
         tape = _Tape()
+        self._volume = 0.0
         for step in self.plan.steps[self.first :]:
             advanced = self._forward(state, step, multipliers, tape)
             if advanced is None:
                 return math.inf, np.zeros(self.size)
             state = advanced
         value, gradient = _mean_log(state.matrix)
+        value += self.barrier * self._volume
         if not math.isfinite(value):
             return math.inf, np.zeros(self.size)
         return value, self._backward(gradient, tape, diagonal, variables)
@@ -142,10 +153,14 @@ class Objective:
         before = state.matrix[np.ix_(needed, needed)]
         bent, count = self.bent[step.name], len(z)
         scales = multipliers[step.name]
-        solved = _solve(scales[bent], before[np.ix_(bent, bent)], before[bent])
-        if solved is None:
+        found = _solve(
+            scales[bent], before[np.ix_(bent, bent)], before[bent], invert=self.barrier > 0.0
+        )
+        if found is None:
             return None
-        tape.steps.append((step, state, _Bend(z, needed, bent, solved, scales)))
+        solved, inverse, volume = found
+        self._volume += volume
+        tape.steps.append((step, state, _Bend(z, needed, bent, solved, scales, inverse)))
         after = before + before[bent].T @ solved
         corner = slopes.mid[:, None] * after[:count, :count] * slopes.mid
         corner[np.arange(count), np.arange(count)] += slopes.rad**2 * scales
@@ -219,6 +234,10 @@ class Objective:
         bent = bend.bent
         moved = bend.solved @ inner
         square = moved @ bend.solved.T
+        direct: FloatArray = np.zeros(len(bent))
+        if bend.inverse is not None:
+            square += self.barrier * bend.inverse
+            direct = self.barrier / bend.scales[bent]
         inner[bent] += moved
         inner[:, bent] += moved.T
         inner[np.ix_(bent, bent)] += square
@@ -228,7 +247,7 @@ class Objective:
         for rows, here in parts:
             for columns, there in parts:
                 result[np.ix_(rows, columns)] += inner[here, there]
-        return result, for_scales[bent] - np.diagonal(square)
+        return result, for_scales[bent] - np.diagonal(square) + direct
 
 
 def _joined(
@@ -253,12 +272,17 @@ def _joined(
     return State(slices, matrix)
 
 
-def _solve(scales: FloatArray, block: FloatArray, rows: FloatArray) -> FloatArray | None:
-    """(D - A)^-1 B, or None where D - A is not positive definite."""
+def _solve(
+    scales: FloatArray, block: FloatArray, rows: FloatArray, *, invert: bool
+) -> tuple[FloatArray, FloatArray | None, float] | None:
+    """((D - A)^-1 B, (D - A)^-1 if asked for, -log det (I - D^-1 A)).
+
+    None where D - A is not positive definite.
+    """
     from scipy.linalg import LinAlgError, cho_factor, cho_solve  # noqa: PLC0415 - slow to import
 
     if not len(scales):
-        return np.zeros_like(rows)
+        return np.zeros_like(rows), None, 0.0
     matrix = np.diag(scales) - block
     if not np.isfinite(matrix).all():
         return None
@@ -267,7 +291,11 @@ def _solve(scales: FloatArray, block: FloatArray, rows: FloatArray) -> FloatArra
     except LinAlgError:
         return None
     solved: FloatArray = cho_solve(factor, rows, check_finite=False)
-    return solved
+    inverse = None
+    if invert:
+        inverse = cho_solve(factor, np.eye(len(scales)), check_finite=False)
+    volume = float(np.log(scales).sum() - 2.0 * np.log(np.diagonal(factor[0])).sum())
+    return solved, inverse, volume
 
 
 def _mean_log(matrix: FloatArray) -> tuple[float, FloatArray]:
@@ -283,6 +311,17 @@ def _mean_log(matrix: FloatArray) -> tuple[float, FloatArray]:
     gradient = -2.0 * share
     gradient[np.arange(count), np.arange(count)] = 2.0 * share.sum(axis=1)
     return float(np.log(squares).sum()) / (count * (count - 1)), gradient
+
+
+def refined(
+    objective: Objective, start: FloatArray, expired: Callable[[], bool] = lambda: False
+) -> FloatArray:
+    """The best variables found, by descents with a falling barrier."""
+    for weight in _BARRIERS if objective.size else ():
+        objective.barrier = weight / objective.size
+        start = descend(objective.value, start, _STEPS, expired)
+    objective.barrier = 0.0
+    return start
 
 
 def descend(

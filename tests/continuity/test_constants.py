@@ -21,11 +21,12 @@ from onnxcert.continuity.ellipsoid import (
     choose_given,
     constants,
     enclose,
+    enclose_near,
     input_diagonal,
 )
 from onnxcert.continuity.network import Network, input_box
 from onnxcert.continuity.product import Calculus
-from onnxcert.continuity.refine import Objective, descend
+from onnxcert.continuity.refine import Objective, refined
 from onnxcert.graph import Graph, Node
 from onnxcert.ops import Linear, Relu, Sign, Sum
 from tests import strategies
@@ -147,8 +148,13 @@ def test_constants_on_a_domain(case: tuple[Graph, Array, str]) -> None:
         assert_above(graph, constants(forms, found[0]), forms, norm, points)
 
 
-@given(graph=strategies.graphs(curves=CURVES, layers=LAYERS), norm=NORMS, seed=strategies.seeds)
-def test_gradient_of_the_objective(graph: Graph, norm: str, seed: int) -> None:
+@given(
+    graph=strategies.graphs(curves=CURVES, layers=LAYERS),
+    norm=NORMS,
+    seed=strategies.seeds,
+    barrier=st.sampled_from([0.0, 0.1]),
+)
+def test_gradient_of_the_objective(graph: Graph, norm: str, seed: int, barrier: float) -> None:
     network = Network.read(graph)
     plan = Plan.of(network)
     with np.errstate(all="ignore"):
@@ -159,7 +165,7 @@ def test_gradient_of_the_objective(graph: Graph, norm: str, seed: int) -> None:
     # Outputs that are nearly the same, or nothing, have no logarithm to measure.
     assume((constants(all_pairs(graph.output_size), found[0]) > 1e-3).all())
     assume(float(np.abs(found[0]).max()) < 1e4)
-    objective = Objective(plan, norm)
+    objective = Objective(plan, norm, barrier)
     point = objective.pack(found[1]) + 0.05
     point[: objective.weights] -= 0.05
     value, gradient = objective.value(point)
@@ -209,8 +215,8 @@ def test_refinement_only_improves(rng: np.random.Generator) -> None:
     assert first is not None
     objective = Objective(plan, "2")
     start = objective.pack(first[1])
-    better, diagonal = objective.unpack(descend(objective.value, start, 100))
-    second = enclose(plan, choose_given(better), diagonal)
+    better, diagonal = objective.unpack(refined(objective, start))
+    second = enclose_near(plan, better, diagonal)
     assert second is not None
     forms = forms_of(graph)
     before, after = constants(forms, first[0]), constants(forms, second[0])
@@ -382,3 +388,22 @@ def test_arguments_without_meaning() -> None:
 
 def test_sign_alone_has_no_slopes() -> None:
     assert Sign(2).slope_range() is None
+
+
+def test_refinement_reaches_the_semidefinite_program() -> None:
+    """LipSDP's optimum of this network by cvxpy and Clarabel: 1.1913."""
+    rng = np.random.default_rng(2)
+    first, last = rng.normal(size=(20, 10)) / np.sqrt(10), rng.normal(size=(1, 20)) / np.sqrt(20)
+    nodes = (
+        Node("z", Linear(first.T.copy()), ("x",)),
+        Node("h", Relu(20), ("z",)),
+        Node("y", Linear(last.T.copy()), ("h",)),
+    )
+    network = Network.read(Graph("x", 10, nodes, "y"))
+    plan = Plan.of(network)
+    start = enclose(plan, choose_closed_form(network), np.ones(10))
+    assert start is not None
+    objective = Objective(plan, "2")
+    found = enclose_near(plan, *objective.unpack(refined(objective, objective.pack(start[1]))))
+    assert found is not None
+    assert 1.1912 <= constants(np.eye(1), found[0])[0] <= 1.002 * 1.1913
