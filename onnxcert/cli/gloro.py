@@ -11,8 +11,8 @@ from onnxcert.cli.lipschitz import add_bound_options
 
 _DESCRIPTION = """\
 Add to a classifier a logit for "not certified at this radius", and the outputs `certified` (whether
-no input within the radius has another class, in any binary32 execution) and `radius`. The result
-is an ordinary ONNX model: any runtime certifies with it at the price of a forward pass.
+no input of the domain within the radius has another class, in any binary32 execution) and `radius`.
+The result is an ordinary ONNX model: any runtime certifies with it at the price of a forward pass.
 """
 
 
@@ -34,7 +34,7 @@ def run(words: Sequence[str], console: Console, clock: Clock) -> int:
         type=float,
         default=(0.0, 1.0),
         metavar=("LOW", "HIGH"),
-        help="of every input; others are never certified (default: 0 1)",
+        help="of every input that the claim speaks of; others are never certified (default: 0 1)",
     )
     add_bound_options(parser)
     parser.add_argument("-o", "--out", required=True, metavar="FILE", help="where to write")

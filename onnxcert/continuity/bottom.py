@@ -10,9 +10,10 @@ does, all logits that equal the largest: of two that tie one is left in, and the
 ``radius`` is the least (y_j - y_i - slack_ij) / K_ij, never negative.
 
 The claim is about executions: whatever binary32 execution of the file computed y here, no execution
-on another input within the radius computes a larger logit for another class. Each computed
-difference of logits is within e_ij of the real one on the domain widened by the radius
-(`execution_deviation`), at both inputs, so slack_ij is at least 2 e_ij, plus what the arithmetic of
+on another input of the domain within the radius computes a larger logit for another class. Each
+computed
+difference of logits is within e_ij of the real one on the domain (`execution_deviation`), at both
+inputs, so slack_ij is at least 2 e_ij, plus what the arithmetic of
 the new nodes rounds.
 """
 
@@ -36,7 +37,7 @@ from onnxcert.bounds.execution import execution_error
 from onnxcert.bounds.interval import interval_bounds
 from onnxcert.continuity.bound import LipschitzBound, lipschitz, pair_forms
 from onnxcert.continuity.ellipsoid import Plan, choose_closed_form, constants, enclose
-from onnxcert.continuity.network import Network, is_maximum
+from onnxcert.continuity.network import Network, input_box, is_maximum
 from onnxcert.errors import ModelError, UnsupportedModel, UsageError
 from onnxcert.frontend.model_file import decompressed
 from onnxcert.frontend.onnx import Model, load_model
@@ -155,9 +156,10 @@ def with_bottom_logit(
     Args:
         model: a classifier with one output whose last axis are the logits, all in float32.
         eps: the radius; with ``eps_input`` the largest that may be asked for.
-        bound: of the same model, without a domain; computed if it is not given.
-        domain: (low, high) of every input. Inputs outside are never certified; the other inputs
-            that the claim speaks of may lie outside by eps.
+        bound: of the same model, for all inputs or those of the domain; computed for the domain if
+            it is not given.
+        domain: (low, high) of every input, those that the claim speaks of; inputs outside are never
+            certified.
         eps_input: make the radius an input of the new model, named ``eps``.
         method, norm: for `lipschitz`.
 
@@ -175,9 +177,10 @@ def with_bottom_logit(
         raise UsageError(f"[{low:g}, {high:g}] is no domain")
     read = load_model(model)
     form = _Form.of(read)
-    known = bound or lipschitz(read, method=method, norm=norm)
-    if known.domain is not None or known.model.sha256 != read.sha256:
-        raise UsageError("the bound is of another model, or holds on a domain only")
+    known = bound or lipschitz(read, method=method, norm=norm, domain=domain)
+    covers = known.domain is None or (known.domain[0] <= low and high <= known.domain[1])
+    if not covers or known.model.sha256 != read.sha256:
+        raise UsageError("the bound is of another model, or holds on another domain only")
     table = _Table.of(read, known.pairs, eps, domain)
     proto = _stored_proto(read)
     _Writer(proto, read, form, table).extend(eps, domain, eps_input=eps_input)
@@ -284,10 +287,8 @@ class _Table:
 
     @classmethod
     def of(cls, model: Model, pairs: FloatArray, eps: float, domain: tuple[float, float]) -> _Table:
-        size = model.graph.input_size
-        low, high = np.full((1, size), domain[0] - eps), np.full((1, size), domain[1] + eps)
-        wide = Box(np.nextafter(low, -np.inf), np.nextafter(high, np.inf))
-        error, largest = execution_deviation(model.lowered, wide, UNIT_ROUNDOFF_FLOAT32)
+        box = input_box(model.graph, *domain)
+        error, largest = execution_deviation(model.lowered, box, UNIT_ROUNDOFF_FLOAT32)
         reach = eps * pairs
         slack = 2.0 * error
         met = 2.0 * largest + reach.max() + slack.max()

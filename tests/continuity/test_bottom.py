@@ -164,8 +164,9 @@ def test_arguments_without_meaning() -> None:
             extend(model, eps, domain=domain)
     with pytest.raises(UsageError, match="another model"):
         extend(model, 0.1, bound=lipschitz(classifier(width=5)))
-    with pytest.raises(UsageError, match="on a domain"):
-        extend(model, 0.1, bound=lipschitz(model, domain=(0.0, 1.0)))
+    with pytest.raises(UsageError, match="another domain"):
+        extend(model, 0.1, bound=lipschitz(model, domain=(0.0, 0.9)))
+    extend(model, 0.1, bound=lipschitz(model, domain=(-0.1, 1.0)))
 
 
 def test_metadata_say_what_is_claimed() -> None:
