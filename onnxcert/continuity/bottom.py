@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,9 @@ def execution_deviation(graph: Graph, box: Box, unit: float) -> tuple[FloatArray
         own = {node.name: execution_error(graph, node, boxes, unit) for node in graph.nodes}
         single = _carried(network, own)
         pairs = single[:, None] + single
+        # Twins share a value as long as what they read is exactly opposite in executions, too.
+        if any(own[name] is not None for name in network.between_twins()):
+            network = replace(network, share=False)
         plan = Plan.of(network)
         if plan.width <= _WIDEST_PLAN:
             pairs = np.fmin(pairs, _pushed(plan, own))

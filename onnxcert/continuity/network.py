@@ -139,11 +139,13 @@ class Network:
         graph: the network.
         slopes: elementwise node name -> its slopes.
         domain: the input box (1, n) on which they hold, or None for everywhere.
+        share: whether twins share their absolute values.
     """
 
     graph: Graph
     slopes: Mapping[str, Slopes]
     domain: Box | None = None
+    share: bool = True
 
     @classmethod
     def read(cls, graph: Graph, domain: Box | None = None) -> Network:
@@ -218,7 +220,7 @@ class Network:
         """Elementwise node -> an earlier one whose absolute value of the same numbers it shares."""
         result: dict[str, str] = {}
         known: dict[tuple[tuple[str, bytes, int], ...], str] = {}
-        for name, slopes in self.slopes.items():
+        for name, slopes in self.slopes.items() if self.share else ():
             if not slopes.even:
                 continue
             terms = self._terms(self.makers[name].inputs[0])
@@ -229,6 +231,24 @@ class Network:
             if other != name and (self.slopes[other].rad[slopes.rad != 0.0] != 0.0).all():
                 result[name] = other
         return result
+
+    def between_twins(self) -> set[str]:
+        """Values that twins are recognised through: what they read, back to the common ones."""
+        found: set[str] = set()
+        pending = [
+            name
+            for pair in self.twins.items()
+            for node in pair
+            for name in self.makers[node].inputs
+        ]
+        while pending:
+            name = pending.pop()
+            node = self.makers.get(name)
+            plain = node is not None and (_as_view(node.op) or _signs(node.op))
+            if node is not None and plain and name not in found:
+                found.add(name)
+                pending.extend(node.inputs)
+        return found
 
     @cached_property
     def pairs(self) -> Mapping[str, tuple[str, int]]:

@@ -159,7 +159,9 @@ class Calculus:
     def _gain(self, matrix: Any) -> float:
         sums = np.asarray(matrix.sum(axis=0)).ravel()
         largest = float(sums.max(initial=0.0))
-        return math.sqrt(largest) * UP if largest != 1.0 else 1.0
+        if largest == 1.0 and float(matrix.max()) == 1.0:
+            return 1.0  # whole numbers add up exactly
+        return math.sqrt(largest) * (1.0 + gamma(matrix.shape[0] + 8, UNIT_ROUNDOFF))
 
     def _root_constant(self, root: str) -> float:
         if not root.startswith(_PAIR):
