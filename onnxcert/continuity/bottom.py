@@ -98,7 +98,7 @@ def execution_deviation(graph: Graph, box: Box, unit: float) -> tuple[FloatArray
         if any(own[name] is not None for name in network.between_twins()):
             network = replace(network, share=False)
         plan = Plan.of(network)
-        if plan.width <= _WIDEST_PLAN:
+        if plan.width <= _WIDEST_PLAN and _maxima_are_exact(network, own):
             pairs = np.fmin(pairs, _pushed(plan, own))
         size = float(boxes[graph.output].magnitude.max())
     return np.where(np.isfinite(pairs), pairs, np.inf), size
@@ -122,6 +122,16 @@ def _carried(network: Network, own: Mapping[str, Array | None]) -> FloatArray:
         errors[node.name] = (moved if added is None else moved + added) * (1.0 + 1e-9)
     result: FloatArray = errors[graph.output][0]
     return result
+
+
+def _maxima_are_exact(network: Network, own: Mapping[str, Array | None]) -> bool:
+    """Whether executions make no roundings between the operands of maxima and their results."""
+    for node in network.graph.nodes:
+        if is_maximum(node.op):
+            gap = network.makers[node.inputs[2]]
+            if any(own[name] is not None for name in (node.name, gap.name, *gap.inputs)):
+                return False
+    return True
 
 
 def _pushed(plan: Plan, own: Mapping[str, Array | None]) -> FloatArray:
