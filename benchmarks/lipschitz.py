@@ -162,10 +162,12 @@ def columns_of(graph: Graph, forms: Array) -> dict[str, tuple[float, float]]:
         start = enclose(plan, choose_closed_form(network), diagonal)
         assert start is not None
         objective = Objective(plan, "2")
-        found = optimised(objective, objective.pack(start[1]))
-        done = enclose_near(plan, *objective.unpack(found))
-        assert done is not None
-        return constants(forms, done[0])
+        least = np.full(len(forms), np.inf)
+        for found in optimised(objective, objective.pack(start[1])):
+            done = enclose_near(plan, *objective.unpack(found))
+            if done is not None:
+                least = np.minimum(least, constants(forms, done[0]))
+        return least
 
     best, third = timed(refined, 1)
     return {

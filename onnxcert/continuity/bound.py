@@ -84,7 +84,7 @@ class LipschitzBound:
         pairs: (m, m), zero on the diagonal.
         seen_outputs, seen_pairs: lower bounds from gradients at random points, in floating point.
         layers: norms of the affine operators.
-        multipliers: of the recursion that gave the bounds, per curve; empty for ``product``.
+        multipliers: of the last recursion that was run, per curve; empty for ``product``.
     """
 
     model: Model
@@ -312,9 +312,11 @@ class _Best:
         if not refine or not plan.gates:
             return best
         objective = Objective(plan, norm)
-        variables = refined(objective, objective.pack(found[1]), expired)
-        found = enclose_near(plan, *objective.unpack(variables))
-        return best if found is None else best._improved(*found)
+        for variables in refined(objective, objective.pack(found[1]), expired):
+            found = enclose_near(plan, *objective.unpack(variables))
+            if found is not None:
+                best = best._improved(*found)
+        return best
 
     def _improved(self, matrix: FloatArray, used: Mapping[str, FloatArray]) -> _Best:
         size = len(matrix)

@@ -22,13 +22,14 @@ their own, and slopes may lie in any range. D = (1 + mid / rad) lambda_max(A) is
 of the identity when A is one; `onnxcert.continuity.refine` improves on it neuron by neuron.
 
 Rounding. A larger Q is as good: every step is monotone in Q. So each step adds to the diagonal what
-its rounding may have cost (a symmetric E is at most the diagonal of its absolute row sums). For the
+its rounding may have cost: a symmetric E is at most the diagonal of ``sum_j |E_ij| w_j / w_i`` for
+any positive w, and ``w_i = Q_ii^(-1/2)`` keeps small neurons from paying for large ones. For the
 inverse let Y be any matrix, computed as (D - A)^-1 B: with R = B - (D - A) Y,
 
     B^T (D - A)^-1 B = B^T Y + Y^T R + R^T (D - A)^-1 R,
 
-and the last two terms are below what they are charged with, |Y| |R| and |R|^2 / lambda_min, where a
-Cholesky factor of D - A - sigma I shows lambda_min >= sigma less its residual.
+and the last two terms are below what they are charged with, |Y| |R| and |R W|^2 / lambda_min, where
+a Cholesky factor of D - A - sigma I shows lambda_min >= sigma less its residual.
 """
 
 from __future__ import annotations
@@ -326,22 +327,31 @@ def _charge_affine(result: FloatArray, state: State, step: Step, kept: Array) ->
     op = step.op
     assert op is not None
     share = gamma(op.error_terms + WEIGHT_ROUNDINGS + 8, UNIT_ROUNDOFF)
-    absolute = np.abs(state.matrix)
-    ones = op.magnitude.transpose(np.ones((1, op.output_size)))
-    columns = np.zeros(len(absolute))
-    for name, part in zip(step.inputs, ones, strict=True):
-        columns[state.slices[name]] += part[0]
-    across = absolute @ columns  # |Q| |A|^T 1, at every live entry
-    down = op.magnitude.apply([across[state.slices[name]][None] for name in step.inputs])[0]
+    weights = _weights(result)
     size = len(kept)
+    absolute = np.abs(state.matrix)
+    parts = op.magnitude.transpose(weights[None, size:])
+    columns = np.zeros(len(absolute))
+    for name, part in zip(step.inputs, parts, strict=True):
+        columns[state.slices[name]] += part[0]
+    across = absolute @ columns  # |Q| |A|^T w, at every live entry
+    down = op.magnitude.apply([across[state.slices[name]][None] for name in step.inputs])[0]
     sums = np.zeros(len(result))
     sums[:size] = across[kept]
     sums[size:] = 2.1 * down
     if size:
-        totals = absolute[:, kept] @ np.ones(size)
+        totals = absolute[:, kept] @ weights[:size]
         sums[size:] += op.magnitude.apply([totals[state.slices[n]][None] for n in step.inputs])[0]
     diagonal = np.arange(len(result))
-    result[diagonal, diagonal] += (1.0 + 1e-6) * share * sums + TINY
+    result[diagonal, diagonal] += (1.0 + 1e-6) * share * sums / weights + TINY
+
+
+def _weights(matrix: FloatArray) -> FloatArray:
+    """w of the module's docstring for a matrix that Q is near."""
+    sizes = np.diagonal(matrix)
+    floor = max(float(sizes.max(initial=0.0)) * 1e-20, 1e-280)
+    result: FloatArray = 1.0 / np.sqrt(np.maximum(sizes, floor))
+    return result
 
 
 def _assembled(state: State, keep: Sequence[str], made: Mapping[str, int]) -> State:
@@ -372,12 +382,13 @@ def _mix(plan: Plan, state: State, step: Step) -> State:
     part = np.abs(slopes.mid), np.abs(slopes.rad)
     absolute = np.abs(state.matrix)
     reach = absolute[:, z] * part[0] + absolute[:, g] * part[1]
+    weights = _weights(made.matrix)
     sums = np.zeros(len(made.matrix))
-    sums[:size] = reach[kept].sum(axis=1)
+    sums[:size] = reach[kept] @ weights[size:]
     both = reach[z] * part[0][:, None] + reach[g] * part[1][:, None]
-    sums[size:] = both.sum(axis=1) + reach[kept].sum(axis=0)
+    sums[size:] = both @ weights[size:] + weights[:size] @ reach[kept]
     diagonal = np.arange(len(made.matrix))
-    made.matrix[diagonal, diagonal] += gamma(24, UNIT_ROUNDOFF) * 1.01 * sums + TINY
+    made.matrix[diagonal, diagonal] += gamma(24, UNIT_ROUNDOFF) * 1.01 * sums / weights + TINY
     return made
 
 
@@ -399,7 +410,8 @@ def _bend(plan: Plan, state: State, step: Step, scales: FloatArray, bent: Array)
         return None
     after = before + grown
     diagonal = np.arange(len(after))
-    after[diagonal, diagonal] += 2.0 * UNIT_ROUNDOFF * np.abs(after).sum(axis=1) * 1.01
+    weights = _weights(after)
+    after[diagonal, diagonal] += 2.0 * UNIT_ROUNDOFF * (np.abs(after) @ weights) / weights * 1.01
     count = len(z)
     remainder = {step.gate: count} if step.gate_lives and step.gate is not None else {}
     made = _assembled(state, step.keep, remainder | {step.name: count})
@@ -415,9 +427,10 @@ def _bend(plan: Plan, state: State, step: Step, scales: FloatArray, bent: Array)
         gate = made.rows(list(remainder))
         matrix[gate, gate] = gates
         matrix[gate, own] = matrix[own, gate] = slopes.rad * gates
+    weights = _weights(matrix)
     diagonal = np.arange(len(matrix))
     matrix[diagonal, diagonal] += (
-        gamma(12, UNIT_ROUNDOFF) * 1.01 * np.abs(matrix).sum(axis=1) + TINY
+        gamma(12, UNIT_ROUNDOFF) * 1.01 * (np.abs(matrix) @ weights) / weights + TINY
     )
     return made
 
@@ -441,14 +454,14 @@ def _grown(block: FloatArray, rows: FloatArray) -> FloatArray | None:
     rest_bound = np.abs(rest) * (1.0 + 1e-9) + wrong + UNIT_ROUNDOFF * np.abs(rows)
     product = rows.T @ solved
     result = 0.5 * (product + product.T)
-    ones = np.ones(rows.shape[1])
-    size = np.abs(rows).T @ (np.abs(solved) @ ones) + np.abs(solved).T @ (np.abs(rows) @ ones)
+    weights = _weights(result)
+    size = np.abs(rows).T @ (np.abs(solved) @ weights) + np.abs(solved).T @ (np.abs(rows) @ weights)
     sums = gamma(count + 8, UNIT_ROUNDOFF) * size
-    sums += np.abs(solved).T @ (rest_bound @ ones) + rest_bound.T @ (np.abs(solved) @ ones)
-    # R^T F^-1 R is at most |R|_F^2 / lambda_min times the identity.
-    square = float(np.square(rest_bound).sum()) / smallest
+    sums += np.abs(solved).T @ (rest_bound @ weights) + rest_bound.T @ (np.abs(solved) @ weights)
+    # W R^T F^-1 R W is at most |R W|_F^2 / lambda_min times the identity.
+    square = float(np.square(rest_bound * weights).sum()) / smallest
     diagonal = np.arange(len(result))
-    result[diagonal, diagonal] += (1.0 + 1e-6) * (sums + square) + TINY
+    result[diagonal, diagonal] += (1.0 + 1e-6) * (sums / weights + square / weights**2) + TINY
     return result
 
 
@@ -483,7 +496,7 @@ def enclose_near(
     """`enclose` with given multipliers, raised as much as rounding asks for.
 
     Where D - A is nearly singular, what rounding is charged with is large; a slightly larger D
-    costs next to nothing. The best of a few is taken.
+    costs next to nothing. The best of a few is taken: that of the least trace.
     """
     best, least = None, math.inf
     for lift in _LIFTS:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -315,13 +315,16 @@ def _mean_log(matrix: FloatArray) -> tuple[float, FloatArray]:
 
 def refined(
     objective: Objective, start: FloatArray, expired: Callable[[], bool] = lambda: False
-) -> FloatArray:
-    """The best variables found, by descents with a falling barrier."""
+) -> Iterator[FloatArray]:
+    """Better and better variables, by descents with a falling barrier.
+
+    Later ones are nearer to the boundary, where rounding is charged with more: in deep networks the
+    first of them may give the best bounds.
+    """
     for weight in _BARRIERS if objective.size else ():
         objective.barrier = weight / objective.size
         start = descend(objective.value, start, _STEPS, expired)
-    objective.barrier = 0.0
-    return start
+        yield start
 
 
 def descend(
