@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 METHODS = ("product", "recursion", "refined")
 NORMS = ("2", "inf", "1")
 
-_WIDE_REFINED, _WIDE_RECURSION = 1500, 6000
+_WIDE_REFINED, _WIDE_RECURSION = 1100, 4096
 """Up to how many rows of the matrices ``auto`` chooses a method."""
 
 _COMPARED_POINTS = 8

@@ -72,7 +72,7 @@ class Step:
         keep: names of the values that live on after it, without its own.
         gate: of a curve: the name of g where it is made here; None where a twin has made it.
         gate_lives: whether g is needed later.
-        live: entries of all values that are live while it runs.
+        live: entries of all values that are live before it, or after it if those are more.
     """
 
     name: str
@@ -118,7 +118,7 @@ class Plan:
             gate = gates.get(node.name)
             lives = gate is not None and last.get(gate, -1) > number
             made = (node.name, gate) if lives and gate is not None else (node.name,)
-            width = sum(sizes[name] for name in {*alive, *made})
+            width = max(sum(sizes[name] for name in part) for part in (alive, (*keep, *made)))
             steps.append(Step(node.name, inputs, op, keep, gate, lives, width))
             alive = (*keep, *(name for name in made if last.get(name, -1) > number))
         return cls(network, tuple(steps))
