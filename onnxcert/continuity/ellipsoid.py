@@ -23,8 +23,9 @@ of the identity when A is one; `onnxcert.continuity.refine` improves on it neuro
 
 Rounding. A larger Q is as good: every step is monotone in Q. So each step adds to the diagonal what
 its rounding may have cost: a symmetric E is at most the diagonal of ``sum_j |E_ij| w_j / w_i`` for
-any positive w, and ``w_i = Q_ii^(-1/2)`` keeps small neurons from paying for large ones. For the
-inverse let Y be any matrix, computed as (D - A)^-1 B: with R = B - (D - A) Y,
+any positive w, and ``w_i = Q_ii^(-1/2)`` (before anything cancels) keeps small neurons from paying
+for large ones. For the inverse let Y be any matrix, computed as (D - A)^-1 B: with R = B - (D - A)
+Y,
 
     B^T (D - A)^-1 B = B^T Y + Y^T R + R^T (D - A)^-1 R,
 
@@ -327,9 +328,12 @@ def _charge_affine(result: FloatArray, state: State, step: Step, kept: Array) ->
     op = step.op
     assert op is not None
     share = gamma(op.error_terms + WEIGHT_ROUNDINGS + 8, UNIT_ROUNDOFF)
-    weights = _weights(result)
     size = len(kept)
     absolute = np.abs(state.matrix)
+    # |Q_ij| is at most q_i q_j, so |A| q is the size of the new entries before they cancel.
+    lengths = np.sqrt(np.maximum(np.diagonal(state.matrix), 0.0))
+    reach = op.magnitude.apply([lengths[state.slices[name]][None] for name in step.inputs])[0]
+    weights = _weights(np.concatenate([np.square(lengths[kept]), np.square(reach)]))
     parts = op.magnitude.transpose(weights[None, size:])
     columns = np.zeros(len(absolute))
     for name, part in zip(step.inputs, parts, strict=True):
@@ -346,9 +350,8 @@ def _charge_affine(result: FloatArray, state: State, step: Step, kept: Array) ->
     result[diagonal, diagonal] += (1.0 + 1e-6) * share * sums / weights + TINY
 
 
-def _weights(matrix: FloatArray) -> FloatArray:
-    """w of the module's docstring for a matrix that Q is near."""
-    sizes = np.diagonal(matrix)
+def _weights(sizes: FloatArray) -> FloatArray:
+    """w of the module's docstring for a matrix of this diagonal, before anything cancels."""
     floor = max(float(sizes.max(initial=0.0)) * 1e-20, 1e-280)
     result: FloatArray = 1.0 / np.sqrt(np.maximum(sizes, floor))
     return result
@@ -382,7 +385,9 @@ def _mix(plan: Plan, state: State, step: Step) -> State:
     part = np.abs(slopes.mid), np.abs(slopes.rad)
     absolute = np.abs(state.matrix)
     reach = absolute[:, z] * part[0] + absolute[:, g] * part[1]
-    weights = _weights(made.matrix)
+    lengths = np.sqrt(np.maximum(np.diagonal(state.matrix), 0.0))
+    sizes = lengths[z] * part[0] + lengths[g] * part[1]
+    weights = _weights(np.square(np.concatenate([lengths[kept], sizes])))
     sums = np.zeros(len(made.matrix))
     sums[:size] = reach[kept] @ weights[size:]
     both = reach[z] * part[0][:, None] + reach[g] * part[1][:, None]
@@ -410,7 +415,7 @@ def _bend(plan: Plan, state: State, step: Step, scales: FloatArray, bent: Array)
         return None
     after = before + grown
     diagonal = np.arange(len(after))
-    weights = _weights(after)
+    weights = _weights(np.diagonal(after))
     after[diagonal, diagonal] += 2.0 * UNIT_ROUNDOFF * (np.abs(after) @ weights) / weights * 1.01
     count = len(z)
     remainder = {step.gate: count} if step.gate_lives and step.gate is not None else {}
@@ -427,7 +432,7 @@ def _bend(plan: Plan, state: State, step: Step, scales: FloatArray, bent: Array)
         gate = made.rows(list(remainder))
         matrix[gate, gate] = gates
         matrix[gate, own] = matrix[own, gate] = slopes.rad * gates
-    weights = _weights(matrix)
+    weights = _weights(np.diagonal(matrix))
     diagonal = np.arange(len(matrix))
     matrix[diagonal, diagonal] += (
         gamma(12, UNIT_ROUNDOFF) * 1.01 * (np.abs(matrix) @ weights) / weights + TINY
@@ -454,7 +459,7 @@ def _grown(block: FloatArray, rows: FloatArray) -> FloatArray | None:
     rest_bound = np.abs(rest) * (1.0 + 1e-9) + wrong + UNIT_ROUNDOFF * np.abs(rows)
     product = rows.T @ solved
     result = 0.5 * (product + product.T)
-    weights = _weights(result)
+    weights = _weights((np.abs(rows) * np.abs(solved)).sum(axis=0))
     size = np.abs(rows).T @ (np.abs(solved) @ weights) + np.abs(solved).T @ (np.abs(rows) @ weights)
     sums = gamma(count + 8, UNIT_ROUNDOFF) * size
     sums += np.abs(solved).T @ (rest_bound @ weights) + rest_bound.T @ (np.abs(solved) @ weights)
