@@ -148,13 +148,10 @@ def test_constants_on_a_domain(case: tuple[Graph, Array, str]) -> None:
         assert_above(graph, constants(forms, found[0]), forms, norm, points)
 
 
-@given(
-    graph=strategies.graphs(curves=CURVES, layers=LAYERS),
-    norm=NORMS,
-    seed=strategies.seeds,
-    barrier=st.sampled_from([0.0, 0.1]),
-)
-def test_gradient_of_the_objective(graph: Graph, norm: str, seed: int, barrier: float) -> None:
+@given(seed=strategies.seeds, norm=NORMS, barrier=st.sampled_from([0.0, 0.1]))
+def test_gradient_of_the_objective(seed: int, norm: str, barrier: float) -> None:
+    """Of networks with ordinary weights: differences measure nothing among numbers of 2^60."""
+    graph = strategies.ordinary_graph(seed, LAYERS, CURVES)
     network = Network.read(graph)
     plan = Plan.of(network)
     with np.errstate(all="ignore"):
@@ -163,7 +160,9 @@ def test_gradient_of_the_objective(graph: Graph, norm: str, seed: int, barrier: 
     assert found is not None
     assume(all(d[d != 0.0].min(initial=1.0) > 1e-6 for d in found[1].values()))
     # Outputs that are nearly the same, or nothing, have no logarithm to measure.
-    assume((constants(all_pairs(graph.output_size), found[0]) > 1e-3).all())
+    scale = float(np.sqrt(np.diagonal(found[0]).max()))
+    assume((constants(all_pairs(graph.output_size), found[0]) > 1e-2 * scale).all())
+    assume(scale > 1e-2)
     assume(float(np.abs(found[0]).max()) < 1e4)
     objective = Objective(plan, norm, barrier)
     point = objective.pack(found[1]) + 0.05
