@@ -13,9 +13,11 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "BoundsReport": "verifier",
+    "Certification": "continuity.certified",
     "Counterexample": "verdict",
     "InputError": "errors",
     "ModelError": "errors",
+    "LipschitzBound": "continuity.bound",
     "OnnxcertError": "errors",
     "Progress": "verdict",
     "Reason": "verdict",
@@ -30,22 +32,28 @@ _HOMES = {
     "UnsupportedModel": "errors",
     "UnsupportedSpec": "errors",
     "UsageError": "errors",
+    "certified_radius": "continuity.bound",
+    "certify": "continuity.certified",
     "check": "checker",
     "compute_bounds": "verifier",
     "box": "spec.build",
     "largest_region": "region.api",
     "largest_regions": "region.api",
     "linf_ball": "spec.build",
+    "lipschitz": "continuity.bound",
     "load_model": "frontend.onnx",
     "read_query": "frontend.vnnlib",
     "save_vnnlib": "frontend.write",
     "verify": "verifier",
+    "with_bottom_logit": "continuity.bottom",
 }
 
 __all__ = [
     "BoundsReport",
+    "Certification",
     "Counterexample",
     "InputError",
+    "LipschitzBound",
     "ModelError",
     "OnnxcertError",
     "Progress",
@@ -63,19 +71,26 @@ __all__ = [
     "UsageError",
     "__version__",
     "box",
+    "certified_radius",
+    "certify",
     "check",
     "compute_bounds",
     "largest_region",
     "largest_regions",
     "linf_ball",
+    "lipschitz",
     "load_model",
     "read_query",
     "save_vnnlib",
     "verify",
+    "with_bottom_logit",
 ]
 
 if TYPE_CHECKING:
     from onnxcert.checker import check
+    from onnxcert.continuity.bottom import with_bottom_logit
+    from onnxcert.continuity.bound import LipschitzBound, certified_radius, lipschitz
+    from onnxcert.continuity.certified import Certification, certify
     from onnxcert.errors import (
         InputError,
         ModelError,

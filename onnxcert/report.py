@@ -29,6 +29,7 @@ from onnxcert.spec import Query
 from onnxcert.verdict import Counterexample, Result, Sat, Unknown
 
 if TYPE_CHECKING:
+    from onnxcert.continuity.bound import LipschitzBound
     from onnxcert.region.regions import Region
     from onnxcert.verifier import BoundsReport
 
@@ -143,6 +144,28 @@ def bounds_record(report: BoundsReport, method: str) -> Record:
         "outputs": plain(report.outputs),
         "bounds": _disjuncts(report.disjuncts),
         "layers": layers,
+    }
+
+
+def lipschitz_record(bound: LipschitzBound) -> Record:
+    """The record of global constants."""
+    return {
+        "schema": SCHEMA,
+        "tool": _tool(),
+        "files": {"model": {"path": bound.model.source, "sha256": bound.model.sha256}},
+        "norm": bound.norm,
+        "domain": plain(bound.domain),
+        "method": bound.method,
+        "rests_on": bound.rests_on,
+        "outputs": plain(bound.outputs),
+        "pairs": plain(bound.pairs),
+        "seen_outputs": plain(bound.seen_outputs),
+        "seen_pairs": plain(bound.seen_pairs),
+        "layers": [
+            {"layer": x.name, "node": x.source, "norm": plain(x.norm), "seen": plain(x.seen)}
+            for x in bound.layers
+        ],
+        "multipliers": plain(bound.multipliers),
     }
 
 

@@ -44,6 +44,39 @@ class Box:
     def __len__(self) -> int:
         return len(self.lower)
 
+    def take(self, index: Array) -> Box:
+        """Those subproblems."""
+        return Box(self.lower[index], self.upper[index])
+
+
+@dataclass(frozen=True)
+class Ball(Box):
+    """The points of a box that are within a Euclidean distance of a centre.
+
+    Attributes:
+        center: (B, n).
+        radius: (B,).
+    """
+
+    center: Array
+    radius: Array
+
+    @classmethod
+    def around(cls, center: Array, radius: Array) -> Ball:
+        """The ball alone, in the box that touches it (rounded outward)."""
+        xp = array_module(center)
+        lower, upper = center - radius[:, None], center + radius[:, None]
+        return cls(xp.nextafter(lower, -xp.inf), xp.nextafter(upper, xp.inf), center, radius)
+
+    def intersect(self, other: Box) -> Ball:
+        """The part of it in another box."""
+        box = super().intersect(other)
+        return Ball(box.lower, box.upper, self.center, self.radius)
+
+    def take(self, index: Array) -> Ball:
+        """Those subproblems."""
+        return Ball(self.lower[index], self.upper[index], self.center[index], self.radius[index])
+
 
 @dataclass(frozen=True)
 class Lines:

@@ -263,6 +263,17 @@ def graphs(
     return Graph("x", inputs, tuple(growing.nodes), growing.nodes[-1].name)
 
 
+def ordinary_graph(seed: int, layers: tuple[str, ...], curves: tuple[str, ...]) -> Graph:
+    """A network of up to seven layers whose weights are all of size one."""
+    rng = np.random.default_rng(seed)
+    growing = _Growing(rng, 3, "any")
+    for kind in rng.choice(layers, size=rng.integers(2, 8)):
+        growing.grow(str(kind), curves)
+    if not growing.nodes:
+        growing.linear("x", 2)
+    return Graph("x", 3, tuple(growing.nodes), growing.nodes[-1].name)
+
+
 Row = tuple[list[float], float] | tuple[list[float], float, bool]
 """Coefficients over the output, offset, whether it is strict: ``row . y + offset <= 0``."""
 

@@ -12,8 +12,10 @@ import onnxcert
 
 PUBLIC = {
     "BoundsReport",
+    "Certification",
     "Counterexample",
     "InputError",
+    "LipschitzBound",
     "ModelError",
     "OnnxcertError",
     "Progress",
@@ -33,13 +35,17 @@ PUBLIC = {
     "check",
     "compute_bounds",
     "box",
+    "certified_radius",
+    "certify",
     "largest_region",
     "largest_regions",
     "linf_ball",
+    "lipschitz",
     "load_model",
     "read_query",
     "save_vnnlib",
     "verify",
+    "with_bottom_logit",
 }
 
 

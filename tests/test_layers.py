@@ -25,7 +25,7 @@ LAYERS = [
     {"bounds"},
     {"proof"},
     {"search"},
-    {"verifier"},
+    {"verifier", "continuity"},
     {"region"},
     {"bench", "report"},
     {"cli"},

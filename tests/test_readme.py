@@ -117,6 +117,14 @@ def test_region_commands(readme: str, repository: Path, tmp_path: Path) -> None:
     assert run(check, repository, folder).stdout == "VERIFIED UNSAT (real)\n"
 
 
+def test_global_bound_commands(readme: str, repository: Path, tmp_path: Path) -> None:
+    enter, constants, extend = blocks(readme, "console")[4].splitlines()
+    folder = shutil.copytree(repository / enter.removeprefix("cd "), tmp_path / "models")
+    assert run(constants, repository, folder).stdout.startswith("model digits.onnx\n")
+    assert run(extend, repository, folder).stdout.startswith("wrote robust.onnx\n")
+    assert (folder / "robust.onnx").is_file()
+
+
 def test_names_of_the_api_exist(readme: str) -> None:
     names = set(re.findall(r"\bonnxcert\.([a-zA-Z_]\w*)", readme)) - {"onnx", "checker"}
     assert names <= set(onnxcert.__all__)

@@ -29,7 +29,10 @@ from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module
 from onnxcert.bounds.execution import execution_error
 from onnxcert.graph import Graph, Node
 from onnxcert.ops.base import TINY, Affine, Elementwise, gamma
-from onnxcert.sets import Box, Lines
+from onnxcert.sets import Ball, Box, Lines
+
+_UNDERFLOWN = 1e-150
+"""More than a length loses where squares underflow."""
 
 _SLACK = 1.0 + 1e-9
 """Covers the rounding of the error terms themselves."""
@@ -302,13 +305,31 @@ class _Pass:
         box = self.relaxation.box
         rows = self.widen(*self.pending.pop(self.relaxation.graph.input), box.lower.shape[1])
         xp = array_module(rows)
+        within = self._over_ball(box, rows) if isinstance(box, Ball) else None
         center = 0.5 * (box.lower + box.upper)
         radius = xp.maximum(box.upper - center, center - box.lower)
         error = 2.0 * gamma(rows.shape[-1] + 16, UNIT_ROUNDOFF)
         self.charge(rows, center)
         self.charge(abs(rows), -(radius + _SLACK * (error * box.magnitude + TINY)))
+        if within is not None:
+            self.constant = xp.fmax(self.constant, within)
         lower = xp.nan_to_num(self.constant, nan=-xp.inf, posinf=-xp.inf, neginf=-xp.inf)
         return Pulled(lower, rows, self.kept if all_rows else {})
+
+    def _over_ball(self, ball: Ball, rows: Array) -> Array:
+        """The least value over a Euclidean ball: at the centre, less the radius times the length.
+
+        Leaves the constant as it is; (B, R).
+        """
+        xp = array_module(rows)
+        error = 2.0 * gamma(rows.shape[-1] + 16, UNIT_ROUNDOFF)
+        length = xp.sqrt((rows * rows).sum(axis=-1)) * (1.0 + error) + _UNDERFLOWN
+        reach: Array = ball.radius[:, None] * length * (1.0 + 4.0 * UNIT_ROUNDOFF)
+        size: Array = (abs(rows) @ abs(ball.center)[:, :, None])[:, :, 0] * error
+        value: Array = self.constant + (rows @ ball.center[:, :, None])[:, :, 0]
+        rounding = 4.0 * UNIT_ROUNDOFF * (reach + size + abs(self.constant))
+        lower: Array = value - reach - _SLACK * (size + rounding + TINY)
+        return lower
 
 
 def pull_back(

@@ -18,7 +18,7 @@ from onnxcert.bounds.execution import enclose
 from onnxcert.bounds.forward import ForwardForms
 from onnxcert.graph import Graph, Node
 from onnxcert.ops.base import Elementwise
-from onnxcert.sets import Box
+from onnxcert.sets import Ball, Box
 
 CHUNK_NUMBERS = 1 << 20
 """Numbers in the widest row block of a pass: 8 MB, so that its temporaries stay in cache."""
@@ -91,7 +91,8 @@ def crown_bounds(
                 current = current.intersect(forms.add_affine(number, node, boxes))
             boxes[node.name] = current
             relaxation.add_affine(node, boxes)
-        reads_input_only = node.inputs == (graph.input,)
+        # Intervals are exact there, unless the inputs are fewer than their box has.
+        reads_input_only = node.inputs == (graph.input,) and not isinstance(box, Ball)
         worthwhile = node.name in graph.pre_activations and not reads_input_only
         if backward and worthwhile and not expired():
             current = _refine(relaxation, node, current, expired)
@@ -181,7 +182,7 @@ def _subset(relaxation: Relaxation, index: Array) -> Relaxation:
     }
     return replace(
         relaxation,
-        box=Box(box.lower[index], box.upper[index]),
+        box=box.take(index),
         curves=curves,
         errors=taken(relaxation.errors),
         sums=taken(relaxation.sums),

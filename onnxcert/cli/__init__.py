@@ -25,7 +25,18 @@ from onnxcert.errors import OnnxcertError, UsageError
 
 Command = Callable[[Sequence[str], Console, Clock], int]
 
-COMMANDS = ("verify", "check", "supports", "inspect", "bounds", "region", "bench")
+COMMANDS = (
+    "verify",
+    "check",
+    "supports",
+    "inspect",
+    "bounds",
+    "region",
+    "bench",
+    "lipschitz",
+    "certify",
+    "gloro",
+)
 
 EXIT_FAULT = 4
 EXIT_INTERRUPTED = 130
@@ -37,6 +48,9 @@ usage: onnxcert MODEL SPEC [options]
        onnxcert inspect MODEL [SPEC]
        onnxcert bounds MODEL SPEC [--method interval|backward] [--layers]
        onnxcert region MODEL --input FILE.npy [options]
+       onnxcert lipschitz MODEL [--method product|recursion|refined] [--norm 2|inf|1] [--pairs]
+       onnxcert certify MODEL --data IMAGES.npz --eps E[,E2...] [--norm 2|inf]
+       onnxcert gloro MODEL --eps E -o ROBUST.onnx
        onnxcert bench INSTANCES.csv --out DIR [--timeout S] [--jobs N] [--resume]
        onnxcert supports CAPABILITY
        onnxcert --name | --version | --help

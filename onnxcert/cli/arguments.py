@@ -122,6 +122,22 @@ def _positive_number(text: str, unit: str) -> float:
     return value
 
 
+def radius(text: str) -> float:
+    """A finite number, at least zero."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (0 <= value < math.inf):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a radius")
+    return value
+
+
+def radii(text: str) -> tuple[float, ...]:
+    """Radii with commas between them."""
+    return tuple(radius(part) for part in text.split(","))
+
+
 def natural(text: str) -> int:
     """A whole number, zero included."""
     if not re.fullmatch(r"[0-9]{1,18}", text):

@@ -271,6 +271,19 @@ class Elementwise(Operator):
                 without a free line ignore it.
         """
 
+    def slope_range(self, box: Box | None = None) -> tuple[Array, Array] | None:
+        """The least and the largest slope between any two points of each neuron's interval.
+
+        Args:
+            box: the intervals, arrays (B, n); None for the whole line.
+
+        Returns:
+            (low, high) that broadcast to the box, or to (n,) without one, rounded outward; None
+            where the curve has no such range.
+        """
+        del box
+        return None
+
     def default_position(self, box: Box) -> Array:
         """The positions whose lines `relax` takes by default, (B, n): 1 where |u| > |l|.
 

@@ -64,6 +64,16 @@ class SShaped(Elementwise):
             xp.minimum(self.value(box.upper) + slack, ceiling + slack),
         )
 
+    def slope_range(self, box: Box | None = None) -> tuple[Array, Array]:
+        """Flattest where the interval is farthest from zero, steepest where it is nearest."""
+        if box is None:
+            return array_module().zeros(()), array_module().asarray(self.steepest)
+        xp = array_module(box.lower)
+        near = xp.maximum(xp.maximum(box.lower, -box.upper), 0.0)
+        low, high = self.derivative(box.magnitude), self.derivative(near)
+        slack = _ULPS * UNIT_ROUNDOFF
+        return xp.maximum(low - slack, 0.0), xp.minimum(high + slack, self.steepest)
+
     def default_position(self, box: Box) -> Array:
         """The touching line where the box has zero inside, and else the tangent at the middle."""
         crossed = (box.lower < 0) & (box.upper > 0)

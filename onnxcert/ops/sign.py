@@ -41,6 +41,13 @@ class Sign(Elementwise):
         xp = array_module(x)
         return 1.0 / (1.0 + xp.abs(x))  # type: ignore[no-any-return]
 
+    def slope_range(self, box: Box | None = None) -> tuple[Array, Array] | None:
+        """Flat where no interval contains the jump; else there is none."""
+        if box is None or bool(((box.lower <= 0) & (box.upper >= 0)).any()):
+            return None
+        zero = array_module(box.lower).zeros_like(box.lower)
+        return zero, zero
+
     def relax(self, box: Box, slope: Array | None = None) -> Lines:
         """From the jump's foot to its head where the interval crosses zero, else constants."""
         del slope

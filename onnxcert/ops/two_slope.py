@@ -36,6 +36,18 @@ class TwoSlope(Elementwise):
         unstable = (box.lower < 0) & (box.upper > 0)
         return xp.where(unstable, box.upper / xp.where(unstable, box.upper - box.lower, 1.0), 0.5)  # type: ignore[no-any-return]
 
+    def slope_range(self, box: Box | None = None) -> tuple[Array, Array]:
+        """The two slopes, or the one of the side on which the interval lies."""
+        left, right = self.slopes
+        xp = array_module(left if box is None else box.lower)
+        left, right = xp.asarray(left), xp.asarray(right)
+        if box is not None:
+            left, right = (
+                xp.where(box.lower >= 0, right, left),
+                xp.where(box.upper <= 0, left, right),
+            )
+        return xp.minimum(left, right), xp.maximum(left, right)
+
     def relax(self, box: Box, slope: Array | None = None) -> Lines:
         """The free line through the origin on one side, the chord on the other."""
         lower, upper = box.lower, box.upper

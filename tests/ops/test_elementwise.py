@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -17,6 +18,9 @@ from tests.oracles import exact, exact_curve, finite_difference
 
 ENDS = st.floats(-50, 50) | st.sampled_from([0.0, 1e-8, -1e-8, 1e3, -1e3, 1e3 + 1e-9, 5e-324])
 """Of intervals."""
+
+_ORACLE = Fraction(1, 10**48)
+"""Exact values of smooth curves have fifty digits."""
 
 pytestmark = pytest.mark.parametrize(
     "op", [op for _, op in strategies.ELEMENTWISE], ids=[name for name, _ in strategies.ELEMENTWISE]
@@ -207,3 +211,28 @@ def test_derivative_at_a_kink_lies_between_the_slopes(op: Elementwise) -> None:
         assert (at >= np.minimum(*sides)).all()
         assert (at <= np.maximum(*sides)).all()
     assert np.isfinite(op.derivative(np.zeros((1, op.size)))).all()
+
+
+@given(data=st.data())
+def test_slope_range_contains_exact_quotients(op: Elementwise, data: st.DataObject) -> None:
+    """Between any two points of an interval, and of the whole line."""
+    box = data.draw(strategies.boxes(op.size, largest=1e6))
+    points = data.draw(strategies.points_in(box, count=4))
+    for inside in (box, None):
+        found = op.slope_range(inside)
+        if found is None:
+            assert isinstance(op, Sign)
+            continue
+        low, high = (np.broadcast_to(side, points.shape[1:]) for side in found)
+        for number in range(points.shape[1]):
+            values = [exact(x) for x in points[:, number]]
+            heights = [exact_curve(op, value) for value in values]
+            for j in range(op.size):
+                line = sorted(
+                    (value[j], height[j]) for value, height in zip(values, heights, strict=True)
+                )
+                for (x, f), (z, g) in pairwise(line):
+                    least, most = (
+                        Fraction(float(side[number, j])) * (z - x) for side in (low, high)
+                    )
+                    assert least - _ORACLE <= g - f <= most + _ORACLE

@@ -1,0 +1,105 @@
+"""``onnxcert certify``: certified accuracy of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from onnxcert.cli import arguments
+from onnxcert.cli.clock import Clock
+from onnxcert.cli.console import Console
+from onnxcert.cli.table import table
+
+if TYPE_CHECKING:
+    from onnxcert.continuity.certified import Certification
+
+_DESCRIPTION = """\
+Prove the inputs of a data set robust: clean accuracy, and at each radius the share of inputs that
+are classified as labelled and cannot change their class within it.
+"""
+
+
+def run(words: Sequence[str], console: Console, clock: Clock) -> int:
+    """Print the shares."""
+    parser = arguments.Parser("certify", _DESCRIPTION)
+    parser.add_argument("model", metavar="MODEL", help=".onnx file, or .onnx.gz")
+    parser.add_argument(
+        "--data",
+        required=True,
+        metavar="FILE",
+        help=".npz file with the array x (inputs, numbers as the model wants them) and y (labels)",
+    )
+    parser.add_argument(
+        "--eps", type=arguments.radii, required=True, metavar="E[,E2...]", help="radii"
+    )
+    parser.add_argument("--norm", choices=("2", "inf"), default="2", help="(default: 2)")
+    parser.add_argument(
+        "--method",
+        choices=("lipschitz", "backward", "union"),
+        default="union",
+        help="global constants, linear bounds over each ball, or both (default)",
+    )
+    parser.add_argument(
+        "--domain",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help="of every input: linear bounds look at the part of the ball in there",
+    )
+    parser.add_argument(
+        "--limit", type=arguments.positive, metavar="N", help="only the first N inputs"
+    )
+    parser.add_argument("--out", metavar="FILE", help="write one line for each input (CSV)")
+    parser.add_verbosity()
+    options = parser.read(words)
+    if options is None:
+        return 0
+    console.configure(options.verbosity)
+    if options.out is not None:
+        from onnxcert.files import check_writable
+
+        check_writable(options.out)
+    from onnxcert.continuity.certified import certify, read_data
+
+    x, labels = read_data(options.data, options.limit)
+    done = certify(
+        options.model,
+        x,
+        labels,
+        eps=options.eps,
+        norm=options.norm,
+        method=options.method,
+        domain=None if options.domain is None else tuple(options.domain),
+        progress=lambda done, total: console.status(f"linear bounds  {done}/{total}"),
+    )
+    console.answer(certification_page(done))
+    if options.out is not None:
+        from onnxcert.files import write_file
+
+        write_file(options.out, certification_lines(done))
+    return 0
+
+
+def certification_page(done: Certification) -> str:
+    """Clean accuracy, and a table of radii."""
+    count = len(done.predicted)
+    what = "correct" if done.labels is not None else "with a class"
+    head = f"inputs {count}, {what} {100.0 * done.accuracy:.2f} %, norm {done.norm}\n"
+    rows = [
+        (f"{eps:g}", str(int(number)), f"{100.0 * number / count:.2f} %")
+        for eps, number in zip(done.eps, (done.robust & done.correct).sum(axis=1), strict=True)
+    ]
+    header = ("radius", f"{what} and robust", "share")
+    return head + "\n" + table(header, rows, right=header)
+
+
+def certification_lines(done: Certification) -> str:
+    """CSV: one line for each input."""
+    header = ["index", "label", "class", "radius", *(f"robust_{eps:g}" for eps in done.eps)]
+    lines = [",".join(header)]
+    for k, predicted in enumerate(done.predicted):
+        label = "" if done.labels is None else str(int(done.labels[k]))
+        radius = "" if done.radius is None else f"{done.radius[k]:.9g}"
+        robust = [str(int(row[k])) for row in done.robust]
+        lines.append(",".join([str(k), label, str(int(predicted)), radius, *robust]))
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,535 @@
+"""A model that certifies itself: one more logit for "not certified at this radius".
+
+For logits y, of which y_j is the largest, and constants K_ij of y_i - y_j the new logit is
+
+    y_bot = max over i != j of (y_i + eps K_ij + slack_ij)
+
+(Leino, Wang, Fredrikson, ICML 2021). The maximum leaves out one position and not, as their code
+does, all logits that equal the largest: of two that tie one is left in, and the new logit wins.
+``certified`` says that the new logit is below the largest and that the input lies in the domain;
+``radius`` is the least (y_j - y_i - slack_ij) / K_ij, never negative.
+
+The claim is about executions: whatever binary32 execution of the file computed y here, no execution
+on another input of the domain within the radius computes a larger logit for another class. Each
+computed
+difference of logits is within e_ij of the real one on the domain (`execution_deviation`), at both
+inputs, so slack_ij is at least 2 e_ij, plus what the arithmetic of
+the new nodes rounds.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxcert import __version__
+from onnxcert.arrays import UNIT_ROUNDOFF_FLOAT32, Array, FloatArray
+from onnxcert.bounds.crown import crown_bounds
+from onnxcert.bounds.execution import execution_error
+from onnxcert.bounds.interval import interval_bounds
+from onnxcert.continuity.bound import LipschitzBound, lipschitz, pair_forms
+from onnxcert.continuity.ellipsoid import Plan, choose_closed_form, constants, enclose
+from onnxcert.continuity.network import Network, input_box, is_maximum
+from onnxcert.errors import ModelError, UnsupportedModel, UsageError
+from onnxcert.frontend.model_file import decompressed
+from onnxcert.frontend.onnx import Model, load_model
+from onnxcert.frontend.replay import Replayer
+from onnxcert.graph import Graph
+from onnxcert.ops import Affine, Elementwise
+from onnxcert.ops.base import TINY
+from onnxcert.sets import Box
+
+_FEW_NEURONS = 4000
+"""Up to so many, backward bounds of the layers make the slack smaller."""
+
+_ARITHMETIC = 16.0
+"""Roundings of the new nodes, in units of the largest number that they meet."""
+
+_SHRINK = np.float32(1.0 - 2.0**-20)
+"""Takes more from a radius than its division may have added."""
+
+_SMALLEST_CONSTANT = 1e-30
+
+_WIDEST_PLAN = 2500
+"""Up to so many rows the recursion is run behind every node."""
+
+_LARGEST = 1e30
+"""Sizes from which on binary32 is left to others."""
+
+_COMPARED_POINTS = 8
+
+
+def execution_deviation(graph: Graph, box: Box, unit: float) -> tuple[FloatArray, float]:
+    """How far computed differences of outputs may lie from the real ones.
+
+    Let the nodes of an execution round one after the other. What node k adds to its own value is
+    at most ``e_k`` (`onnxcert.bounds.execution`), and from there on the real network moves
+    y_i - y_j by no more than its constant behind that value allows. The sum over k is one bound;
+    the same errors carried through absolute values of the weights, entry by entry, are another.
+
+    Args:
+        graph: as read from the file, not simplified.
+        box: of the inputs, (1, n); they are the same numbers in both.
+        unit: unit roundoff of the executor.
+
+    Returns:
+        (bounds of the deviations of y_i - y_j (m, m), a bound of all |y_i|); infinite where an
+        execution might overflow.
+    """
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        network = Network.read(graph)
+        neurons = sum(graph.sizes[name] for name in graph.pre_activations)
+        if neurons <= _FEW_NEURONS:
+            boxes = crown_bounds(graph, box, execution_unit=unit).boxes
+        else:
+            boxes = interval_bounds(graph, box, execution_unit=unit)
+        own = {node.name: execution_error(graph, node, boxes, unit) for node in graph.nodes}
+        single = _carried(network, own)
+        pairs = single[:, None] + single
+        # Twins share a value as long as what they read is exactly opposite in executions, too.
+        if any(own[name] is not None for name in network.between_twins()):
+            network = replace(network, share=False)
+        plan = Plan.of(network)
+        if plan.width <= _WIDEST_PLAN and _maxima_are_exact(network, own):
+            pairs = np.fmin(pairs, _pushed(plan, own))
+        size = float(boxes[graph.output].magnitude.max())
+    return np.where(np.isfinite(pairs), pairs, np.inf), size
+
+
+def _carried(network: Network, own: Mapping[str, Array | None]) -> FloatArray:
+    """Errors of single outputs, through absolute values, (m,)."""
+    graph = network.graph
+    errors: dict[str, Array] = {graph.input: np.zeros((1, graph.input_size))}
+    for node in graph.nodes:
+        read = [errors[name] for name in node.inputs]
+        if is_maximum(node.op):  # compared, not computed
+            errors[node.name] = np.maximum(read[0], read[1])
+            continue
+        if isinstance(node.op, Elementwise):
+            moved = network.slopes[node.name].largest * read[0]
+        else:
+            assert isinstance(node.op, Affine)
+            moved = node.op.magnitude.apply(read)
+        added = own[node.name]
+        errors[node.name] = (moved if added is None else moved + added) * (1.0 + 1e-9)
+    result: FloatArray = errors[graph.output][0]
+    return result
+
+
+def _maxima_are_exact(network: Network, own: Mapping[str, Array | None]) -> bool:
+    """Whether executions make no roundings between the operands of maxima and their results."""
+    for node in network.graph.nodes:
+        if is_maximum(node.op):
+            gap = network.makers[node.inputs[2]]
+            if any(own[name] is not None for name in (node.name, gap.name, *gap.inputs)):
+                return False
+    return True
+
+
+def _pushed(plan: Plan, own: Mapping[str, Array | None]) -> FloatArray:
+    """Errors of differences of outputs, each node's through the recursion behind it, (m, m)."""
+    size = plan.graph.output_size
+    total = np.zeros((size, size))
+    for name, error in own.items():
+        if error is None or not error.any():
+            continue
+        # The box of errors lies in the ellipsoid with sum e_i^2 / q_i = 1.
+        diagonal = (error[0] + TINY) * float(error[0].sum() + TINY * error.size) * (1.0 + 1e-9)
+        scale = float(diagonal.max())
+        if not np.isfinite(scale):
+            return np.full((size, size), np.inf)
+        found = enclose(plan, choose_closed_form(plan.network), diagonal / scale, behind=name)
+        if found is None:
+            return np.full((size, size), np.inf)
+        rows = [constants(pair_forms(size, i), found[0]) for i in range(size)]
+        total += np.stack(rows) * math.sqrt(scale) * (1.0 + 1e-9)
+    return total
+
+
+def with_bottom_logit(
+    model: str | os.PathLike[str] | onnx.ModelProto,
+    eps: float,
+    *,
+    bound: LipschitzBound | None = None,
+    domain: tuple[float, float] = (0.0, 1.0),
+    eps_input: bool = False,
+    method: str = "auto",
+    norm: str | float = "2",
+) -> onnx.ModelProto:
+    """Add the bottom logit and the outputs ``certified`` and ``radius``.
+
+    Args:
+        model: a classifier with one output whose last axis are the logits, all in float32.
+        eps: the radius; with ``eps_input`` the largest that may be asked for.
+        bound: of the same model, for all inputs or those of the domain; computed for the domain if
+            it is not given.
+        domain: (low, high) of every input, those that the claim speaks of; inputs outside are never
+            certified.
+        eps_input: make the radius an input of the new model, named ``eps``.
+        method, norm: for `lipschitz`.
+
+    Returns:
+        The new model: the same inputs, the first logits bit for bit the same.
+
+    Raises:
+        ModelError: the model cannot be read, has no bound, or has not that form.
+        UsageError: the arguments make no sense.
+    """
+    low, high = domain
+    if not (0.0 <= eps < _LARGEST):
+        raise UsageError(f"the radius is a number of at least 0, not {eps}")
+    if not (-_LARGEST < low <= high < _LARGEST):
+        raise UsageError(f"[{low:g}, {high:g}] is no domain")
+    read = load_model(model)
+    form = _Form.of(read)
+    known = bound or lipschitz(read, method=method, norm=norm, domain=domain)
+    covers = known.domain is None or (known.domain[0] <= low and high <= known.domain[1])
+    if not covers or known.model.sha256 != read.sha256:
+        raise UsageError("the bound is of another model, or holds on another domain only")
+    table = _Table.of(read, known.pairs, eps, domain)
+    proto = _stored_proto(read)
+    _Writer(proto, read, form, table).extend(eps, domain, eps_input=eps_input)
+    _describe(proto, known, eps, domain, table, eps_input=eps_input)
+    proto.producer_name, proto.producer_version = "onnxcert", __version__
+    _compare(proto, read, domain, eps_input=eps_input)
+    return proto
+
+
+@dataclass(frozen=True)
+class _Form:
+    """Where the logits are.
+
+    Attributes:
+        output: name of the tensor; rank: of it; classes: length of its last axis.
+        batched: whether the first axes of input and output are a batch of any size.
+    """
+
+    output: str
+    rank: int
+    classes: int
+    batched: bool
+
+    @classmethod
+    def of(cls, model: Model) -> _Form:
+        def refuse(cause: str) -> UnsupportedModel:
+            return UnsupportedModel(cause, place=model.source)
+
+        if len(model.outputs) != 1:
+            raise refuse(f"the model has {len(model.outputs)} outputs; a classifier has one")
+        output = model.outputs[0]
+        kinds = {info.element_type for info in (*model.inputs, *model.outputs)}
+        if kinds != {"float32"}:
+            raise refuse(f"the slack is worked out for float32, the model has {sorted(kinds)}")
+        if not output.shape or output.shape[-1] != output.size or output.size < 2:
+            raise refuse(f"an output of shape {list(output.shape)} is not one row of logits")
+        if {"certified", "radius", "eps"} & {info.name for info in (*model.inputs, output)}:
+            raise refuse("the model has a tensor named certified, radius or eps already")
+        batched = _is_batched(model)
+        return cls(output.name, len(output.shape), output.size, batched)
+
+
+def _is_batched(model: Model) -> bool:
+    """Whether the file leaves the first axis open; then its rows must not meet.
+
+    Raises:
+        UnsupportedModel: they do.
+    """
+    if len(model.inputs) != 1 or len(model.inputs[0].shape) < 2 or len(model.outputs[0].shape) < 2:
+        return False
+    proto = _stored_proto(model)
+    given = {node.name for node in proto.graph.initializer}
+    inputs = [info for info in proto.graph.input if info.name not in given]
+    dims = [info.type.tensor_type.shape.dim for info in (*inputs, *proto.graph.output)]
+    if any(not dim or dim[0].HasField("dim_value") for dim in dims):
+        return False
+    shape = (2, *model.inputs[0].shape[1:])
+    both = load_model(model.proto or model.source, input_shapes=[shape])
+    half = model.graph.input_size
+    if not _rows_are_apart(both.graph, half, model.graph.output_size):
+        raise UnsupportedModel(
+            "the rows of a batch depend on each other",
+            place=model.source,
+            help="fix the first axis of the input to 1",
+        )
+    points = np.random.default_rng(0).uniform(-1.0, 1.0, size=(4, 2 * half))
+    together = both.graph.forward(points).reshape(4, 2, -1)
+    alone = model.graph.forward(points.reshape(8, half)).reshape(4, 2, -1)
+    if not np.allclose(together, alone, rtol=1e-9, atol=1e-9 * float(np.abs(alone).max())):
+        raise UnsupportedModel("a batch is not computed row by row", place=model.source)
+    return True
+
+
+def _rows_are_apart(graph: Graph, half: int, outputs: int) -> bool:
+    """Whether neither row of a batch of two reaches the other's outputs; zeros stay exact."""
+    for row in (0, 1):
+        reached = {graph.input: np.zeros((1, 2 * half))}
+        reached[graph.input][0, row * half : (row + 1) * half] = 1.0
+        for node in graph.nodes:
+            read = [reached[name] for name in node.inputs]
+            if isinstance(node.op, Affine):
+                extent = sum(
+                    part.sum()
+                    for part in node.op.magnitude.transpose(np.ones((1, node.op.output_size)))
+                )
+                moved = node.op.magnitude.apply(read)
+                reached[node.name] = (
+                    (moved > 0.0).astype(float) if np.isfinite(extent) else moved + 1.0
+                )
+            else:
+                reached[node.name] = read[0]
+        other = reached[graph.output][0, (1 - row) * outputs : (2 - row) * outputs]
+        if other.any():
+            return False
+    return True
+
+
+@dataclass(frozen=True, eq=False)
+class _Table:
+    """Constants and slack of the pairs, rounded up to float32; [j, i] is for y_j over y_i."""
+
+    constants: Array
+    slack: Array
+
+    @classmethod
+    def of(cls, model: Model, pairs: FloatArray, eps: float, domain: tuple[float, float]) -> _Table:
+        box = input_box(model.graph, *domain)
+        error, largest = execution_deviation(model.lowered, box, UNIT_ROUNDOFF_FLOAT32)
+        reach = eps * pairs
+        slack = 2.0 * error
+        met = 2.0 * largest + reach.max() + slack.max()
+        slack = slack * (1.0 + 1e-6) + _ARITHMETIC * UNIT_ROUNDOFF_FLOAT32 * met
+        if not (np.isfinite(slack).all() and np.isfinite(pairs).all() and met < _LARGEST):
+            raise UnsupportedModel(
+                "an execution in float32 might overflow on the domain", place=model.source
+            )
+        return cls(_up(np.maximum(pairs, _SMALLEST_CONSTANT)), _up(slack))
+
+
+def _up(values: FloatArray) -> Array:
+    """The next float32 numbers above, one more to be safe from the product with eps."""
+    single = np.nextafter(values.astype(np.float32), np.float32(np.inf))
+    return np.nextafter(single, np.float32(np.inf))
+
+
+@dataclass(eq=False)
+class _Writer:
+    """Appends nodes to a model."""
+
+    proto: onnx.ModelProto
+    model: Model
+    form: _Form
+    table: _Table
+
+    def __post_init__(self) -> None:
+        graph = self.proto.graph
+        self.taken = {name for node in graph.node for name in (*node.input, *node.output)}
+        self.taken |= {value.name for value in (*graph.input, *graph.output, *graph.initializer)}
+        self.opset = next(
+            entry.version for entry in self.proto.opset_import if entry.domain in ("", "ai.onnx")
+        )
+
+    def extend(self, eps: float, domain: tuple[float, float], *, eps_input: bool) -> None:
+        """All new nodes and outputs."""
+        logits = self._renamed_output()
+        axis = self.form.rank - 1
+        diagonal = np.eye(self.form.classes, dtype=bool)
+        slack = np.where(diagonal, np.float32(-np.inf), self.table.slack)
+        constants = np.where(diagonal, np.float32(1.0), self.table.constants)
+        winner = self._node("ArgMax", [logits], axis=axis, keepdims=0)
+        own_slack = self._node("Gather", [self._constant("slack", slack), winner])
+        own_constants = self._node("Gather", [self._constant("constants", constants), winner])
+        if eps_input:
+            reach = self._node("Mul", [own_constants, "eps"])
+            offset = self._node("Add", [reach, own_slack])
+        else:
+            total = _up(np.float64(eps) * constants.astype(np.float64) + slack)
+            offset = self._node("Gather", [self._constant("offset", total), winner])
+        raised = self._node("Add", [logits, offset])
+        bottom = self._reduced("ReduceMax", raised, [axis], keep=True)
+        largest = self._reduced("ReduceMax", logits, [axis], keep=True)
+        self._node("Concat", [logits, bottom], self.form.output, axis=axis)
+        safe = self._squeezed(self._node("Less", [bottom, largest]), axis)
+        for test in self._domain_tests(domain, eps, eps_input=eps_input):
+            safe = self._node("And", [safe, test])
+        self._node("Identity", [safe], "certified")
+        lead = self._node("Sub", [largest, self._node("Add", [logits, own_slack])])
+        ratio = self._node("Div", [lead, own_constants])
+        radius = self._node("Relu", [self._reduced("ReduceMin", ratio, [axis], keep=False)])
+        self._node("Mul", [radius, self._constant("shrink", np.array(_SHRINK))], "radius")
+        self._declare(eps_input=eps_input)
+
+    def _renamed_output(self) -> str:
+        """Give the logits another name, so that the new output can have theirs."""
+        old, new = self.form.output, self._fresh("logits")
+        made = False
+        for node in self.proto.graph.node:
+            for names in (node.input, node.output):
+                for position, name in enumerate(names):
+                    if name == old:
+                        names[position] = new
+                        made |= names is node.output
+        made = any(new in node.output for node in self.proto.graph.node)
+        if not made:
+            raise UnsupportedModel("the output is not made by a node", place=self.model.source)
+        for info in list(self.proto.graph.value_info):
+            if info.name == old:
+                self.proto.graph.value_info.remove(info)
+        return new
+
+    def _domain_tests(
+        self, domain: tuple[float, float], eps: float, *, eps_input: bool
+    ) -> list[str]:
+        """Names of booleans that say that the inputs (and the radius) are as promised."""
+        tests = []
+        low, high = (np.array(np.float32(end)) for end in domain)
+        if float(low) < domain[0]:
+            low = np.nextafter(low, np.float32(np.inf))
+        if float(high) > domain[1]:
+            high = np.nextafter(high, np.float32(-np.inf))
+        for info in self.model.inputs:
+            axes = list(
+                range(1 if self.form.batched or len(info.shape) > 1 else 0, len(info.shape))
+            )
+            least = self._reduced("ReduceMin", info.name, axes, keep=False)
+            most = self._reduced("ReduceMax", info.name, axes, keep=False)
+            below = self._node("Less", [least, self._constant("low", low)])
+            above = self._node("Greater", [most, self._constant("high", high)])
+            tests += [self._node("Not", [name]) for name in (below, above)]
+        if eps_input:
+            largest = np.array(np.float32(eps))
+            if float(largest) > eps:
+                largest = np.nextafter(largest, np.float32(-np.inf))
+            # Comparisons that no NaN passes.
+            above = self._constant("above_eps", np.nextafter(largest, np.float32(np.inf)))
+            below = self._constant("below_eps", np.array(np.float32(-_SMALLEST_CONSTANT)))
+            tests += [self._node("Less", ["eps", above]), self._node("Greater", ["eps", below])]
+        return tests
+
+    def _declare(self, *, eps_input: bool) -> None:
+        graph = self.proto.graph
+        output = next(value for value in graph.output if value.name == self.form.output)
+        shape = output.type.tensor_type.shape
+        while len(shape.dim) < self.form.rank:  # the file leaves them out
+            shape.dim.add()
+        shape.dim[-1].Clear()
+        shape.dim[-1].dim_value = self.form.classes + 1
+        for name, kind in (("certified", TensorProto.BOOL), ("radius", TensorProto.FLOAT)):
+            value = helper.make_tensor_value_info(name, kind, [])
+            for dim in list(shape.dim)[:-1]:
+                value.type.tensor_type.shape.dim.add().CopyFrom(dim)
+            graph.output.append(value)
+        if eps_input:
+            graph.input.append(helper.make_tensor_value_info("eps", TensorProto.FLOAT, []))
+
+    def _fresh(self, name: str) -> str:
+        number, found = 0, f"onnxcert/{name}"
+        while found in self.taken:
+            number += 1
+            found = f"onnxcert/{name}_{number}"
+        self.taken.add(found)
+        return found
+
+    def _constant(self, name: str, values: Array) -> str:
+        found = self._fresh(name)
+        kind = np.int64 if values.dtype.kind == "i" else np.float32
+        self.proto.graph.initializer.append(numpy_helper.from_array(values.astype(kind), found))
+        return found
+
+    def _node(
+        self, operator: str, inputs: Sequence[str], output: str = "", **attributes: Any
+    ) -> str:
+        made = output or self._fresh(operator.lower())
+        node = helper.make_node(operator, list(inputs), [made], name=self._fresh("node"))
+        node.attribute.extend(helper.make_attribute(k, v) for k, v in attributes.items())
+        self.proto.graph.node.append(node)
+        return made
+
+    def _with_axes(
+        self, operator: str, name: str, axes: list[int], since: int, **attributes: Any
+    ) -> str:
+        """Axes are an attribute in older operator sets, an input in newer ones."""
+        if self.opset < since:
+            return self._node(operator, [name], axes=axes, **attributes)
+        return self._node(operator, [name, self._constant("axes", np.array(axes))], **attributes)
+
+    def _squeezed(self, name: str, axis: int) -> str:
+        return self._with_axes("Squeeze", name, [axis], 13)
+
+    def _reduced(self, operator: str, name: str, axes: list[int], *, keep: bool) -> str:
+        return self._with_axes(operator, name, axes, 18, keepdims=int(keep))
+
+
+def _stored_proto(model: Model) -> onnx.ModelProto:
+    """The file's model with all of its data."""
+    proto = onnx.ModelProto.FromString(decompressed(model.stored(), model.source))
+    if model.proto is None:
+        onnx.load_external_data_for_model(proto, str(Path(model.source).resolve().parent))
+    return proto  # type: ignore[no-any-return]
+
+
+def _describe(
+    proto: onnx.ModelProto,
+    bound: LipschitzBound,
+    eps: float,
+    domain: tuple[float, float],
+    table: _Table,
+    *,
+    eps_input: bool,
+) -> None:
+    """Metadata: what is claimed, of which model, from what."""
+    pairs = bound.pairs[~np.eye(len(bound.pairs), dtype=bool)]
+    facts = {
+        "source_sha256": bound.model.sha256,
+        "norm": bound.norm,
+        "eps": repr(float(eps)) if not eps_input else f"an input, at most {float(eps)!r}",
+        "domain": f"[{domain[0]!r}, {domain[1]!r}]",
+        "method": bound.method,
+        "constants_rest_on": bound.rests_on,
+        "largest_constant": repr(float(pairs.max())),
+        "largest_slack": repr(float(table.slack.max())),
+        "semantics": "ieee32-any-order",
+        "version": __version__,
+    }
+    for name, value in facts.items():
+        entry = proto.metadata_props.add()
+        entry.key, entry.value = f"onnxcert.{name}", value
+
+
+def _compare(
+    proto: onnx.ModelProto, source: Model, domain: tuple[float, float], *, eps_input: bool
+) -> None:
+    """Run both models: the new one must be valid and have the same logits, bit for bit."""
+    onnx.checker.check_model(proto)
+    replayer = Replayer(source)
+    import onnxruntime  # noqa: PLC0415 - after the replayer has found it usable
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    rng = np.random.default_rng(0)
+    for _ in range(_COMPARED_POINTS):
+        inputs = [
+            rng.uniform(*domain, size=info.shape).astype(np.float32) for info in source.inputs
+        ]
+        feeds = dict(zip((info.name for info in source.inputs), inputs, strict=True))
+        if eps_input:
+            feeds["eps"] = np.zeros((), np.float32)
+        extended = session.run([source.outputs[0].name], feeds)[0]
+        if not np.array_equal(replayer.run(inputs)[0], extended[..., :-1], equal_nan=True):
+            raise ModelError(
+                "the extended model computes other logits than the source",
+                place=source.source,
+                help="please report the model: this is a fault of onnxcert or of onnxruntime",
+            )

@@ -1,0 +1,110 @@
+"""`onnxcert lipschitz`, `onnxcert certify` and `onnxcert gloro`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from tests.cli.conftest import Call, Files
+from tests.continuity.test_bottom import classifier, grid, run
+from tests.frontend.onnx_models import single
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "classifier.onnx"
+    onnx.save(classifier(), path)
+    return path
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    x = grid(5)
+    path = tmp_path / "data.npz"
+    np.savez(path, x=x, y=run(classifier(), x=x)[0].argmax(axis=1))
+    return path
+
+
+@pytest.mark.parametrize("method", ["product", "recursion", "refined"])
+def test_constants(call: Call, model: Path, tmp_path: Path, method: str) -> None:
+    record_path = tmp_path / "constants.json"
+    words = ("--method", method, "--json", record_path, "--pairs")
+    ended = call("lipschitz", model, *words)
+    assert (ended.code, ended.err) == (0, "")
+    assert f"  method    {method}\n" in ended.out
+    record = json.loads(record_path.read_text())
+    assert record["method"] == method
+    pairs = np.array(record["pairs"])
+    assert (pairs == pairs.T).all()
+    shown = [line.split() for line in ended.out.split("pair")[1].splitlines()[1:4]]
+    for i, j, bound, seen in shown:
+        assert float(bound) >= pairs[int(i), int(j)] >= float(seen) * (1 - 1e-4)
+    assert len(record["layers"]) == 2
+
+
+def test_a_domain_is_named(call: Call, tmp_path: Path) -> None:
+    path = tmp_path / "sign.onnx"
+    onnx.save(single("Sign", (1, 2)), path)
+    ended = call("lipschitz", path)
+    assert ended.code == 3
+    assert "the_node" in ended.err
+    assert "--domain LOW HIGH" in ended.err
+    ended = call("lipschitz", path, "--domain", "-2", "-1")
+    assert ended.code == 0
+    assert "for inputs in [-2, -1]" in ended.out
+
+
+def test_shares(call: Call, model: Path, data: Path, tmp_path: Path) -> None:
+    table = tmp_path / "rows.csv"
+    ended = call("certify", model, "--data", data, "--eps", "0.01,0.1", "--out", table)
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.startswith("inputs 25, correct 100.00 %, norm 2\n")
+    lines = [line.split(",") for line in table.read_text().splitlines()]
+    assert lines[0] == ["index", "label", "class", "radius", "robust_0.01", "robust_0.1"]
+    assert len(lines) == 26
+    robust = sum(int(line[5]) for line in lines[1:])
+    assert ended.out.splitlines()[-1].split() == ["0.1", str(robust), f"{4.0 * robust:.2f}", "%"]
+
+
+def test_models_are_written(call: Call, model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "robust.onnx"
+    ended = call("gloro", model, "--eps", "0.05", "-o", path)
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.startswith(f"wrote {path}\n")
+    logits, certified, _ = run(onnx.load(path), x=grid(5))
+    assert logits.shape == (25, 4)
+    assert certified.any()
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("lipschitz",), 2),
+        (("lipschitz", "absent.onnx"), 3),
+        (("lipschitz", "MODEL", "--domain", "1", "0"), 2),
+        (("lipschitz", "MODEL", "--json", "/absent/file"), 2),
+        (("gloro", "MODEL", "-o", "x.onnx"), 2),
+        (("gloro", "MODEL", "--eps", "-1", "-o", "x.onnx"), 2),
+        (("gloro", "MODEL", "--eps", "1", "-o", "/absent/x.onnx"), 2),
+        (("certify", "MODEL", "--data", "absent.npz", "--eps", "1"), 3),
+        (("certify", "MODEL", "--data", "MODEL", "--eps", "1"), 3),
+        (("certify", "MODEL", "--data", "DATA", "--eps", "1,x"), 2),
+    ],
+)
+def test_bad_calls_end_in_three_lines(
+    call: Call, model: Path, data: Path, words: tuple[str, ...], code: int
+) -> None:
+    places = {"MODEL": model, "DATA": data}
+    ended = call(*(places.get(word, word) for word in words))
+    assert ended.code == code
+    assert ended.out == ""
+    assert ended.err.startswith("error: ")
+    assert not list(model.parent.glob("x.onnx"))
+
+
+def test_models_of_other_commands_work(call: Call, files: Files) -> None:
+    assert call("lipschitz", files.model).code == 0

@@ -1,0 +1,256 @@
+"""Models that certify themselves, run in onnxruntime."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import given
+from onnx import helper
+
+from onnxcert import ModelError, UnsupportedModel, UsageError, lipschitz, load_model
+from onnxcert import with_bottom_logit as extend
+from onnxcert.arrays import UNIT_ROUNDOFF_FLOAT32
+from onnxcert.bounds.crown import crown_bounds
+from onnxcert.bounds.execution import execution_error
+from onnxcert.bounds.interval import interval_bounds
+from onnxcert.continuity.bottom import execution_deviation
+from onnxcert.continuity.network import Network, input_box, is_maximum
+from onnxcert.graph import Graph
+from tests import strategies
+from tests.frontend.onnx_models import model_of, single
+
+
+def classifier(
+    *, opset: int = 13, batch: str | int = "N", width: int = 12, classes: int = 3
+) -> onnx.ModelProto:
+    """A small dense network on the unit square."""
+    rng = np.random.default_rng(3)
+    constants = {
+        "w0": rng.normal(size=(2, width)).astype(np.float32),
+        "b0": rng.normal(size=width).astype(np.float32),
+        "w1": rng.normal(size=(width, classes)).astype(np.float32),
+        "b1": rng.normal(size=classes).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Gemm", ["x", "w0", "b0"], ["z"]),
+        helper.make_node("Relu", ["z"], ["h"]),
+        helper.make_node("Gemm", ["h", "w1", "b1"], ["y"]),
+    ]
+    return model_of(nodes, {"x": (batch, 2)}, ["y"], constants, opset=opset)
+
+
+def run(model: onnx.ModelProto, **feeds: Any) -> list[np.ndarray]:
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    return [np.asarray(out) for out in session.run(None, feeds)]
+
+
+def grid(count: int = 41) -> np.ndarray:
+    side = np.linspace(0.0, 1.0, count, dtype=np.float32)
+    return np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)
+
+
+@pytest.mark.parametrize("opset", [9, 11, 13, 18, 21])
+def test_certified_points_keep_their_class(opset: int) -> None:
+    """Nothing within the radius, on a fine grid, has another class."""
+    plain, eps = classifier(opset=opset), 0.1
+    model = extend(plain, eps)
+    x = grid()
+    logits, certified, radius = run(model, x=x)
+    (expected,) = run(plain, x=x)
+    assert np.array_equal(logits[:, :-1], expected)
+    label = expected.argmax(axis=1)
+    assert 0.1 < certified.mean() < 0.95
+    assert np.array_equal(certified, logits.argmax(axis=1) < 3)
+    assert ((radius >= eps) == certified).mean() > 0.99
+    distance = np.linalg.norm(x[:, None].astype(float) - x.astype(float), axis=2)
+    other = label[:, None] != label
+    nearest = np.where(other, distance, np.inf).min(axis=1)
+    assert (nearest[certified] > eps).all()
+    assert (nearest >= radius).all()
+
+
+def test_radius_as_an_input() -> None:
+    plain, x = classifier(), grid(15)
+    model = extend(plain, 0.5, eps_input=True)
+    before = None
+    for eps in (0.0, 0.05, 0.2, 0.5):
+        _, certified, radius = run(model, x=x, eps=np.array(eps, np.float32))
+        assert (certified <= (radius >= eps)).all()
+        if before is not None:
+            assert (certified <= before).all()
+        before = certified
+    for eps in (0.6, -0.1, np.nan):
+        assert not run(model, x=x, eps=np.array(eps, np.float32))[1].any()
+
+
+def test_ties_are_not_certified() -> None:
+    """Two logits that are always equal, and two that are equal at one point."""
+    weight = np.array([[1.0, 1.0, 0.0]], dtype=np.float32)
+    model = model_of(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])], {"x": (1, 1)}, ["y"], {"w": weight}
+    )
+    logits, certified, radius = run(extend(model, 0.0), x=np.ones((1, 1), np.float32))
+    assert not certified.any()
+    assert radius == 0.0
+    assert logits.argmax() == 3
+    crossing = model_of(
+        [
+            helper.make_node("Concat", ["x", "m"], ["y"], axis=1),
+            helper.make_node("Neg", ["x"], ["m"]),
+        ][::-1],
+        {"x": (1, 1)},
+        ["y"],
+    )
+    for value, safe in ((0.0, False), (0.1, False), (0.2, True)):
+        found = run(
+            extend(crossing, 0.15, domain=(-1.0, 1.0)), x=np.full((1, 1), value, np.float32)
+        )
+        assert bool(found[1].item()) is safe
+
+
+def test_inputs_outside_the_domain_are_not_certified() -> None:
+    model = extend(classifier(), 1e-3)
+    x = np.array([[0.5, 0.5], [1.5, 0.5], [0.5, -0.1]], dtype=np.float32)
+    inside = run(model, x=x)[1]
+    assert not inside[1:].any()
+
+
+def test_other_shapes() -> None:
+    """A vector without a batch, images, and one batch entry."""
+    flat = model_of(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        {"x": (4,)},
+        ["y"],
+        {"w": np.diag([3.0, 2.0, 1.0, 0.5]).astype(np.float32)},
+    )
+    logits, certified, radius = run(extend(flat, 0.1), x=np.array([1, 0, 0, 0], np.float32))
+    assert logits.shape == (5,)
+    assert certified.shape == radius.shape == ()
+    assert certified
+    assert radius == pytest.approx(3.0 / np.sqrt(13.0), rel=1e-4)
+    fixed = extend(classifier(batch=1), 0.1)
+    assert [out.shape for out in run(fixed, x=np.zeros((1, 2), np.float32))] == [(1, 4), (1,), (1,)]
+
+
+def test_rows_of_a_batch_that_meet_are_refused() -> None:
+    nodes = [
+        helper.make_node("ReduceSum", ["x", "axes"], ["s"], keepdims=1),
+        helper.make_node("Add", ["x", "s"], ["y"]),
+    ]
+    model = model_of(nodes, {"x": ("N", 3)}, ["y"], {"axes": np.array([0])})
+    model.graph.output[0].CopyFrom(
+        helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["N", 3])
+    )
+    with pytest.raises(UnsupportedModel, match="depend on each other"):
+        extend(model, 0.1)
+
+
+def test_what_is_no_classifier_is_refused() -> None:
+    for model in (
+        single("Split", (2, 4), outputs=2, axis=0),
+        single("Relu", (2, 3)),
+        single("Relu", (1, 1)),
+        single("Relu", (1, 3), element=onnx.TensorProto.DOUBLE),
+        single("Sign", (1, 3)),
+    ):
+        with pytest.raises(ModelError):
+            extend(model, 0.1)
+
+
+def test_arguments_without_meaning() -> None:
+    model = classifier()
+    for eps, domain in ((-1.0, (0.0, 1.0)), (np.inf, (0.0, 1.0)), (0.1, (1.0, 0.0))):
+        with pytest.raises(UsageError):
+            extend(model, eps, domain=domain)
+    with pytest.raises(UsageError, match="another model"):
+        extend(model, 0.1, bound=lipschitz(classifier(width=5)))
+    with pytest.raises(UsageError, match="another domain"):
+        extend(model, 0.1, bound=lipschitz(model, domain=(0.0, 0.9)))
+    extend(model, 0.1, bound=lipschitz(model, domain=(-0.1, 1.0)))
+
+
+def test_metadata_say_what_is_claimed() -> None:
+    model = classifier()
+    facts = {entry.key: entry.value for entry in extend(model, 0.25, norm="inf").metadata_props}
+    assert facts["onnxcert.source_sha256"] == load_model(model).sha256
+    assert facts["onnxcert.norm"] == "inf"
+    assert facts["onnxcert.eps"] == "0.25"
+
+
+@given(
+    graph=strategies.graphs(curves=("relu", "relu", "abs", "leaky", "tanh")), seed=strategies.seeds
+)
+def test_deviation_encloses_any_roundings(graph: Graph, seed: int) -> None:
+    """Errors of the size allowed, of any sign, at every node, and maxima compared."""
+    rng = np.random.default_rng(seed)
+    box = input_box(graph, -1.0, 1.0)
+    unit = 2.0**-10
+    with np.errstate(all="ignore"):
+        boxes = crown_bounds(graph, box, execution_unit=unit).boxes
+        bound, largest = execution_deviation(graph, box, unit)
+        x = rng.uniform(-1.0, 1.0, size=(1, graph.input_size))
+        exact, run_ = {"x": x}, {"x": x}
+        for node in graph.nodes:
+            exact[node.name] = node.op.forward([exact[name] for name in node.inputs])
+            values = [run_[name] for name in node.inputs]
+            value = np.maximum(*values[:2]) if is_maximum(node.op) else node.op.forward(values)
+            error = execution_error(graph, node, boxes, unit)
+            if error is not None:
+                value = value + 0.9 * np.where(np.isfinite(error), error, 0.0) * rng.choice([-1, 1])
+            run_[node.name] = value
+    gap = (run_[graph.output] - exact[graph.output])[0]
+    assert (np.abs(gap[:, None] - gap) <= bound * (1.0 + 1e-9) + 1e-9 * largest).all()
+
+
+def test_twins_that_round_by_themselves_do_not_share() -> None:
+    """relu(a - b) and relu(b - a), each difference rounded on its own."""
+    rng = np.random.default_rng(5)
+    names = [("a", "wa"), ("b", "wb")]
+    nodes = [
+        *(helper.make_node("MatMul", ["x", weight], [name]) for name, weight in names),
+        helper.make_node("Sub", ["a", "b"], ["s"]),
+        helper.make_node("Sub", ["b", "a"], ["t"]),
+        helper.make_node("Relu", ["s"], ["r"]),
+        helper.make_node("Relu", ["t"], ["q"]),
+        helper.make_node("Sub", ["r", "q"], ["y"]),
+    ]
+    constants = {weight: rng.normal(size=(4, 3)).astype(np.float32) for _, weight in names}
+    model = load_model(model_of(nodes, {"x": (1, 4)}, ["y"], constants))
+    network = Network.read(model.lowered)
+    assert len(network.twins) == 1
+    assert {"s", "t"} <= network.between_twins()
+    assert not replace(network, share=False).twins
+    box = input_box(model.graph, -1.0, 1.0)
+    error, _ = execution_deviation(model.lowered, box, UNIT_ROUNDOFF_FLOAT32)
+    boxes = interval_bounds(model.lowered, box, execution_unit=UNIT_ROUNDOFF_FLOAT32)
+    own = {
+        node.name: execution_error(model.lowered, node, boxes, UNIT_ROUNDOFF_FLOAT32)
+        for node in model.lowered.nodes
+    }
+    assert own["t"] is not None
+    # An error of t alone can move q by all of itself, and y_0 - y_1 by two of them.
+    assert error[0, 1] >= own["t"][0, :2].sum()
+
+
+def test_deviation_encloses_executions() -> None:
+    """onnxruntime's differences of logits lie within the bound of the real ones."""
+    proto = classifier(width=200)
+    model = load_model(proto)
+    error, largest = execution_deviation(
+        model.lowered, input_box(model.graph, 0.0, 1.0), UNIT_ROUNDOFF_FLOAT32
+    )
+    x = grid(21)
+    (found,) = run(proto, x=x)
+    exact = model.graph.forward(x.astype(float))
+    gaps = found.astype(float) - exact
+    moved = np.abs(gaps[:, :, None] - gaps[:, None])
+    assert (moved <= error).all()
+    assert (np.abs(found) <= largest).all()
+    assert moved.max() > 0.0
