@@ -31,7 +31,7 @@ from onnxcert.graph import Graph, Node
 from onnxcert.ops.base import TINY, Affine, Elementwise, gamma
 from onnxcert.sets import Box, Lines
 
-_SLACK = 1.0 + 1e-9
+SLACK = 1.0 + 1e-9
 """Covers the rounding of the error terms themselves."""
 
 
@@ -129,7 +129,7 @@ class Relaxation:
         if source in self._deferred and source in self._at_start:
             error = error + steepness * self._at_start[source]
         # The slack belongs to the error alone: half an offset difference may be negative.
-        self.curves[node.name] = Curve(mean, half, mean_offset, half_offset + _SLACK * error)
+        self.curves[node.name] = Curve(mean, half, mean_offset, half_offset + SLACK * error)
         self._note_magnitude(node, boxes)
 
     def _note_magnitude(self, node: Node, boxes: Mapping[str, Box]) -> None:
@@ -148,6 +148,14 @@ class Relaxation:
         graph = self.graph
         count = max(op.error_terms, op.output_size) + 4 * len(graph.nodes) + 8
         return gamma(count + graph.consumers[node.name], UNIT_ROUNDOFF)
+
+    def error_of(self, name: str) -> Array | None:
+        """The rounding vector of an affine node, wherever it is charged; None for none."""
+        return self._at_start.get(name)
+
+    def set_error(self, name: str, error: Array) -> None:
+        """Give the last affine node the rounding vector of rows that start there."""
+        self.errors[name] = self._at_start[name] = error
 
     def start_error(self, name: str) -> Array | None:
         """The rounding vector to charge for rows that start at this value."""
@@ -208,7 +216,7 @@ class _Pass:
             rows, columns = self.widen(rows, columns, size), None
         if name in self.pending:
             rows, columns = self._add(self.pending[name], (rows, columns), size)
-            self.charge(abs(rows), -_SLACK * _part(self._sum_error(name), columns))
+            self.charge(abs(rows), -SLACK * _part(self._sum_error(name), columns))
         self.pending[name] = (rows, columns)
 
     def _sum_error(self, name: str) -> Array:
@@ -256,9 +264,9 @@ class _Pass:
         deferred = self.relaxation.start_error(name)
         if deferred is not None:  # the curve charges for the rows it sends, not for these
             error = error + deferred
-        self.charge(size, -_SLACK * error)
+        self.charge(size, -SLACK * error)
         result = rows - split.value[:, None]
-        self.charge(abs(result), -_SLACK * self._sum_error(name))
+        self.charge(abs(result), -SLACK * self._sum_error(name))
         return result
 
     def step(self, node: Node, rows: Array, columns: Columns = None) -> None:
@@ -270,7 +278,7 @@ class _Pass:
         assert isinstance(op, Affine)
         error = self.relaxation.errors.get(node.name)
         if error is not None:
-            self.charge(abs(rows), -_SLACK * _part(error, columns))
+            self.charge(abs(rows), -SLACK * _part(error, columns))
         if op.bias is not None:
             self.charge(rows, op.bias if columns is None else op.bias[columns])
         flat = rows.reshape(self.shape[0] * self.shape[1], rows.shape[-1])
@@ -306,7 +314,7 @@ class _Pass:
         radius = xp.maximum(box.upper - center, center - box.lower)
         error = 2.0 * gamma(rows.shape[-1] + 16, UNIT_ROUNDOFF)
         self.charge(rows, center)
-        self.charge(abs(rows), -(radius + _SLACK * (error * box.magnitude + TINY)))
+        self.charge(abs(rows), -(radius + SLACK * (error * box.magnitude + TINY)))
         lower = xp.nan_to_num(self.constant, nan=-xp.inf, posinf=-xp.inf, neginf=-xp.inf)
         return Pulled(lower, rows, self.kept if all_rows else {})
 
@@ -336,7 +344,7 @@ def pull_back(
     run = _Pass(relaxation, (rows.shape[0], rows.shape[1]))
     error = relaxation.start_error(start)
     if error is not None:
-        run.charge(abs(rows), -_SLACK * error)
+        run.charge(abs(rows), -SLACK * error)
     run.push(start, rows)
     _walk(run, multipliers or {}, keep=keep)
     if input_rows is not None:
@@ -363,7 +371,7 @@ def pull_back_units(relaxation: Relaxation, start: str, index: Array, sign: floa
     error = relaxation._at_start.get(start)
     if error is not None:
         error = xp.broadcast_to(error, (len(index), error.shape[1]))
-        run.constant = -_SLACK * xp.take_along_axis(error, index, axis=1)
+        run.constant = -SLACK * xp.take_along_axis(error, index, axis=1)
     if producer.op.bias is not None:
         run.constant = run.constant + sign * producer.op.bias[index]
     run.push_all(producer, producer.op.one_hot_rows(index.ravel()), sign)

@@ -175,6 +175,15 @@ class Convolution(Affine):
         columns_there = slice(origin[1], origin[1] + window.image[2])
         return [(result, numbers[:, rows_there, columns_there].ravel())]
 
+    @property
+    def sliding(self) -> Window | None:
+        """The window of a single image."""
+        return self.window if self.images == 1 else None
+
+    def over(self, window: Window) -> Convolution:
+        """The same kernel over another image."""
+        return Convolution(self.weight, window, self.offset)
+
     def locality(self, ranks: Sequence[Array | None]) -> Array | None:
         """Tile by tile, all channels of a tile together."""
         del ranks
