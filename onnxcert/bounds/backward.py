@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module
 from onnxcert.bounds.execution import execution_error
@@ -149,6 +150,15 @@ class Relaxation:
         count = max(op.error_terms, op.output_size) + 4 * len(graph.nodes) + 8
         return gamma(count + graph.consumers[node.name], UNIT_ROUNDOFF)
 
+    @cached_property
+    def ball(self) -> tuple[Array, Array]:
+        """Centre of the box, and its radius with what rounding adds to it, per unit of a row."""
+        lower, upper = self.box.lower, self.box.upper
+        center = 0.5 * (lower + upper)
+        radius = array_module(lower).maximum(upper - center, center - lower)
+        error = 2.0 * gamma(lower.shape[1] + 16, UNIT_ROUNDOFF)
+        return center, radius + SLACK * (error * self.box.magnitude + TINY)
+
     def error_of(self, name: str) -> Array | None:
         """The rounding vector of an affine node, wherever it is charged; None for none."""
         return self._at_start.get(name)
@@ -216,7 +226,7 @@ class _Pass:
             rows, columns = self.widen(rows, columns, size), None
         if name in self.pending:
             rows, columns = self._add(self.pending[name], (rows, columns), size)
-            self.charge(abs(rows), -SLACK * _part(self._sum_error(name), columns))
+            self.charge(abs(rows), _part(self._sum_error(name), columns), -SLACK)
         self.pending[name] = (rows, columns)
 
     def _sum_error(self, name: str) -> Array:
@@ -249,12 +259,13 @@ class _Pass:
             return total, union
         return self.widen(rows, columns, size) + self.widen(others, where, size), None
 
-    def charge(self, rows: Array, vector: Array) -> None:
-        """Add rows . vector to the constant; the vector is (n,) or (B, n)."""
+    def charge(self, rows: Array, vector: Array, factor: float = 1.0) -> None:
+        """Add factor x rows . vector to the constant; the vector is (n,) or (B, n)."""
         if vector.ndim == 1 or len(vector) == 1:
-            self.constant = self.constant + rows @ vector.reshape(-1)
+            product = rows @ vector.reshape(-1)
         else:
-            self.constant = self.constant + (rows @ vector[:, :, None])[:, :, 0]
+            product = (rows @ vector[:, :, None])[:, :, 0]
+        self.constant = self.constant + (product if factor == 1.0 else factor * product)
 
     def subtract(self, name: str, rows: Array, split: Multipliers) -> Array:
         """Charge split constraints to the rows of a pre-activation."""
@@ -264,9 +275,9 @@ class _Pass:
         deferred = self.relaxation.start_error(name)
         if deferred is not None:  # the curve charges for the rows it sends, not for these
             error = error + deferred
-        self.charge(size, -SLACK * error)
+        self.charge(size, error, -SLACK)
         result = rows - split.value[:, None]
-        self.charge(abs(result), -SLACK * self._sum_error(name))
+        self.charge(abs(result), self._sum_error(name), -SLACK)
         return result
 
     def step(self, node: Node, rows: Array, columns: Columns = None) -> None:
@@ -278,7 +289,7 @@ class _Pass:
         assert isinstance(op, Affine)
         error = self.relaxation.errors.get(node.name)
         if error is not None:
-            self.charge(abs(rows), -SLACK * _part(error, columns))
+            self.charge(abs(rows), _part(error, columns), -SLACK)
         if op.bias is not None:
             self.charge(rows, op.bias if columns is None else op.bias[columns])
         flat = rows.reshape(self.shape[0] * self.shape[1], rows.shape[-1])
@@ -299,7 +310,7 @@ class _Pass:
         curve = self.relaxation.curves[node.name]
         absolute = abs(rows)
         self.charge(rows, _part(curve.mean_offset, columns))
-        self.charge(absolute, -_part(curve.half_offset, columns))
+        self.charge(absolute, _part(curve.half_offset, columns), -1.0)
         result = rows * _part(curve.mean, columns)[:, None]
         absolute *= _part(curve.half, columns)[:, None]
         result -= absolute
@@ -307,14 +318,13 @@ class _Pass:
 
     def finish(self, *, all_rows: bool) -> Pulled:
         """Minimise the form over the input box."""
-        box = self.relaxation.box
-        rows = self.widen(*self.pending.pop(self.relaxation.graph.input), box.lower.shape[1])
+        relaxation = self.relaxation
+        size = relaxation.graph.input_size
+        rows = self.widen(*self.pending.pop(relaxation.graph.input), size)
         xp = array_module(rows)
-        center = 0.5 * (box.lower + box.upper)
-        radius = xp.maximum(box.upper - center, center - box.lower)
-        error = 2.0 * gamma(rows.shape[-1] + 16, UNIT_ROUNDOFF)
+        center, radius = relaxation.ball
         self.charge(rows, center)
-        self.charge(abs(rows), -(radius + SLACK * (error * box.magnitude + TINY)))
+        self.charge(abs(rows), radius, -1.0)
         lower = xp.nan_to_num(self.constant, nan=-xp.inf, posinf=-xp.inf, neginf=-xp.inf)
         return Pulled(lower, rows, self.kept if all_rows else {})
 
@@ -344,7 +354,7 @@ def pull_back(
     run = _Pass(relaxation, (rows.shape[0], rows.shape[1]))
     error = relaxation.start_error(start)
     if error is not None:
-        run.charge(abs(rows), -SLACK * error)
+        run.charge(abs(rows), error, -SLACK)
     run.push(start, rows)
     _walk(run, multipliers or {}, keep=keep)
     if input_rows is not None:

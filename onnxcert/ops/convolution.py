@@ -40,22 +40,22 @@ class Convolution(Affine):
     offset: FloatArray | None = None
     images: int = 1
 
-    @property
+    @cached_property
     def output_channels(self) -> int:
         """Over all groups."""
         return int(self.weight.shape[0] * self.weight.shape[1])
 
-    @property
+    @cached_property
     def output_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of one output image."""
         return (self.output_channels, *self.window.positions)
 
-    @property
+    @cached_property
     def input_sizes(self) -> tuple[int, ...]:
         """Images x channels x height x width."""
         return (self.images * int(np.prod(self.window.image)),)
 
-    @property
+    @cached_property
     def output_size(self) -> int:
         """Images x output channels x positions."""
         return self.images * int(np.prod(self.output_shape))
@@ -68,7 +68,7 @@ class Convolution(Affine):
         del groups
         return int(max(fan_in, per_group * taps)) + 1
 
-    @property
+    @cached_property
     def bias(self) -> Array | None:
         """The offset of each channel, at every position of every image."""
         if self.offset is None:
@@ -90,6 +90,13 @@ class Convolution(Affine):
         x = inputs[0]
         images = x.reshape(-1, *self.window.image)
         return self._forward(images).reshape(len(x), self.output_size)
+
+    def forward(self, inputs: Sequence[Array]) -> Array:
+        """The products and the offset of their channel."""
+        result = self.apply(inputs)
+        if self.bias is not None:
+            result += self.bias
+        return result
 
     def transpose(self, rows: Array) -> list[Array]:
         """The sums at every pixel."""
