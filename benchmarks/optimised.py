@@ -65,7 +65,7 @@ METHODS = ("pass", "crown", "fixed", "joint")
 SHIFT = 0.1
 """Copies of a box move by up to this share of its radius."""
 
-CHUNK_NUMBERS = 1 << 21
+CHUNK_NUMBERS = 1 << 19
 """Slopes in one ascent, as in `onnxcert.bounds.intermediate`."""
 
 Boxes = Mapping[str, Box]

@@ -27,8 +27,8 @@ from onnxcert.graph import Graph
 from onnxcert.ops.base import Elementwise
 from onnxcert.sets import Box
 
-_CHUNK_NUMBERS = 1 << 21
-"""Slopes in one ascent: 16 MB for each of its dozen arrays."""
+_CHUNK_NUMBERS = 1 << 19
+"""Slopes in one ascent: 4 MB for each of its dozen arrays."""
 
 MOST_POSITIONS = 1 << 26
 """Slope positions, one byte each, that the rows of one layer may need: 64 MB."""
