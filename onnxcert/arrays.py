@@ -34,21 +34,6 @@ UNIT_ROUNDOFF_FLOAT32 = 2.0**-24
 
 _log = logging.getLogger(__name__)
 
-_KEPT_BYTES = 31 << 20
-
-
-def _keep_freed_memory() -> None:
-    """Let the C library keep the memory of temporaries instead of handing it back at once.
-
-    glibc maps large blocks, and gives what is free at the end of its heap back to the system; every
-    new use then costs page faults, a third of the time of backward rows. From which size on it does
-    so follows the largest mapped block that was freed, up to 32 MB. This one is never touched.
-    """
-    np.empty(_KEPT_BYTES, dtype=np.uint8)
-
-
-_keep_freed_memory()
-
 
 @dataclass(frozen=True)
 class Device:

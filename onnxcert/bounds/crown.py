@@ -118,7 +118,7 @@ def _refine(
     unstable = unstable_neurons(graph, node.name, box)
     if not unstable.any():
         return box
-    patch = find_patch(graph, node.name)
+    patch = find_patch(graph, node.name, box.lower)
     if patch is None:
         rows = _Rows(node.name, box.lower.copy(), box.upper.copy(), unstable)
         order = rows.order(graph.ranks[node.name])

@@ -148,7 +148,7 @@ class _Block:
     @classmethod
     def of(cls, index: Array, free: FreeRelaxation, target: str, box: Box) -> _Block:
         """The block, with patches where those save work."""
-        patch = find_patch(free.relaxation.graph, target)
+        patch = find_patch(free.relaxation.graph, target, index)
         pixels = 0 if patch is None else int(np.prod(patch.shapes[target][1:]))
         view = None if patch is None else patch.view(None, index % pixels)
         if view is not None and not view.turns(free):

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxcert.arrays import Array, Window, array_module
+from onnxcert.arrays import Array, Device, Window, array_module
 from onnxcert.bounds.backward import SLACK, Curve, Relaxation
 from onnxcert.bounds.optimised import FreeCurve, FreeRelaxation
 from onnxcert.graph import Graph, Node
@@ -213,18 +213,21 @@ _KNOWN: dict[int, dict[str, Patch | None]] = {}
 """Patches by the identity of a living graph, and target: a graph holds arrays and has no hash."""
 
 
-def find_patch(graph: Graph, target: str) -> Patch | None:
-    """The patch of a pre-activation where there is one and it saves work; else None."""
+def find_patch(graph: Graph, target: str, like: Array) -> Patch | None:
+    """The patch of a pre-activation where there is one and it saves work; else None.
+
+    ``like`` is any array of the device that the graph lives on.
+    """
     if id(graph) not in _KNOWN:
         _KNOWN[id(graph)] = {}
         weakref.finalize(graph, _KNOWN.pop, id(graph), None)
     known = _KNOWN[id(graph)]
     if target not in known:
-        known[target] = _find(graph, target)
+        known[target] = _find(graph, target, array_module(like) is np)
     return known[target]
 
 
-def _find(graph: Graph, target: str) -> Patch | None:
+def _find(graph: Graph, target: str, host: bool) -> Patch | None:
     shapes = _shapes(graph, target)
     if shapes is None:
         return None
@@ -237,6 +240,8 @@ def _find(graph: Graph, target: str) -> Patch | None:
         nodes += _local(node, shapes, rectangles, {n.name for n in graph.nodes})
     size = _entries(shapes, rectangles, graph.input)
     patch = Graph(graph.input, size, tuple(nodes), target)
+    if not host:  # the crops are new; all other arrays lie there already
+        patch = patch.to(Device("cuda"))
     whole = _work(path) + _PASSES * graph.input_size
     if _work(patch.nodes) + _PASSES * size > _WORTHWHILE * whole:
         return None
