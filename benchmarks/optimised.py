@@ -49,7 +49,7 @@ from typing import Any
 import numpy as np
 from serving import Method, Worker, WorkerLostError, end_in_order, serve
 
-from onnxcert.arrays import Array
+from onnxcert.arrays import Array, keep_freed_memory
 from onnxcert.bounds.backward import Relaxation, pull_back
 from onnxcert.bounds.crown import crown_bounds
 from onnxcert.bounds.intermediate import tighten
@@ -65,7 +65,7 @@ METHODS = ("pass", "crown", "fixed", "joint")
 SHIFT = 0.1
 """Copies of a box move by up to this share of its radius."""
 
-CHUNK_NUMBERS = 1 << 21
+CHUNK_NUMBERS = 1 << 19
 """Slopes in one ascent, as in `onnxcert.bounds.intermediate`."""
 
 Boxes = Mapping[str, Box]
@@ -147,6 +147,7 @@ def prepare(task: Mapping[str, Any]) -> dict[str, Method]:
             n), and rows ``C``, (R, m), beside bounds of the layers for peers; ``steps``; ``shape``
             of the model's input; ``small``, whether to drop dead neurons.
     """
+    keep_freed_memory()  # as `onnxcert.verifier` does
     data = np.load(task["data"])
     box, rows = Box(data["lower"], data["upper"]), data["C"]
     graph, steps = load_model(task["onnx"], input_elements=box.lower.shape[1]).graph, task["steps"]

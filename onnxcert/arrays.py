@@ -2,9 +2,9 @@
 
 Engine code never imports CuPy. It asks ``xp = array_module(x)`` for the namespace that owns an
 array and calls the common names of NumPy on it; what the two libraries do not share stands here:
-choosing and checking the device, moving arrays, convolution windows and their adjoint, summing
-columns that share a source. All of these are deterministic (the adjoints gather, they never use
-atomics), so a run can be repeated bit for bit on the same device.
+choosing and checking the device, moving arrays, the geometry of windows, summing columns that share
+a source. All of these are deterministic (the adjoints gather, they never use atomics), so a run can
+be repeated bit for bit on the same device.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import ModuleType
 from typing import Any, cast
 
@@ -138,13 +139,13 @@ class Window:
     dilation: tuple[int, int] = (1, 1)
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)
 
-    @property
+    @cached_property
     def padded(self) -> tuple[int, int]:
         """Height and width of the image with its padding."""
         top, left, bottom, right = self.padding
         return self.image[1] + top + bottom, self.image[2] + left + right
 
-    @property
+    @cached_property
     def positions(self) -> tuple[int, int]:
         """Rows and columns of window positions (the output image)."""
         spans = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel, strict=True)]
@@ -207,18 +208,6 @@ class Window:
         for number, (i, j) in enumerate(taps):
             result[:, :, number] = padded[:, :, i, j]
         return cast(Array, result.reshape(len(images), channels, len(taps), rows * columns))
-
-    def fold(self, columns: Array) -> Array:
-        """col2im, the adjoint of `unfold`: (K, channels, taps, positions) -> images, summed."""
-        xp = array_module(columns)
-        count, channels, taps = columns.shape[:3]
-        columns = columns.reshape(count, channels, taps, *self.positions)
-        top, left, _, _ = self.padding
-        _, height, width = self.image
-        padded = xp.zeros((count, channels, *self.padded), dtype=columns.dtype)
-        for number, (i, j) in enumerate(self._taps()):
-            padded[:, :, i, j] += columns[:, :, number]
-        return cast(Array, padded[:, :, top : top + height, left : left + width])
 
 
 @dataclass(frozen=True)

@@ -667,6 +667,7 @@ def compute_bounds(
     graph = instance.model.graph
     hull: dict[str, Box] = {}
     disjuncts: dict[int, float] = {}
+    keep_freed_memory()
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         for problem in instance.lowered.cases:
             cases = Cases.build(problem, Device())

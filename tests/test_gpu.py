@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from onnxcert.arrays import Device, array_module, select_device, to_device, to_host
+from onnxcert.bounds import patches
 from onnxcert.bounds.backward import pull_back
 from onnxcert.bounds.crown import crown_bounds
+from onnxcert.bounds.intermediate import tighten
 from onnxcert.bounds.interval import interval_bounds
 from onnxcert.bounds.optimised import Forms, FreeRelaxation, Start, optimise
 from onnxcert.graph import Graph
@@ -18,6 +20,7 @@ from onnxcert.sets import Box
 from onnxcert.settings import Settings
 from onnxcert.verdict import Counterexample
 from tests import strategies
+from tests.bounds.test_patches import residual_network
 from tests.oracles import confirm_exactly
 from tests.strategies import make_problem, relu_network
 
@@ -83,6 +86,23 @@ def test_bounds(graph: Graph, gpu: Device, rng: np.random.Generator) -> None:
     rows = rng.normal(size=(5, 2, 3))
     expected = pull_back(here.relaxation, graph.output, rows).lower
     assert_close(pull_back(other.relaxation, graph.output, to_device(rows, gpu)).lower, expected)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_bounds_from_patches(seed: int, gpu: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patches, "_WORTHWHILE", np.inf)
+    graph = residual_network(seed)
+    there = graph.to(gpu)
+    rng = np.random.default_rng(seed)
+    center = rng.normal(size=(2, graph.input_size))
+    box = Box(center - 0.1, center + 0.1)
+    here, other = crown_bounds(graph, box).boxes, crown_bounds(there, on(gpu, box)).boxes
+    for name, bounds in here.items():
+        assert_close(other[name].lower, bounds.lower)
+        assert_close(other[name].upper, bounds.upper)
+    single = {name: Box(b.lower[:1], b.upper[:1]) for name, b in other.items()}
+    tight = tighten(there, single, steps=2)[graph.output]
+    assert (tight.lower >= single[graph.output].lower).all()
 
 
 def test_optimised_bounds(graph: Graph, gpu: Device, rng: np.random.Generator) -> None:

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module
 from onnxcert.bounds.execution import execution_error
@@ -34,7 +35,7 @@ from onnxcert.sets import Ball, Box, Lines
 _UNDERFLOWN = 1e-150
 """More than a length loses where squares underflow."""
 
-_SLACK = 1.0 + 1e-9
+SLACK = 1.0 + 1e-9
 """Covers the rounding of the error terms themselves."""
 
 
@@ -132,7 +133,7 @@ class Relaxation:
         if source in self._deferred and source in self._at_start:
             error = error + steepness * self._at_start[source]
         # The slack belongs to the error alone: half an offset difference may be negative.
-        self.curves[node.name] = Curve(mean, half, mean_offset, half_offset + _SLACK * error)
+        self.curves[node.name] = Curve(mean, half, mean_offset, half_offset + SLACK * error)
         self._note_magnitude(node, boxes)
 
     def _note_magnitude(self, node: Node, boxes: Mapping[str, Box]) -> None:
@@ -151,6 +152,23 @@ class Relaxation:
         graph = self.graph
         count = max(op.error_terms, op.output_size) + 4 * len(graph.nodes) + 8
         return gamma(count + graph.consumers[node.name], UNIT_ROUNDOFF)
+
+    @cached_property
+    def center_and_radius(self) -> tuple[Array, Array]:
+        """Centre of the box, and its radius with what rounding adds to it, per unit of a row."""
+        lower, upper = self.box.lower, self.box.upper
+        center = 0.5 * (lower + upper)
+        radius = array_module(lower).maximum(upper - center, center - lower)
+        error = 2.0 * gamma(lower.shape[1] + 16, UNIT_ROUNDOFF)
+        return center, radius + SLACK * (error * self.box.magnitude + TINY)
+
+    def error_of(self, name: str) -> Array | None:
+        """The rounding vector of an affine node, wherever it is charged; None for none."""
+        return self._at_start.get(name)
+
+    def set_error(self, name: str, error: Array) -> None:
+        """Give the last affine node the rounding vector of rows that start there."""
+        self.errors[name] = self._at_start[name] = error
 
     def start_error(self, name: str) -> Array | None:
         """The rounding vector to charge for rows that start at this value."""
@@ -211,7 +229,7 @@ class _Pass:
             rows, columns = self.widen(rows, columns, size), None
         if name in self.pending:
             rows, columns = self._add(self.pending[name], (rows, columns), size)
-            self.charge(abs(rows), -_SLACK * _part(self._sum_error(name), columns))
+            self.charge(abs(rows), _part(self._sum_error(name), columns), -SLACK)
         self.pending[name] = (rows, columns)
 
     def _sum_error(self, name: str) -> Array:
@@ -244,12 +262,13 @@ class _Pass:
             return total, union
         return self.widen(rows, columns, size) + self.widen(others, where, size), None
 
-    def charge(self, rows: Array, vector: Array) -> None:
-        """Add rows . vector to the constant; the vector is (n,) or (B, n)."""
+    def charge(self, rows: Array, vector: Array, factor: float = 1.0) -> None:
+        """Add factor x rows . vector to the constant; the vector is (n,) or (B, n)."""
         if vector.ndim == 1 or len(vector) == 1:
-            self.constant = self.constant + rows @ vector.reshape(-1)
+            product = rows @ vector.reshape(-1)
         else:
-            self.constant = self.constant + (rows @ vector[:, :, None])[:, :, 0]
+            product = (rows @ vector[:, :, None])[:, :, 0]
+        self.constant = self.constant + (product if factor == 1.0 else factor * product)
 
     def subtract(self, name: str, rows: Array, split: Multipliers) -> Array:
         """Charge split constraints to the rows of a pre-activation."""
@@ -259,9 +278,9 @@ class _Pass:
         deferred = self.relaxation.start_error(name)
         if deferred is not None:  # the curve charges for the rows it sends, not for these
             error = error + deferred
-        self.charge(size, -_SLACK * error)
+        self.charge(size, error, -SLACK)
         result = rows - split.value[:, None]
-        self.charge(abs(result), -_SLACK * self._sum_error(name))
+        self.charge(abs(result), self._sum_error(name), -SLACK)
         return result
 
     def step(self, node: Node, rows: Array, columns: Columns = None) -> None:
@@ -273,7 +292,7 @@ class _Pass:
         assert isinstance(op, Affine)
         error = self.relaxation.errors.get(node.name)
         if error is not None:
-            self.charge(abs(rows), -_SLACK * _part(error, columns))
+            self.charge(abs(rows), _part(error, columns), -SLACK)
         if op.bias is not None:
             self.charge(rows, op.bias if columns is None else op.bias[columns])
         flat = rows.reshape(self.shape[0] * self.shape[1], rows.shape[-1])
@@ -294,7 +313,7 @@ class _Pass:
         curve = self.relaxation.curves[node.name]
         absolute = abs(rows)
         self.charge(rows, _part(curve.mean_offset, columns))
-        self.charge(absolute, -_part(curve.half_offset, columns))
+        self.charge(absolute, _part(curve.half_offset, columns), -1.0)
         result = rows * _part(curve.mean, columns)[:, None]
         absolute *= _part(curve.half, columns)[:, None]
         result -= absolute
@@ -302,15 +321,15 @@ class _Pass:
 
     def finish(self, *, all_rows: bool) -> Pulled:
         """Minimise the form over the input box."""
-        box = self.relaxation.box
-        rows = self.widen(*self.pending.pop(self.relaxation.graph.input), box.lower.shape[1])
+        relaxation = self.relaxation
+        size = relaxation.graph.input_size
+        rows = self.widen(*self.pending.pop(relaxation.graph.input), size)
         xp = array_module(rows)
+        box = relaxation.box
         within = self._over_ball(box, rows) if isinstance(box, Ball) else None
-        center = 0.5 * (box.lower + box.upper)
-        radius = xp.maximum(box.upper - center, center - box.lower)
-        error = 2.0 * gamma(rows.shape[-1] + 16, UNIT_ROUNDOFF)
+        center, radius = relaxation.center_and_radius
         self.charge(rows, center)
-        self.charge(abs(rows), -(radius + _SLACK * (error * box.magnitude + TINY)))
+        self.charge(abs(rows), radius, -1.0)
         if within is not None:
             self.constant = xp.fmax(self.constant, within)
         lower = xp.nan_to_num(self.constant, nan=-xp.inf, posinf=-xp.inf, neginf=-xp.inf)
@@ -328,7 +347,7 @@ class _Pass:
         size: Array = (abs(rows) @ abs(ball.center)[:, :, None])[:, :, 0] * error
         value: Array = self.constant + (rows @ ball.center[:, :, None])[:, :, 0]
         rounding = 4.0 * UNIT_ROUNDOFF * (reach + size + abs(self.constant))
-        lower: Array = value - reach - _SLACK * (size + rounding + TINY)
+        lower: Array = value - reach - SLACK * (size + rounding + TINY)
         return lower
 
 
@@ -357,7 +376,7 @@ def pull_back(
     run = _Pass(relaxation, (rows.shape[0], rows.shape[1]))
     error = relaxation.start_error(start)
     if error is not None:
-        run.charge(abs(rows), -_SLACK * error)
+        run.charge(abs(rows), error, -SLACK)
     run.push(start, rows)
     _walk(run, multipliers or {}, keep=keep)
     if input_rows is not None:
@@ -391,7 +410,7 @@ def pull_units(
     error = relaxation._at_start.get(start)
     if error is not None:
         error = xp.broadcast_to(error, (len(index), error.shape[1]))
-        run.constant = -_SLACK * xp.take_along_axis(error, index, axis=1)
+        run.constant = -SLACK * xp.take_along_axis(error, index, axis=1)
     if producer.op.bias is not None:
         run.constant = run.constant + sign * producer.op.bias[index]
     run.push_all(producer, producer.op.one_hot_rows(index.ravel()), sign)

@@ -16,6 +16,7 @@ from onnxcert.arrays import Array, array_module
 from onnxcert.bounds.backward import Curve, Relaxation, pull_back_units, unstable_neurons
 from onnxcert.bounds.execution import enclose
 from onnxcert.bounds.forward import ForwardForms
+from onnxcert.bounds.patches import find_patch
 from onnxcert.graph import Graph, Node
 from onnxcert.ops.base import Elementwise
 from onnxcert.sets import Ball, Box
@@ -114,38 +115,85 @@ def _refine(
     expired: Callable[[], bool],
 ) -> Box:
     """Intersect with backward bounds where some reader finds the neuron unstable."""
-    xp = array_module(box.lower)
-    unstable = unstable_neurons(relaxation.graph, node.name, box)
-    counts = unstable.sum(axis=1)
-    if not counts.any():
+    graph = relaxation.graph
+    unstable = unstable_neurons(graph, node.name, box)
+    if not unstable.any():
         return box
-    # Unstable neurons first; shorter subproblems are padded with stable ones, which does no harm.
-    most = int(counts.max())
-    rank = relaxation.graph.ranks[node.name]
-    if rank is None:
-        order = xp.argsort(~unstable, axis=1, kind="stable")[:, :most]
-    else:
-        near = xp.argsort(rank)
-        order = near[xp.argsort(~unstable[:, near], axis=1, kind="stable")[:, :most]]
-    lower, upper = box.lower.copy(), box.upper.copy()
-    widest = max(relaxation.graph.sizes.values())
-    for members, width in _groups(counts, widest):
-        part = relaxation if len(members) == len(box) else _subset(relaxation, members)
-        step = max(1, CHUNK_NUMBERS // (widest * len(members)), LEAST_ROWS // len(members))
-        for start in range(0, width, step):
-            if expired():
-                return Box(lower, upper)
-            index = order[members, start : min(start + step, width)]
-            here = members[:, None], index
-            below = pull_back_units(part, node.name, index, 1.0)
-            above = -pull_back_units(part, node.name, index, -1.0)
-            # What padding would tighten must not depend on which subproblems share a batch: a
-            # proof is repeated in other batches.
-            wanted = unstable[here]
-            for target, value, choose in ((lower, below, xp.maximum), (upper, above, xp.minimum)):
-                old = target[here]
-                target[here] = xp.where(wanted, choose(old, value), old)
-    return Box(lower, upper)
+    # A window of a ball is no ball.
+    within_ball = isinstance(relaxation.box, Ball)
+    patch = None if within_ball else find_patch(graph, node.name, box.lower)
+    if patch is None:
+        rows = _Rows(node.name, box.lower.copy(), box.upper.copy(), unstable)
+        order = rows.order(graph.ranks[node.name])
+        widest = max(graph.sizes.values())
+        rows.refine(lambda members: _subset(relaxation, members), order, widest, expired)
+        return Box(rows.lower, rows.upper)
+
+    def at(members: Array) -> Relaxation:
+        return patch.view(members // places, members % places).relaxation(relaxation)
+
+    vectors = (patch.by_position(vector) for vector in (box.lower, box.upper, unstable))
+    rows = _Rows(node.name, *vectors)
+    places = len(rows.unstable) // len(box)
+    rows.refine(at, rows.order(None), max(patch.graph.sizes.values()), expired)
+    return Box(patch.by_neuron(rows.lower), patch.by_neuron(rows.upper))
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Bounds of one value over subproblems, or over the positions of all subproblems, (B, n).
+
+    Attributes:
+        start: the value.
+        lower, upper: its bounds, changed in place.
+        unstable: which of them are to be refined.
+    """
+
+    start: str
+    lower: Array
+    upper: Array
+    unstable: Array
+
+    def order(self, rank: Array | None) -> Array:
+        """Numbers of neurons, (B, K): unstable ones first, near ones together.
+
+        Shorter subproblems are padded with stable neurons, which does no harm.
+        """
+        xp = array_module(self.unstable)
+        near = xp.arange(self.unstable.shape[1]) if rank is None else xp.argsort(rank)
+        most = int(self.unstable.sum(axis=1).max())
+        order = xp.argsort(~self.unstable[:, near], axis=1, kind="stable")[:, :most]
+        return near[order]  # type: ignore[no-any-return]
+
+    def refine(
+        self,
+        part: Callable[[Array], Relaxation],
+        order: Array,
+        widest: int,
+        expired: Callable[[], bool],
+    ) -> None:
+        """Refine block by block; ``part`` gives the relaxation of some subproblems."""
+        for members, width in _groups(self.unstable.sum(axis=1), widest):
+            relaxation = part(members)
+            step = max(1, CHUNK_NUMBERS // (widest * len(members)), LEAST_ROWS // len(members))
+            for start in range(0, width, step):
+                if expired():
+                    return
+                index = order[members, start : min(start + step, width)]
+                self._refine_some(relaxation, members, index)
+
+    def _refine_some(self, relaxation: Relaxation, members: Array, index: Array) -> None:
+        xp = array_module(index)
+        here = members[:, None], index
+        below = pull_back_units(relaxation, self.start, index, 1.0)
+        above = -pull_back_units(relaxation, self.start, index, -1.0)
+        # What padding would tighten must not depend on which subproblems share a batch: a
+        # proof is repeated in other batches.
+        wanted = self.unstable[here]
+        sides = (self.lower, below, xp.maximum), (self.upper, above, xp.minimum)
+        for target, value, choose in sides:
+            old = target[here]
+            target[here] = xp.where(wanted, choose(old, value), old)
 
 
 def _groups(counts: Array, widest: int) -> Iterator[tuple[Array, int]]:
@@ -171,6 +219,8 @@ def _groups(counts: Array, widest: int) -> Iterator[tuple[Array, int]]:
 
 def _subset(relaxation: Relaxation, index: Array) -> Relaxation:
     """The relaxation of some subproblems."""
+    if len(index) == len(relaxation.box):
+        return relaxation
 
     def taken(vectors: dict[str, Array]) -> dict[str, Array]:
         return {n: v if v.ndim == 1 or len(v) == 1 else v[index] for n, v in vectors.items()}

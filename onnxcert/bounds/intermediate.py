@@ -22,12 +22,13 @@ from onnxcert.bounds.backward import unstable_neurons
 from onnxcert.bounds.execution import enclose
 from onnxcert.bounds.hints import encode_positions
 from onnxcert.bounds.optimised import Forms, FreeRelaxation, Optimised, Start, optimise
+from onnxcert.bounds.patches import View, find_patch
 from onnxcert.graph import Graph
 from onnxcert.ops.base import Elementwise
 from onnxcert.sets import Box
 
-_CHUNK_NUMBERS = 1 << 21
-"""Slopes in one ascent: 16 MB for each of its dozen arrays."""
+_CHUNK_NUMBERS = 1 << 19
+"""Slopes in one ascent: 4 MB for each of its dozen arrays."""
 
 MOST_POSITIONS = 1 << 26
 """Slope positions, one byte each, that the rows of one layer may need: 64 MB."""
@@ -126,6 +127,68 @@ def tighten(
     return result
 
 
+@dataclass(frozen=True)
+class _Block:
+    """Neurons of one layer that are refined together.
+
+    Attributes:
+        index: (K,) their numbers.
+        free: the relaxation of the whole network.
+        target: the layer.
+        box: its bounds.
+        view: their patches, or None where they see the whole network.
+    """
+
+    index: Array
+    free: FreeRelaxation
+    target: str
+    box: Box
+    view: View | None
+
+    @classmethod
+    def of(cls, index: Array, free: FreeRelaxation, target: str, box: Box) -> _Block:
+        """The block, with patches where those save work."""
+        patch = find_patch(free.relaxation.graph, target, index)
+        pixels = 0 if patch is None else int(np.prod(patch.shapes[target][1:]))
+        view = None if patch is None else patch.view(None, index % pixels)
+        if view is not None and not view.turns(free):
+            view = None
+        return cls(index, free, target, box, view)
+
+    def bound(self, sign: float, steps: int, expired: Callable[[], bool]) -> Optimised:
+        """Optimised lower bounds of ``sign * value[index]``."""
+        xp = array_module(self.index)
+        count = len(self.index)
+        free, box, place = self.free, self.box, self.index
+        if self.view is not None:
+            free, box = self.view.free_relaxation(free), self.view.box(self.target, box)
+            place = self.index // (self.box.lower.shape[1] // box.lower.shape[1])
+        rows = xp.zeros((count, 1, box.lower.shape[1]))
+        rows[xp.arange(count), 0, place] = sign
+        forms = Forms(rows, None, xp.zeros((count, 1)), xp.ones((count, 1), dtype=bool))
+        start = Start.at_form(xp.zeros(count, dtype=int), forms)
+        target = self.target
+        return optimise(free, forms, box, start, target=target, steps=steps, expired=expired)
+
+    def positions(self, name: str, found: Optimised, rows: Array, numbers: Array) -> Array:
+        """Positions of the free lines of some neurons (F,) of a node, for some rows: (K', F).
+
+        Those of neurons outside a patch, which do not matter, are the default.
+        """
+        best = found.best.positions[name][rows]
+        if self.view is None:
+            return best[:, numbers]
+        xp = array_module(best)
+        default = self.free.default[name]
+        column = xp.full(default.shape[1] + 1, -1)
+        column[numbers] = xp.arange(len(numbers))
+        column = column[self.view.numbers(name)[rows]]
+        row, entry = xp.nonzero(column >= 0)
+        result = xp.repeat(default[:, numbers], len(best), axis=0)
+        result[row, column[row, entry]] = best[row, entry]
+        return result  # type: ignore[no-any-return]
+
+
 class _Side:
     """Lower or upper bounds of a layer while they are raised or lowered."""
 
@@ -135,15 +198,15 @@ class _Side:
         self._index: list[IntArray] = []
         self._positions: list[dict[str, Array]] = []
 
-    def take(self, index: Array, found: Optimised, columns: Mapping[str, Array]) -> int:
+    def take(self, block: _Block, found: Optimised, columns: Mapping[str, Array]) -> int:
         """Use and keep the rows that are better than what is known; the bytes that they take."""
-        better = found.lower > self.sign * self.bounds[0, index]
-        improved = index[better]
+        better = found.lower > self.sign * self.bounds[0, block.index]
+        improved = block.index[better]
         if len(improved) == 0:
             return 0
         self.bounds[0, improved] = self.sign * found.lower[better]
         kept = {
-            name: to_host(encode_positions(found.best.positions[name][better][:, numbers]))
+            name: to_host(encode_positions(block.positions(name, found, better, numbers)))
             for name, numbers in columns.items()
             if name in found.activations
         }
@@ -181,35 +244,25 @@ class _Layer:
         """Refine block by block until the time or the room for their slopes is used up."""
         unstable = unstable_neurons(self.free.relaxation.graph, self.target, self.box)[0]
         numbers = array_module(unstable).flatnonzero(unstable)
-        slopes = sum(default.shape[1] for default in self.free.default.values())
-        count = max(8, _CHUNK_NUMBERS // slopes)
         width = sum(len(columns) for columns in self.columns.values())
+        fitting = MOST_POSITIONS // (8 * max(1, width))
+        count = max(8, min(_CHUNK_NUMBERS // self._slopes(numbers), fitting))
         room = MOST_POSITIONS
         for start in range(0, len(numbers), count):
             index = numbers[start : start + count]
             for side in self._sides:
                 if len(index) * width > room or self.expired():
                     return
-                room -= side.take(index, self._bound(index, side.sign), self.columns)
+                block = _Block.of(index, self.free, self.target, self.box)
+                found = block.bound(side.sign, self.steps, self.expired)
+                room -= side.take(block, found, self.columns)
                 self.box = Box(*(side.bounds for side in self._sides))
 
-    def _bound(self, index: Array, sign: float) -> Optimised:
-        """Optimised lower bounds of ``sign * value[index]``."""
-        xp = array_module(index)
-        count = len(index)
-        rows = xp.zeros((count, 1, self.box.lower.shape[1]))
-        rows[xp.arange(count), 0, index] = sign
-        forms = Forms(rows, None, xp.zeros((count, 1)), xp.ones((count, 1), dtype=bool))
-        start = Start.at_form(xp.zeros(count, dtype=int), forms)
-        return optimise(
-            self.free,
-            forms,
-            self.box,
-            start,
-            target=self.target,
-            steps=self.steps,
-            expired=self.expired,
-        )
+    def _slopes(self, numbers: Array) -> int:
+        """Free lines in one row."""
+        view = _Block.of(numbers[:1], self.free, self.target, self.box).view
+        sizes = self.free.relaxation.graph.sizes if view is None else view.patch.graph.sizes
+        return max(1, sum(sizes[name] for name in self.free.default if name in sizes))
 
     def refinement(self) -> Refinement:
         """What was found."""

@@ -72,6 +72,10 @@ class FreeCurve:
         del position
         return (row * self.mean_step - abs(row) * self.half_step) * z  # type: ignore[no-any-return]
 
+    def moving(self, start: Array) -> _Turning:
+        """The lines for the rows of an ascent that begins at positions (B, n)."""
+        return _Turning(self, start)
+
 
 @dataclass(frozen=True)
 class BentCurve:
@@ -99,6 +103,92 @@ class BentCurve:
         """d bound / d s for rows (B, n) over the outputs and values before the neurons."""
         lower, upper = self.lines.gains(position, z)
         return row * array_module(row).where(row >= 0, lower, upper)  # type: ignore[no-any-return]
+
+    def moving(self, start: Array) -> _Bending:
+        """The lines for the rows of an ascent that begins at positions (B, n)."""
+        return _Bending(self, start)
+
+
+class _Turning:
+    """The lines of a `FreeCurve` for the rows of an ascent; only what is free is touched.
+
+    Few neurons of a layer are unstable, so positions, their gradients and moments are kept for
+    those alone, as vectors over the free entries of (B, n).
+
+    Attributes:
+        entries: (M,) numbers of the free entries.
+        rows: (M,) the row of each.
+    """
+
+    def __init__(self, free: FreeCurve, start: Array) -> None:
+        xp = array_module(start)
+        self._start = start
+        choice = (free.mean_step != 0) | (free.half_step != 0)
+        self.entries = xp.flatnonzero(xp.broadcast_to(choice, start.shape))
+        self.rows = self.entries // start.shape[1]
+        self._parts = [
+            self._of(vector)
+            for vector in (free.curve.mean, free.curve.half, free.mean_step, free.half_step)
+        ]
+        mean, half = (
+            xp.broadcast_to(vector, start.shape).copy()
+            for vector in (free.curve.mean, free.curve.half)
+        )
+        self._curve = Curve(mean, half, free.curve.mean_offset, free.curve.half_offset)
+
+    def _of(self, vector: Array) -> Array:
+        """Free entries of vectors (B, n) or (1, n)."""
+        if len(vector) == len(self._start):
+            return vector.reshape(-1)[self.entries]  # type: ignore[no-any-return]
+        return vector[0, self.entries % vector.shape[1]]  # type: ignore[no-any-return]
+
+    @property
+    def first(self) -> Array:
+        """Where the positions begin."""
+        return self._of(self._start)
+
+    def at(self, position: Array) -> Curve:
+        """The lines at given positions; those of an earlier call change with them."""
+        mean, half, mean_step, half_step = self._parts
+        self._curve.mean.reshape(-1)[self.entries] = mean + position * mean_step
+        self._curve.half.reshape(-1)[self.entries] = half + position * half_step
+        return self._curve
+
+    def gradient(self, row: Array, z: Array, position: Array) -> Array:
+        """d bound / d position for rows (B, n) over the outputs and values before the neurons."""
+        del position
+        _, _, mean_step, half_step = self._parts
+        row, z = self._of(row), self._of(z)
+        return (row * mean_step - abs(row) * half_step) * z  # type: ignore[no-any-return]
+
+    def spread(self, position: Array) -> Array:
+        """Positions of all neurons, (B, n)."""
+        result = round_positions(self._start)
+        result.reshape(-1)[self.entries] = position
+        return result
+
+
+class _Bending:
+    """The same for a `BentCurve`, whose lines all move."""
+
+    def __init__(self, free: BentCurve, start: Array) -> None:
+        xp = array_module(start)
+        self._free, self._shape = free, start.shape
+        self.first = start.reshape(-1)
+        self.entries = xp.arange(start.size)
+        self.rows = self.entries // start.shape[1]
+
+    def at(self, position: Array) -> Curve:
+        """The lines at given positions."""
+        return self._free.at(self.spread(position))
+
+    def gradient(self, row: Array, z: Array, position: Array) -> Array:
+        """d bound / d position for rows (B, n) over the outputs and values before the neurons."""
+        return self._free.gradient(row, z, self.spread(position)).reshape(-1)
+
+    def spread(self, position: Array) -> Array:
+        """Positions of all neurons, (B, n)."""
+        return position.reshape(self._shape)
 
 
 @dataclass
@@ -354,7 +444,9 @@ class _Variables:
     """The three groups of variables of an ascent, and the best values seen.
 
     Attributes:
-        chosen: the variables on the grid, where the bound is evaluated.
+        lines: elementwise node -> its free lines.
+        chosen: the variables on the grid, where the bound is evaluated; positions as vectors over
+            what is free (see `lines`).
         best: those of the best bounds so far.
     """
 
@@ -369,13 +461,14 @@ class _Variables:
         xp = array_module(forms.rows)
         count = len(forms.rows)
         known = start.positions
-        self.slopes = _Ascent(
-            {
-                name: xp.broadcast_to(known.get(name, value), (count, value.shape[1])).copy()
-                for name, value in free.default.items()
-            },
-            _SLOPE_RATE,
-        )
+        self.lines = {
+            name: line.moving(
+                xp.broadcast_to(known.get(name, default), (count, default.shape[1])).copy()
+            )
+            for name, line in free.free.items()
+            for default in (free.default[name],)
+        }
+        self.slopes = _Ascent({n: line.first for n, line in self.lines.items()}, _SLOPE_RATE)
         old = start.multipliers
         self.multipliers = _Ascent(
             {
@@ -410,10 +503,18 @@ class _Variables:
             self.best = self.chosen
             return
         for name, value in self.chosen.positions.items():
-            self.best.positions[name][better] = value[better]
+            changed = better[self.lines[name].rows]
+            self.best.positions[name][changed] = value[changed]
         for name, value in self.chosen.multipliers.items():
             self.best.multipliers[name][better] = value[better]
         self.best.weights[better] = self.chosen.weights[better]
+
+    def result(self) -> Start:
+        """The best variables, with positions of all neurons."""
+        positions = {
+            name: line.spread(self.best.positions[name]) for name, line in self.lines.items()
+        }
+        return replace(self.best, positions=positions)
 
 
 def optimise(
@@ -449,7 +550,8 @@ def optimise(
     target = target or relaxation.graph.output
     for number in range(steps + 1):
         chosen = variables.chosen
-        free.choose(chosen.positions)
+        for name, line in variables.lines.items():
+            relaxation.curves[name] = line.at(chosen.positions[name])
         rows, input_rows, constant = forms.combine(chosen.weights, output, relaxation.box)
         pulled = pull_back(
             relaxation,
@@ -470,7 +572,7 @@ def optimise(
         _step(free, forms, target, pulled, minimiser, variables, splits, number)
         variables.choose()
     activations = {name: rows[:, 0] for name, rows in pulled.activations.items()}
-    return Optimised(variables.lower, variables.best, activations, minimiser)
+    return Optimised(variables.lower, variables.result(), activations, minimiser)
 
 
 def round_down(total: Array) -> Array:
@@ -487,6 +589,19 @@ def _row_size(graph: Graph, name: str, pulled: Pulled) -> Array | float:
     """|A_i| over what is made of each neuron of a pre-activation, summed over its curves."""
     rows = (pulled.activations.get(node.name) for node in graph.pre_activations[name])
     return sum((abs(row[:, 0]) for row in rows if row is not None), start=0.0)
+
+
+def _on_line(curve: Curve, row: Array, z: Array) -> Array:
+    """The line that a backward pass took, at z; arrays (B, n)."""
+    sign = array_module(row).where(row >= 0, 1.0, -1.0)
+    value = sign * curve.half
+    xp = array_module(row)
+    xp.subtract(curve.mean, value, out=value)
+    value *= z
+    value += curve.mean_offset
+    sign *= curve.half_offset
+    value -= sign
+    return value  # type: ignore[no-any-return]
 
 
 def _step(
@@ -512,13 +627,10 @@ def _step(
             row = pulled.activations[node.name][:, 0]
             z = values[node.inputs[0]]
             curve = free.relaxation.curves[node.name]
-            sign = xp.where(row >= 0, 1.0, -1.0)
-            values[node.name] = (curve.mean - sign * curve.half) * z + (
-                curve.mean_offset - sign * curve.half_offset
-            )
-            if node.name in free.free:
+            values[node.name] = _on_line(curve, row, z)
+            if node.name in variables.lines:
                 chosen = variables.chosen.positions[node.name]
-                gradient = free.free[node.name].gradient(row, z, chosen)
+                gradient = variables.lines[node.name].gradient(row, z, chosen)
                 moved = variables.slopes.step(number, node.name, gradient)
                 variables.slopes.values[node.name] = xp.clip(moved, 0.0, 1.0)
         else:

@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 
-from onnxcert.arrays import Array, Device, Gather, array_module, to_device
+from onnxcert.arrays import Array, Device, Gather, Window, array_module, to_device
 from onnxcert.sets import Box, Lines
 
 TINY = 1e-290
@@ -175,6 +175,28 @@ class Affine(Operator):
         rows = xp.zeros((len(index), len(columns)))
         rows[xp.arange(len(index)), position] = 1.0
         return self.transpose_on(rows, columns)
+
+    @property
+    def sliding(self) -> Window | None:
+        """The window that slides over the only input, an image, to make the output image.
+
+        None where there is no such thing.
+        """
+        return None
+
+    def over(self, window: Window) -> Affine:
+        """The same products for another image, where there is something `sliding`."""
+        raise NotImplementedError(f"nothing slides in {type(self).__name__}")
+
+    @property
+    def diagonal(self) -> tuple[Array, Array] | None:
+        """(factor, offset), (n,) each, where y = factor x + offset entry by entry; else None."""
+        return None
+
+    def resized(self, size: int) -> Affine | None:
+        """The same for vectors of another length, where all entries are treated alike."""
+        del size
+        return None
 
     def locality(self, ranks: Sequence[Array | None]) -> Array | None:
         """Ranks of the outputs such that neurons of near rank read near inputs, or None.

@@ -77,6 +77,14 @@ class Scale(Affine):
         """The same columns."""
         return [(rows if self.factor is None else self.factor[columns] * rows, columns)]
 
+    @property
+    def diagonal(self) -> tuple[Array, Array]:
+        """The factor and the offset."""
+        like = self.offset if self.factor is None else self.factor
+        xp = array_module(like)
+        factor = xp.ones(self.size) if self.factor is None else self.factor
+        return factor, xp.zeros(self.size) if self.offset is None else self.offset
+
     def locality(self, ranks: Sequence[Array | None]) -> Array | None:
         """Entry by entry."""
         return ranks[0]

@@ -55,6 +55,10 @@ class Sum(Affine):
         """The same columns."""
         return [(rows if sign > 0 else -rows, columns) for sign in self.signs]
 
+    def resized(self, size: int) -> Sum:
+        """The same signs."""
+        return Sum(size, self.signs)
+
     def locality(self, ranks: Sequence[Array | None]) -> Array | None:
         """Entry by entry."""
         return next((rank for rank in ranks if rank is not None), None)

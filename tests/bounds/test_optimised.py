@@ -277,7 +277,12 @@ def test_gradients_are_those_of_the_bound(
     groups = {"": start.weights} if group == "weights" else getattr(start, group)
     compared = 0
     for name, value in groups.items():
-        gradient = recorder.of(name, value)
+        if group == "positions":  # those of neurons without a choice are no variables
+            entries = scenario.free.free[name].moving(value).entries
+            gradient = np.zeros(value.shape)
+            gradient.reshape(-1)[entries] = recorder.of(name, value.reshape(-1)[entries])
+        else:
+            gradient = recorder.of(name, value)
         for index in range(value.shape[1]):
             free = group != "multipliers" or scenario.signs[name][0, index] != 0
             if not free:

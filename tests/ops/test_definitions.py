@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from onnxcert.arrays import Array, Gather, Window
-from onnxcert.ops import Adjoint, Convolution, Linear, Scale, Select, SparseLinear
+from onnxcert.ops import Adjoint, Convolution, Linear, Scale, Select, SparseLinear, sliding
 from tests.strategies import seeds
 
 
@@ -92,23 +92,28 @@ def test_transposed_convolution_and_its_narrow_rows(
 def test_convolution_in_chunks_is_the_convolution(
     monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
-    from onnxcert.ops import convolution  # noqa: PLC0415 - the module, not the class
-
     op = Convolution.examples(rng)[0]
     x = rng.normal(size=(7, op.input_sizes[0]))
     whole, back = op.forward([x]), op.transpose(op.forward([x]))[0]
-    monkeypatch.setattr(convolution, "_CHUNK_NUMBERS", 1)
+    monkeypatch.setattr(sliding, "_CHUNK_NUMBERS", 1)
     np.testing.assert_array_equal(op.forward([x]), whole)
     np.testing.assert_array_equal(op.transpose(whole)[0], back)
 
 
-@given(drawn=convolutions())
-def test_fold_is_the_adjoint_of_unfold(drawn: tuple[Convolution, np.random.Generator]) -> None:
+@given(drawn=convolutions(), gathers=st.booleans())
+def test_sums_are_gathered_or_scattered(
+    drawn: tuple[Convolution, np.random.Generator], gathers: bool
+) -> None:
     op, rng = drawn
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sliding, "_SUM", 1000 if gathers else -2)
+        transposition = sliding.Transposition(op.weight, op.window)
+    assert transposition.gathers == gathers
+    rows = rng.integers(-9, 9, size=(3, op.output_channels, int(np.prod(op.window.positions))))
     images = rng.integers(-9, 9, size=(2, *op.window.image)).astype(float)
-    columns = op.window.unfold(images)
-    other = rng.integers(-9, 9, size=columns.shape).astype(float)
-    assert (columns * other).sum() == (images * op.window.fold(other)).sum()
+    products = sliding.Correlation(op.weight, op.window)(images)
+    sums = transposition(rows.astype(float))
+    np.testing.assert_array_equal(products @ rows.reshape(3, -1).T, images.reshape(2, -1) @ sums.T)
 
 
 @given(size=st.integers(1, 5), length=st.integers(1, 8), seed=seeds)
