@@ -180,6 +180,10 @@ class NeuronTrees:
     leaves: list[Leaves] = field(default_factory=list)
     halves: Halves | None = None
 
+    def replanted(self) -> NeuronTrees:
+        """Trees over the same bounds, without roots."""
+        return NeuronTrees(self.problem, self.graph, self.columns, self.refined)
+
     def plant(self, cases: IntArray) -> IntArray:
         """One root for each case."""
         numbers = self.nodes.add(len(cases))

@@ -17,7 +17,7 @@ import numpy as np
 from onnxcert.arrays import Array, Device, array_module, to_device, to_host
 from onnxcert.bounds.crown import Bounds, crown_bounds
 from onnxcert.bounds.intermediate import Refinement, tighten
-from onnxcert.bounds.optimised import Forms, FreeRelaxation, Optimised, Start, optimise
+from onnxcert.bounds.optimised import FreeRelaxation, Start, optimise
 from onnxcert.graph import Graph
 from onnxcert.passes import drop_dead_neurons
 from onnxcert.proof.trace import InputTrees, NeuronTrees, Trace, free_neurons
@@ -84,6 +84,34 @@ class Failure:
     node: int
     low: Array
     high: Array
+
+
+@dataclass(frozen=True, eq=False)
+class _Root:
+    """Where neuron splits over one box begin: with what optimised bounds leave open.
+
+    Attributes:
+        trees: of the network without neurons that are dead on the box; refuted cases are in them.
+        boxes: bounds of the network's values.
+        start: slopes of the cases that are open.
+        open_cases: their numbers, (K,).
+        rows_lower: plain bounds of their rows, (K, R).
+        lower: their optimised bounds, (K,).
+        seconds: what the bounds of the layers took.
+    """
+
+    trees: NeuronTrees
+    boxes: dict[str, Box]
+    start: Start
+    open_cases: Array
+    rows_lower: Array
+    lower: Array
+    seconds: float
+
+    @property
+    def is_refuted(self) -> bool:
+        """Whether no case is open."""
+        return len(self.open_cases) == 0
 
 
 @dataclass
@@ -240,7 +268,12 @@ class Solver:
         number: int,
         open_cases: Array,
     ) -> Counterexample | Reason | None:
-        """Root bounds, optimised root bounds, a longer attack, neuron splits; for one input box."""
+        """Root bounds, optimised root bounds, a longer attack, neuron splits; for one input box.
+
+        Optimised bounds of every neuron take many times as long as CROWN's. Before them the slopes
+        of the rows are optimised over those, and neurons are split for about as long as that took.
+        """
+        started = self.deadline.elapsed
         sides = (problem.lower[number : number + 1], problem.upper[number : number + 1])
         box = Box(*(to_device(side, self.device) for side in sides))
         for backward in (False, True):  # what intervals refute needs no rows for every neuron
@@ -253,38 +286,62 @@ class Solver:
             open_cases, lower = self._bound_cases(cases, bounds, open_cases)
             if len(open_cases) == 0:
                 return None
-        started = self.deadline.elapsed
-        graph, boxes, refined = self._specialise(bounds)
-        seconds = self.deadline.elapsed - started
-        column = to_device(open_cases, self.device)[:, None]
-        free = FreeRelaxation.build(graph, boxes, self.execution_unit)
-        root = self._optimise_root(cases.forms(column), free, boxes, lower)
-        trees = NeuronTrees(problem, graph, free_neurons(free, boxes), refined)
-        refuted = to_host(root.lower > 0)
-        nodes = trees.plant(problem.case_disjunct[open_cases[refuted]])
-        trees.close(nodes, root.best, np.flatnonzero(refuted), np.zeros((len(nodes), 0)))
-        self.trace.groups.append(trees)
-        if found := candidates.test(root.minimiser, column):
-            return found
-        self._record(problem, open_cases, root.lower)
-        still = ~(root.lower > 0)
-        open_cases = open_cases[to_host(still)]
-        if len(open_cases) == 0:
+        splits = plan.splitting != "none"
+        rough = self._optimise_root(cases, candidates, bounds, open_cases, lower, 0)
+        if isinstance(rough, Counterexample):
+            return rough
+        if rough.is_refuted:
             return None
-        self._enter("attack", len(open_cases))
-        if found := self._falsifier.catch_up(candidates, open_cases):
+        root = rough
+        if self.settings.layer_steps:
+            if splits:
+                limit = 2.0 * self.deadline.elapsed - started
+                answer = self._split_briefly(cases, rough, candidates, limit)
+                if not isinstance(answer, Reason):
+                    return answer
+                self._enter("bounds", len(rough.open_cases))
+            open_cases, lower, steps = rough.open_cases, rough.rows_lower, self.settings.layer_steps
+            optimised = self._optimise_root(cases, candidates, bounds, open_cases, lower, steps)
+            if isinstance(optimised, Counterexample):
+                return optimised
+            if optimised.is_refuted:
+                return None
+            root = optimised
+        self._enter("attack", len(root.open_cases))
+        if found := self._falsifier.catch_up(candidates, root.open_cases):
             return found
-        if plan.splitting == "none":
+        if not splits:
             return Reason.INCOMPLETE
-        best = root.best
-        positions = {name: value[still] for name, value in best.positions.items()}
-        start = Start(positions, {}, best.weights[still], best.anchor[still])
-        steps = self.settings.branch_steps
-        brancher = NeuronSplit(
-            graph, cases, open_cases, boxes, start, steps, trees, self.execution_unit
+        missing = -float(root.lower.min())
+        brancher = self._neuron_split(cases, root, root.trees)
+        return self._split_neurons(brancher, missing, _REGION_COST * root.seconds, candidates)
+
+    def _split_briefly(
+        self, cases: Cases, root: _Root, candidates: Candidates, limit: float
+    ) -> Counterexample | Reason | None:
+        """Neuron splits until a time; what they do not finish leaves no trace."""
+        trees = root.trees.replanted()
+        answer = self._branch(
+            self._neuron_split(cases, root, trees),
+            candidates,
+            root.open_cases,
+            enough=lambda lowest: self.deadline.elapsed > limit,
         )
-        missing = -float(root.lower[still].min())
-        return self._split_neurons(brancher, missing, _REGION_COST * seconds, candidates)
+        if answer is None:
+            self.trace.groups.append(trees)
+        return answer
+
+    def _neuron_split(self, cases: Cases, root: _Root, trees: NeuronTrees) -> NeuronSplit:
+        return NeuronSplit(
+            root.trees.graph,
+            cases,
+            root.open_cases,
+            root.boxes,
+            root.start,
+            self.settings.branch_steps,
+            trees,
+            self.execution_unit,
+        )
 
     def _split_neurons(
         self, brancher: NeuronSplit, missing: float, cost: float, candidates: Candidates
@@ -392,13 +449,13 @@ class Solver:
         return open_cases[to_host(still)], lower[still]
 
     def _specialise(
-        self, bounds: Bounds
+        self, bounds: Bounds, steps: int
     ) -> tuple[Graph, dict[str, Box], tuple[Graph, list[Refinement]]]:
         """Drop neurons that are dead on the box, tighten the bounds of the others, and again."""
         graph, boxes = self._simplify(self.graph, bounds.boxes)
         share = _INTERMEDIATE_SHARE * self.deadline.remaining
         limit = self.deadline.slice(share).expired
-        steps, refined = self.settings.layer_steps, list[Refinement]()
+        refined = list[Refinement]()
         boxes = tighten(
             graph,
             boxes,
@@ -416,19 +473,51 @@ class Solver:
         return drop_dead_neurons(graph, boxes)
 
     def _optimise_root(
-        self, forms: Forms, free: FreeRelaxation, boxes: Mapping[str, Box], lower: Array
-    ) -> Optimised:
-        """Optimise the slopes for every open case, anchored at its row with the lowest bound."""
-        xp = array_module(lower)
-        anchor = xp.where(forms.used, lower, xp.inf).argmin(axis=1)
-        return optimise(
+        self,
+        cases: Cases,
+        candidates: Candidates,
+        bounds: Bounds,
+        open_cases: Array,
+        rows_lower: Array,
+        steps: int,
+    ) -> Counterexample | _Root:
+        """Optimise bounds of the layers, then slopes for every open case.
+
+        Args:
+            open_cases: (K,).
+            rows_lower: plain bounds of their rows, (K, R); a case is anchored at its lowest row.
+            steps: those for each neuron of the layers; 0 leaves the bounds as they are.
+        """
+        started = self.deadline.elapsed
+        graph, boxes, refined = self._specialise(bounds, steps)
+        seconds = self.deadline.elapsed - started
+        column = to_device(open_cases, self.device)[:, None]
+        forms, xp = cases.forms(column), array_module(rows_lower)
+        free = FreeRelaxation.build(graph, boxes, self.execution_unit)
+        found = optimise(
             free,
             forms,
-            boxes[free.relaxation.graph.output],
-            Start.at_form(anchor, forms),
+            boxes[graph.output],
+            Start.at_form(xp.where(forms.used, rows_lower, xp.inf).argmin(axis=1), forms),
             steps=self.settings.slope_steps,
             expired=self.deadline.expired,
         )
+        problem = cases.problem
+        trees = NeuronTrees(problem, graph, free_neurons(free, boxes), refined)
+        refuted = to_host(found.lower > 0)
+        nodes = trees.plant(problem.case_disjunct[open_cases[refuted]])
+        trees.close(nodes, found.best, np.flatnonzero(refuted), np.zeros((len(nodes), 0)))
+        if steps == self.settings.layer_steps or refuted.any():
+            self.trace.groups.append(trees)
+        if witness := candidates.test(found.minimiser, column):
+            return witness
+        self._record(problem, open_cases, found.lower)
+        still, best = ~(found.lower > 0), found.best
+        positions = {name: value[still] for name, value in best.positions.items()}
+        start = Start(positions, {}, best.weights[still], best.anchor[still])
+        open_cases = open_cases[~refuted]
+        lower = found.lower[still]
+        return _Root(trees, boxes, start, open_cases, rows_lower[still], lower, seconds)
 
     def _refute_boxes(self, cases: Cases, open_cases: Array) -> Array:
         """Bound many boxes in batches and return the cases that stay open."""
