@@ -2,7 +2,8 @@
 
 A short attack comes first because a counterexample is the cheapest answer; then the root bounds,
 which close most cases of most problems; then, only for what is left, a longer attack and branch and
-bound.
+bound. Optimised bounds of all neurons wait until a few splits over plain ones have been tried:
+sri_resnet_a 4091 and _b 5594 take 4 CPU seconds so and 16 otherwise, resnet_2b prop 47 3.8 and 3.6.
 """
 
 from __future__ import annotations
@@ -107,11 +108,6 @@ class _Root:
     rows_lower: Array
     lower: Array
     seconds: float
-
-    @property
-    def is_refuted(self) -> bool:
-        """Whether no case is open."""
-        return len(self.open_cases) == 0
 
 
 @dataclass
@@ -287,29 +283,21 @@ class Solver:
             if len(open_cases) == 0:
                 return None
         splits = plan.splitting != "none"
-        rough = self._optimise_root(cases, candidates, bounds, open_cases, lower, 0)
-        if isinstance(rough, Counterexample):
-            return rough
-        if rough.is_refuted:
-            return None
-        root = rough
-        if self.settings.layer_steps:
-            if splits:
+        root: _Root | None = None
+        for steps in sorted({0, self.settings.layer_steps}):
+            found = self._optimise_root(cases, candidates, bounds, open_cases, lower, steps)
+            if not isinstance(found, _Root):
+                return found
+            root, open_cases, lower = found, found.open_cases, found.rows_lower
+            if splits and steps < self.settings.layer_steps:
                 limit = 2.0 * self.deadline.elapsed - started
-                answer = self._split_briefly(cases, rough, candidates, limit)
+                answer = self._split_briefly(cases, root, candidates, limit)
                 if not isinstance(answer, Reason):
                     return answer
-                self._enter("bounds", len(rough.open_cases))
-            open_cases, lower, steps = rough.open_cases, rough.rows_lower, self.settings.layer_steps
-            optimised = self._optimise_root(cases, candidates, bounds, open_cases, lower, steps)
-            if isinstance(optimised, Counterexample):
-                return optimised
-            if optimised.is_refuted:
-                return None
-            root = optimised
-        self._enter("attack", len(root.open_cases))
-        if found := self._falsifier.catch_up(candidates, root.open_cases):
-            return found
+        assert root is not None  # there was a step
+        self._enter("attack", len(open_cases))
+        if witness := self._falsifier.catch_up(candidates, open_cases):
+            return witness
         if not splits:
             return Reason.INCOMPLETE
         missing = -float(root.lower.min())
@@ -480,14 +468,15 @@ class Solver:
         open_cases: Array,
         rows_lower: Array,
         steps: int,
-    ) -> Counterexample | _Root:
-        """Optimise bounds of the layers, then slopes for every open case.
+    ) -> Counterexample | _Root | None:
+        """Optimise bounds of the layers, then slopes for every open case; None if that refutes all.
 
         Args:
             open_cases: (K,).
             rows_lower: plain bounds of their rows, (K, R); a case is anchored at its lowest row.
             steps: those for each neuron of the layers; 0 leaves the bounds as they are.
         """
+        self._enter("bounds", len(open_cases))
         started = self.deadline.elapsed
         graph, boxes, refined = self._specialise(bounds, steps)
         seconds = self.deadline.elapsed - started
@@ -512,6 +501,8 @@ class Solver:
         if witness := candidates.test(found.minimiser, column):
             return witness
         self._record(problem, open_cases, found.lower)
+        if refuted.all():
+            return None
         still, best = ~(found.lower > 0), found.best
         positions = {name: value[still] for name, value in best.positions.items()}
         start = Start(positions, {}, best.weights[still], best.anchor[still])
