@@ -3,7 +3,7 @@
 ::
 
     python benchmarks/optimised.py MODEL=BOXES ... --peer-python PYTHON [--batch 1,128]
-        [--methods pass,crown,fixed,joint] [--repeats 5] [--out DIR]
+        [--methods pass,crown,fixed,joint] [--repeats 5] [--device cpu|cuda] [--out DIR]
 
 MODEL is an ``.onnx`` file, ``.gz`` or not. BOXES is a ``.vnnlib`` file, ``.gz`` or not, whose first
 box and rows are taken, or an ``.npz`` file with boxes ``xL``, ``xU`` and margin rows ``C``, of
@@ -29,8 +29,8 @@ Tools: ``onnxcert`` over the graph as it was read, and ``onnxcert-small`` withou
 dead on the whole batch, as the search has it, dropped beforehand and not timed (``joint`` drops
 them itself, and that is timed); both in float64 with rounding charged, and auto_LiRPA in float64
 and float32. Every tool is a process of its own with one thread, and they take turns, so that all
-see the same machine. CPU seconds are the least of all repeats after one warm-up run. Reading
-models, converting them and, for ``fixed``, initial slopes are not timed.
+see the same machine. CPU seconds are the least of all repeats after one warm-up run, on a GPU wall
+seconds. Reading models, converting them and, for ``fixed``, initial slopes are not timed.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -49,7 +50,14 @@ from typing import Any
 import numpy as np
 from serving import Method, Worker, WorkerLostError, end_in_order, serve
 
-from onnxcert.arrays import Array, keep_freed_memory
+from onnxcert.arrays import (
+    Array,
+    array_module,
+    concatenate,
+    keep_freed_memory,
+    select_device,
+    to_device,
+)
 from onnxcert.bounds.backward import Relaxation, pull_back
 from onnxcert.bounds.crown import crown_bounds
 from onnxcert.bounds.intermediate import tighten
@@ -84,20 +92,20 @@ def lines(graph: Graph, boxes: Boxes) -> Relaxation:
 
 def one_pass(graph: Graph, boxes: Boxes, rows: Array) -> Array:
     """Lower bounds of rows (R, m) over B boxes by one backward pass: (B, R)."""
-    batch = np.broadcast_to(rows, (len(boxes[graph.input]), *rows.shape))
+    batch = array_module(rows).broadcast_to(rows, (len(boxes[graph.input]), *rows.shape))
     return pull_back(lines(graph, boxes), graph.output, batch).lower
 
 
 def crown(graph: Graph, box: Box, rows: Array) -> Array:
     """Likewise, with CROWN bounds of the layers."""
     found = crown_bounds(graph, box)
-    batch = np.broadcast_to(rows, (len(box), *rows.shape))
+    batch = array_module(rows).broadcast_to(rows, (len(box), *rows.shape))
     return pull_back(found.relaxation, graph.output, batch).lower
 
 
 def ascent(graph: Graph, boxes: Boxes, rows: Array, steps: int) -> Array:
     """Optimised lower bounds of every row over every box, with slopes of its own: (B, R)."""
-    count, number = len(boxes[graph.input]), len(rows)
+    count, number, xp = len(boxes[graph.input]), len(rows), array_module(rows)
     if count == 1:
         return _ascent(graph, boxes, rows, steps)[None]
     slopes = sum(n.op.output_size for n in graph.nodes if isinstance(n.op, Elementwise))
@@ -106,23 +114,23 @@ def ascent(graph: Graph, boxes: Boxes, rows: Array, steps: int) -> Array:
     for start in range(0, count, step):
         chosen = slice(start, start + step)
         repeated = {
-            name: Box(*(np.repeat(side[chosen], number, axis=0) for side in (box.lower, box.upper)))
+            name: Box(*(xp.repeat(side[chosen], number, axis=0) for side in (box.lower, box.upper)))
             for name, box in boxes.items()
         }
         here = len(repeated[graph.input]) // number
-        found = _ascent(graph, repeated, np.tile(rows, (here, 1)), steps)
+        found = _ascent(graph, repeated, xp.tile(rows, (here, 1)), steps)
         parts.append(found.reshape(here, number))
-    return np.concatenate(parts)
+    return concatenate(parts)
 
 
 def _ascent(graph: Graph, boxes: Boxes, rows: Array, steps: int) -> Array:
     output = boxes[graph.output]
     # A form that is never positive never stops the ascent; its offset is no variable.
     shift = 1.0 + (abs(rows) * output.magnitude).sum(axis=1)
-    count = len(rows)
-    used = np.ones((count, 1), dtype=bool)
+    count, xp = len(rows), array_module(rows)
+    used = xp.ones((count, 1), dtype=bool)
     forms = Forms(rows[:, None], None, -shift[:, None], used)
-    start = Start.at_form(np.zeros(count, dtype=int), forms)
+    start = Start.at_form(xp.zeros(count, dtype=int), forms)
     free = FreeRelaxation.build(graph, boxes)
     return optimise(free, forms, output, start, steps=steps).lower + shift
 
@@ -136,7 +144,7 @@ def joint(graph: Graph, box: Box, rows: Array, steps: int) -> Array:
         boxes = tighten(small, boxes, steps=steps)
         small, boxes = drop_dead_neurons(small, boxes)
         parts.append(ascent(small, boxes, rows, steps))
-    return np.concatenate(parts)
+    return concatenate(parts)
 
 
 def prepare(task: Mapping[str, Any]) -> dict[str, Method]:
@@ -145,12 +153,14 @@ def prepare(task: Mapping[str, Any]) -> dict[str, Method]:
     Args:
         task: ``onnx``, the model; ``data``, an ``.npz`` file with boxes ``lower``, ``upper``, (B,
             n), and rows ``C``, (R, m), beside bounds of the layers for peers; ``steps``; ``shape``
-            of the model's input; ``small``, whether to drop dead neurons.
+            of the model's input; ``small``, whether to drop dead neurons; ``device``.
     """
     keep_freed_memory()  # as `onnxcert.verifier` does
-    data = np.load(task["data"])
-    box, rows = Box(data["lower"], data["upper"]), data["C"]
-    graph, steps = load_model(task["onnx"], input_elements=box.lower.shape[1]).graph, task["steps"]
+    device = select_device(task["device"])
+    with np.load(task["data"]) as data:
+        lower, upper, rows = (to_device(data[key], device) for key in ("lower", "upper", "C"))
+    box, steps = Box(lower, upper), task["steps"]
+    graph = load_model(task["onnx"], input_elements=lower.shape[1]).graph.to(device)
     boxes = crown_bounds(graph, box).boxes
     late: dict[str, Callable[[], Array]] = {
         "crown": partial(crown, graph, box, rows),
@@ -316,22 +326,23 @@ def compare(
     return cells
 
 
-def table(cells: Sequence[Cell], tools: Sequence[str]) -> str:
-    """Markdown: sums of lower bounds (higher is tighter), CPU seconds, and how many times our CPU
-    seconds the peers take, of our faster tool."""
+def table(cells: Sequence[Cell], tools: Sequence[str], clock: str = "cpu") -> str:
+    """Markdown: sums of lower bounds (higher is tighter), seconds by one of the two clocks, and how
+    many times our seconds the peers take, of our faster tool."""
     peers = [tool for tool in tools if tool not in OURS]
     head = ["network", "batch", "method", *(f"sum {tool}" for tool in tools)]
-    head += [f"CPU s {tool}" for tool in tools] + [f"{tool} / onnxcert" for tool in peers]
+    head += [f"{clock} s {tool}" for tool in tools] + [f"{tool} / onnxcert" for tool in peers]
     rows = [head, ["---"] + ["---:"] * (len(head) - 1)]
     known = {(cell.network, cell.batch, cell.method, cell.tool): cell for cell in cells}
     for place in dict.fromkeys((cell.network, cell.batch, cell.method) for cell in cells):
         here = [known[*place, tool] for tool in tools]
         done = {cell.tool: cell for cell in here if cell.total is not None}
-        least = min((done[tool].cpu for tool in OURS if tool in done), default=None)
+        seconds = {tool: getattr(cell, clock) for tool, cell in done.items()}
+        least = min((seconds[tool] for tool in OURS if tool in done), default=None)
         row = [place[0], str(place[1]), place[2]]
         row += [cell.note if cell.total is None else f"{cell.total:.6g}" for cell in here]
-        row += ["" if cell.total is None else f"{cell.cpu:.3g}" for cell in here]
-        row += [f"{done[t].cpu / least:.2f}" if least and t in done else "" for t in peers]
+        row += [f"{seconds[cell.tool]:.3g}" if cell.tool in done else "" for cell in here]
+        row += [f"{seconds[t] / least:.2f}" if least and t in done else "" for t in peers]
         rows.append(row)
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
@@ -353,7 +364,8 @@ def commands(python: Path | None, conv_mode: str) -> dict[str, list[str]]:
 
 def measure(arguments: argparse.Namespace, folder: Path) -> list[Cell]:
     """All networks, batches and methods."""
-    limits = Limits(arguments.repeats, arguments.limit, arguments.memory, arguments.budget)
+    memory = arguments.memory if arguments.device == "cpu" else math.inf
+    limits = Limits(arguments.repeats, arguments.limit, memory, arguments.budget)
     cells: list[Cell] = []
     for pair in arguments.networks:
         model, _, boxes = pair.partition("=")
@@ -364,6 +376,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> list[Cell]:
                 "data": str(task.store(batch, folder)),
                 "shape": list(task.shape),
                 "steps": arguments.steps,
+                "device": arguments.device,
             }
             workers = {
                 tool: Worker(
@@ -399,6 +412,7 @@ def main() -> None:
     parser.add_argument("--methods", type=lambda text: text.split(","), default=METHODS)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--limit", type=float, default=120.0, help="wall seconds of one run")
     parser.add_argument("--budget", type=float, default=20.0, help="CPU seconds of one cell")
     parser.add_argument("--memory", type=float, default=12.0, help="gigabytes of each process")
@@ -411,7 +425,8 @@ def main() -> None:
         cells = measure(arguments, folder)
         text = json.dumps([asdict(cell) for cell in cells], indent=1)
         (folder / "cells.json").write_text(text, encoding="utf-8")
-    print(table(cells, list(commands(arguments.peer_python, arguments.conv_mode))))
+    tools = list(commands(arguments.peer_python, arguments.conv_mode))
+    print(table(cells, tools, "cpu" if arguments.device == "cpu" else "wall"))
 
 
 if __name__ == "__main__":

@@ -33,14 +33,16 @@ class Peer:
         kind = torch.get_default_dtype()
         data = np.load(task["data"])
         lower, upper, rows = (torch.tensor(data[key]).to(kind) for key in ("lower", "upper", "C"))
+        device = torch.device(task["device"])
+        lower, upper, rows = (side.to(device) for side in (lower, upper, rows))
         shape = (len(lower), *task["shape"][1:])
-        model = ConvertModel(onnx.load(task["onnx"]), experimental=True).eval().to(kind)
+        model = ConvertModel(onnx.load(task["onnx"]), experimental=True).eval().to(kind).to(device)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         lower, upper = lower.reshape(shape), upper.reshape(shape)
-        self.net = BoundedModule(
-            model, torch.zeros(shape), bound_opts={"conv_mode": conv_mode}, device="cpu"
-        )
+        example = torch.zeros(shape, device=device)
+        options = {"conv_mode": conv_mode}
+        self.net = BoundedModule(model, example, bound_opts=options, device=task["device"])
         self.net.eval()
         ball = PerturbationLpNorm(norm=np.inf, x_L=lower, x_U=upper)
         self.x = (BoundedTensor(0.5 * (lower + upper), ball),)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 import resource
 import signal
@@ -68,10 +69,10 @@ def measure(method: Method) -> dict[str, float]:
     run = method()
     gc.collect()
     wall, cpu = time.perf_counter(), time.process_time()
-    lower = run()
+    total = float(run().sum())  # a device has to finish for that
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"cpu": cpu, "wall": wall, "sum": float(lower.sum()), "peak": peak}
+    return {"cpu": cpu, "wall": wall, "sum": total, "peak": peak}
 
 
 class WorkerLostError(Exception):
@@ -90,10 +91,10 @@ class Worker:
             command: starts the process.
             task: what it shall prepare.
             log: its standard error.
-            gigabytes: limit of its address space.
+            gigabytes: limit of its address space; infinite for none, which a GPU needs.
         """
         self._command, self._task, self._log = list(command), dict(task), log
-        self._bytes = int(gigabytes * 2**30)
+        self._bytes = int(gigabytes * 2**30) if gigabytes < math.inf else resource.RLIM_INFINITY
         self._process: subprocess.Popen[str] | None = None
         self._methods: Sequence[str] = ()
 
