@@ -21,7 +21,7 @@ R9  A scalar whose lower bound exceeds its upper bound: S is empty.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
@@ -30,6 +30,7 @@ import numpy as np
 
 from onnxcert.checker import curves
 from onnxcert.checker.curves import TINY, Array, U
+from onnxcert.checker.errors import Expired
 from onnxcert.checker.forward import Forms, parallel
 from onnxcert.checker.network import (
     Affine,
@@ -448,10 +449,17 @@ def _matrix(term: Term, size: int) -> tuple[Array, Array] | None:
 
 
 class Bounder:
-    """Bounds for one network under one semantics."""
+    """Bounds for one network under one semantics.
 
-    def __init__(self, network: Network, *, executed: bool) -> None:
-        self.network, self.executed = network, executed
+    Args:
+        executed: whether they shall hold for every binary32 execution.
+        expired: asked between blocks of rows; once it says True, `Expired` is raised.
+    """
+
+    def __init__(
+        self, network: Network, *, executed: bool, expired: Callable[[], bool] = lambda: False
+    ) -> None:
+        self.network, self.executed, self._expired = network, executed, expired
         # Executors may take numbers below 2^-126 for zero, before and after every step. As the size
         # of what is read, this charges a product with 2^-24 2^-100 |W|, which is more.
         self.flushed = 2.0**-100 if executed else 0.0
@@ -656,6 +664,7 @@ class Bounder:
         """Pull forms of single scalars back with the slopes of a hint."""
         step = max(1, _NUMBERS // self.network.size)
         for start in range(0, len(hint.ids), step):
+            self._look_at_the_clock()
             ids = hint.ids[start : start + step]
             slopes = hint.slopes[start : start + step]
             copies = self.replicate(r, len(ids))
@@ -679,11 +688,16 @@ class Bounder:
             part = r if len(members) == len(unstable) else r.at(members)
             step = max(1, _NUMBERS // (self.widest * len(members)), 64 // len(members))
             for start in range(0, width, step):
+                self._look_at_the_clock()
                 index = order[members, start : min(start + step, width)]
                 here, wanted = (members[:, None], ids[index]), unstable[members[:, None], index]
                 for sign, side, better in ((1.0, r.lower, np.maximum), (-1.0, r.upper, np.minimum)):
                     found = sign * self._units(part, k, ids[index], sign)
                     side[here] = np.where(wanted, better(side[here], found), side[here])
+
+    def _look_at_the_clock(self) -> None:
+        if self._expired():
+            raise Expired
 
     def _places(self, k: int) -> int:
         """Places of an image at which a block computes the same; 1 for other blocks."""

@@ -143,7 +143,8 @@ class Session:
         known: Callable[[int, InputGroup], bool],
     ) -> Verified:
         stream = Arrays(arrays)
-        bounder = Bounder(self.network, executed=header["semantics"] == EXECUTED)
+        executed = header["semantics"] == EXECUTED
+        bounder = Bounder(self.network, executed=executed, expired=expired)
         auditor = Auditor(bounder, audit, int((arrays["op"] == 0).sum()))
         group = Group(bounder, header["layers"], stream, auditor, jobs, refused, expired, known)
         headers = stream.take("group", len(arrays["group"]))

@@ -22,6 +22,7 @@ from onnx import helper
 from onnxcert.checker import curves, forward
 from onnxcert.checker.bounds import Bounder, Tally
 from onnxcert.checker.certificate import EXECUTED, REAL
+from onnxcert.checker.errors import Expired
 from onnxcert.checker.network import Curve
 from onnxcert.checker.trees import Refusal
 from onnxcert.frontend.onnx import load_model
@@ -317,6 +318,15 @@ def test_bounds_of_all_scalars(
         for x in points:
             for value, a, b in zip(scalars(bounder, x), r.lower[0], r.upper[0], strict=True):
                 assert Fraction(float(a)) <= value <= Fraction(float(b))
+
+
+def test_time_may_run_out_within_a_batch() -> None:
+    network = question(dense([2, 4, 3, 2], 0), [-9, -9], [9, 9]).session.network
+    ends = np.array([[-9.0, -9.0]]), np.array([[9.0, 9.0]])
+    Bounder(network, executed=False).bound(*ends)
+    late = Bounder(network, executed=False, expired=lambda: True)
+    with pytest.raises(Expired):
+        late.bound(*ends)
 
 
 @given(data=st.data(), seed=st.integers(0, 30))
