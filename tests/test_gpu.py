@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from onnxcert.arrays import Device, array_module, select_device, to_device, to_host
-from onnxcert.bounds import patches
+from onnxcert.bounds import forward, patches
 from onnxcert.bounds.backward import pull_back
 from onnxcert.bounds.crown import crown_bounds
 from onnxcert.bounds.intermediate import tighten
@@ -76,7 +76,15 @@ def graph(rng: np.random.Generator) -> Graph:
     return relu_network(rng, [4, 16, 16, 3])
 
 
-def test_bounds(graph: Graph, gpu: Device, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("per_input", [0, 1000], ids=["forms", "no forms"])
+def test_bounds(
+    graph: Graph,
+    per_input: int,
+    gpu: Device,
+    rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(forward, "NEURONS_PER_INPUT", per_input)
     center = rng.normal(size=(5, 4))
     box = Box(center - 0.3, center + 0.3)
     there = graph.to(gpu)
