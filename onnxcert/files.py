@@ -54,6 +54,21 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         raise _unwritable(path, error) from error
 
 
+def make_folder(path: str | os.PathLike[str]) -> None:
+    """Make a folder and those above it, where they are missing, and see that it takes files.
+
+    Raises:
+        UsageError: it cannot be made, or nothing can be written in it.
+    """
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"the folder cannot be made: {error.strerror}", place=os.fspath(path)
+        ) from error
+    check_writable(os.path.join(path, "probe"))
+
+
 def _is_special(place: str) -> bool:
     try:
         return not stat.S_ISREG(os.stat(place).st_mode)

@@ -112,6 +112,17 @@ def gigabytes(text: str) -> float:
     return _positive_number(text, "gigabytes")
 
 
+def from_zero(text: str) -> float:
+    """A finite number, zero or above."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (0 <= value < math.inf):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0")
+    return value
+
+
 def _positive_number(text: str, unit: str) -> float:
     try:
         value = float(text)

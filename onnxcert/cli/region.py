@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from onnxcert.cli import arguments
 from onnxcert.cli.clock import Clock
 from onnxcert.cli.console import Console
+from onnxcert.cli.interrupts import no_interrupts
 from onnxcert.cli.table import table
 from onnxcert.errors import InputError, UsageError
 
@@ -37,14 +39,19 @@ def run(words: Sequence[str], console: Console, clock: Clock) -> int:
     """Find boxes and print a line for each."""
     parser = arguments.Parser("region", _DESCRIPTION)
     _add_options(parser)
-    options = parser.read(words)
+    options = parser.read(_shielded(words))
     if options is None:
         return 0
     console.configure(options.verbosity)
     if options.similarity is not None:
         return _similarity(options, console)
     if options.model is None or options.input is None:
-        raise UsageError("a model and --input are needed", help="see `onnxcert region --help`")
+        raise UsageError(
+            "a model and --input are needed",
+            help="MODEL comes before --domain, which takes every word up to the next option"
+            if options.domain is not None and options.input is not None
+            else "see `onnxcert region --help`",
+        )
     return _Search(options, console, clock).run()
 
 
@@ -58,7 +65,13 @@ def _add_options(parser: arguments.Parser) -> None:
     )
     which.add_argument("--all", action="store_true", help="all of them")
     add("--label", type=_label, default=None, metavar="auto|K", help="class (default: the model's)")
-    add("--margin", type=_not_negative, default=0.0, metavar="D", help="lead that it must keep")
+    add(
+        "--margin",
+        type=arguments.from_zero,
+        default=0.0,
+        metavar="D",
+        help="lead that is kept",
+    )
     add("--spec", metavar="SPEC", help="VNN-LIB file whose output condition replaces the class")
     add(
         "--domain",
@@ -87,7 +100,7 @@ def _add_options(parser: arguments.Parser) -> None:
     )
     add(
         "--grow",
-        type=arguments.seconds,
+        type=arguments.from_zero,
         default=0.0,
         metavar="SECONDS",
         help="for each input, to enlarge its box against the complete verifier",
@@ -105,16 +118,30 @@ def _add_options(parser: arguments.Parser) -> None:
     parser.add_verbosity()
 
 
+def _shielded(words: Sequence[str]) -> list[str]:
+    """Numbers of a domain such as -1e-3 and -inf behind a space: without one they are options to
+    argparse, with it they are the same numbers."""
+    shielded = list(words)
+    for place in range(1, len(words)):
+        if "--domain" in words[max(place - 2, 0) : place] and _is_number(words[place]):
+            shielded[place] = f" {words[place]}"
+    return shielded
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _numbers(text: str) -> list[int]:
     return [arguments.natural(part) for part in text.split(",")]
 
 
 def _label(text: str) -> int | None:
     return None if text == "auto" else arguments.natural(text)
-
-
-def _not_negative(text: str) -> float:
-    return 0.0 if text in ("0", "0.0") else arguments.seconds(text)
 
 
 class _Search:
@@ -127,16 +154,14 @@ class _Search:
     def run(self) -> int:
         """Search, print and write."""
         options = self.options
-        values = _read_array(options.input)
-        if options.out is not None:
-            _make_folder(options.out)
-        if options.plot is not None:
-            _check_plot(options.plot)
+        _check_outputs(options)
         before = self.clock.seconds
         keywords = _keywords(options)  # reads files: complain before the model is read
         from onnxcert.frontend.onnx import load_model
         from onnxcert.region.api import largest_regions
+        from onnxcert.region.files import read_array, write_region
 
+        values = read_array(options.input)
         model = load_model(options.model)
         points, numbers = _points(values, model.graph.input_size, options)
 
@@ -146,9 +171,10 @@ class _Search:
             self.console.status(text)
 
         def found(number: int, region: Region) -> None:
-            self.regions[numbers[number]] = region
-            if options.out is not None:
-                _write_region(Path(options.out) / str(numbers[number]), region)
+            with no_interrupts():
+                self.regions[numbers[number]] = region
+                if options.out is not None:
+                    write_region(Path(options.out) / str(numbers[number]), region)
 
         code = 0
         try:
@@ -163,31 +189,35 @@ class _Search:
         except KeyboardInterrupt:
             self.console.warn("interrupted")
             code = EXIT_INTERRUPTED
+        with no_interrupts():
+            self._deliver(model.inputs[0].shape)
+        return code
+
+    def _deliver(self, shape: Sequence[int]) -> None:
+        """Print, and write what is about all boxes; shape is that of the input tensor."""
+        options = self.options
         self.console.answer(page(self.regions))
         for line in remarks(self.regions):
             self.console.note(line)
-        self._write()
-        boxes = {n: region.widths for n, region in self.regions.items() if region.found}
-        if options.plot is not None and boxes:
-            from onnxcert.region.plot import draw
-
-            draw(options.plot, boxes, model.inputs[0].shape)
-        return code
-
-    def _write(self) -> None:
-        """The record of all boxes."""
-        if self.options.out is not None:
+        if options.out is not None:
             from onnxcert.files import write_file
             from onnxcert.report import regions_record, to_json
 
             hidden = ("verbosity", "similarity", "model")
-            chosen = {k: v for k, v in vars(self.options).items() if k not in hidden}
-            record = regions_record(self.options.model, self.regions, chosen)
-            write_file(Path(self.options.out) / "regions.json", to_json(record))
+            chosen = {k: v for k, v in vars(options).items() if k not in hidden}
+            record = regions_record(options.model, self.regions, chosen)
+            write_file(Path(options.out) / "regions.json", to_json(record))
+        boxes = {n: region.widths for n, region in self.regions.items() if region.found}
+        if options.plot is not None and boxes:
+            from onnxcert.region.plot import draw
+
+            draw(options.plot, boxes, shape)
 
 
 def _keywords(options: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `largest_regions`."""
+    from onnxcert.region.files import read_array
+
     shape = "symmetric" if options.symmetric or options.shared else "free"
     return {
         "label": options.label,
@@ -197,8 +227,8 @@ def _keywords(options: argparse.Namespace) -> dict[str, Any]:
         "shape": "uniform" if options.uniform else shape,
         "norm": options.norm,
         "shared": options.shared,
-        "freeze": None if options.freeze is None else _read_array(options.freeze),
-        "weights": None if options.weights is None else _read_array(options.weights),
+        "freeze": None if options.freeze is None else read_array(options.freeze),
+        "weights": None if options.weights is None else read_array(options.weights),
         "method": options.method,
         "grow": options.grow,
         "device": options.device,
@@ -210,7 +240,9 @@ def _domain(words: list[str] | None) -> tuple[Any, Any] | None:
     if words is None:
         return None
     if len(words) == 1:
-        sides = _read_array(words[0])
+        from onnxcert.region.files import read_array
+
+        sides = read_array(words[0])
         if len(sides.shape) < 2 or len(sides) != 2:
             raise InputError("a domain has two rows, smallest and largest values", place=words[0])
         return sides[0], sides[1]
@@ -218,27 +250,10 @@ def _domain(words: list[str] | None) -> tuple[Any, Any] | None:
         low, high = map(float, words)
     except ValueError as error:
         raise UsageError(
-            f"--domain takes two numbers or one file, not {' '.join(words)!r}",
+            f"--domain takes two numbers or one file, not {' '.join(map(str.strip, words))!r}",
             help="MODEL comes before it",
         ) from error
     return low, high
-
-
-def _read_array(path: str) -> np.ndarray:
-    """An array of numbers from a ``.npy`` file."""
-    import numpy as np
-
-    try:
-        array = np.load(path, allow_pickle=False)
-    except OSError as error:
-        raise InputError(
-            f"the file cannot be read: {error.strerror or error}", place=path
-        ) from error
-    except (ValueError, EOFError) as error:
-        raise InputError("the file is no array in NumPy's format", place=path) from error
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
-        raise InputError("the file holds no array of numbers", place=path)
-    return array
 
 
 def _points(
@@ -254,57 +269,22 @@ def _points(
     return [points[number] for number in numbers], numbers
 
 
-def _make_folder(path: str) -> None:
-    try:
-        os.makedirs(path, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"the folder cannot be made: {error.strerror}", place=path) from error
-    from onnxcert.files import check_writable
+def _check_outputs(options: argparse.Namespace) -> None:
+    """Find out now, not after the search, that boxes or their picture have no place to go."""
+    from onnxcert.files import check_writable, make_folder
 
-    check_writable(os.path.join(path, "regions.json"))
+    if options.out is not None:
+        make_folder(options.out)
+        check_writable(Path(options.out) / "regions.json")
+    if options.plot is not None:
+        from onnxcert.region.plot import check_format
 
-
-def _check_plot(path: str) -> None:
-    """Find out now, not after the search, that there will be no picture."""
-    from importlib.util import find_spec
-
-    from onnxcert.files import check_writable
-
-    if find_spec("matplotlib") is None:
-        raise UsageError(
-            "pictures need matplotlib", help="install onnxcert[plot], or leave --plot out"
-        )
-    check_writable(path)
-
-
-def _write_region(folder: Path, region: Region) -> None:
-    """The files of one box; nothing where there is none."""
-    if not region.found:
-        return
-    import io
-
-    import numpy as np
-
-    from onnxcert.files import write_file
-
-    _make_folder(os.fspath(folder))
-    if not region.ball:
-        write_file(folder / "region.vnnlib", region.to_vnnlib())
-    if region.certificate:
-        write_file(folder / "region.onnxcert", region.certificate)
-    buffer = io.BytesIO()
-    np.save(buffer, region.widths)
-    write_file(folder / "widths.npy", buffer.getvalue())
-    if region.witnesses:
-        buffer = io.BytesIO()
-        np.savez(
-            buffer,
-            input=[found.input for found in region.witnesses],
-            upper=[found.upper for found in region.witnesses],
-            distance=[found.distance for found in region.witnesses],
-            point=np.stack([found.point for found in region.witnesses]),
-        )
-        write_file(folder / "witnesses.npz", buffer.getvalue())
+        files = (options.model, options.input, options.spec, options.freeze, options.weights)
+        inputs = [*filter(None, files), *(options.domain or ())]
+        if os.path.realpath(options.plot) in map(os.path.realpath, inputs):
+            raise UsageError("--plot would overwrite an input", place=options.plot)
+        check_format(options.plot)
+        check_writable(options.plot)
 
 
 def page(regions: Mapping[int, Region]) -> str:
@@ -326,9 +306,9 @@ def page(regions: Mapping[int, Region]) -> str:
         if region.found:
             seconds = sum(region.seconds.values())
             cells += [
-                f"{region.mean_width:.6g}",
-                f"{region.log_volume:.6g}",
-                f"{region.gain:.4g}",
+                _known(region.mean_width, ".6g"),
+                _known(region.log_volume, ".6g"),
+                _known(region.gain, ".4g"),
                 region.certified_by,
                 f"{seconds:.2f}",
             ]
@@ -337,6 +317,11 @@ def page(regions: Mapping[int, Region]) -> str:
         rows.append(cells)
     right = ("input", "label", "mean width", "log volume", "gain", "seconds")
     return table(header, rows, right=right)
+
+
+def _known(value: float, form: str) -> str:
+    """A number, or nothing for NaN: there is none where no input is free, or none to compare."""
+    return "" if math.isnan(value) else format(value, form)
 
 
 def remarks(regions: Mapping[int, Region]) -> list[str]:
@@ -360,7 +345,7 @@ def _similarity(options: argparse.Namespace, console: Console) -> int:
     numbers, widths = read_widths(options.similarity)
     matrix, mean = similarity(widths)
     rows = [
-        (str(number), f"{(row.sum() - 1.0) / max(len(row) - 1, 1):.6f}")
+        (number, f"{(row.sum() - 1.0) / (len(row) - 1) if len(row) > 1 else 1.0:.6f}")
         for number, row in zip(numbers, matrix, strict=True)
     ]
     console.answer(table(("input", "mean cosine"), rows, right=("input", "mean cosine")))

@@ -139,18 +139,12 @@ def _check_outputs(options: argparse.Namespace) -> None:
             raise UsageError(f"--{option} would overwrite an input", place=path)
     if not files and options.assignments_folder is None:
         return
-    from onnxcert.files import check_writable
+    from onnxcert.files import check_writable, make_folder
 
     for path in files.values():
         check_writable(path)
     if options.assignments_folder is not None:
-        try:
-            os.makedirs(options.assignments_folder, exist_ok=True)
-        except OSError as error:
-            raise UsageError(
-                f"the folder cannot be made: {error.strerror}", place=options.assignments_folder
-            ) from error
-        check_writable(os.path.join(options.assignments_folder, "probe"))
+        make_folder(options.assignments_folder)
 
 
 @contextmanager

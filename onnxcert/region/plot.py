@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from onnxcert.arrays import FloatArray
 from onnxcert.errors import UsageError
+from onnxcert.files import write_file
 
 _COLUMNS = 8
 _MOST = 32
@@ -23,10 +26,12 @@ def image_shape(shape: Sequence[int], size: int) -> tuple[int, int, int] | None:
     """(channels, height, width) of an input, if it is an image.
 
     Args:
-        shape: of the input tensor; a batch of one, channels first or last. A flat vector counts as
+        shape: of the first input tensor; a batch of one, channels first. A flat vector counts as
             an image if it fills a square of at least 5 x 5.
-        size: number of elements.
+        size: number of elements of all input tensors.
     """
+    if math.prod(shape) != size:
+        return None
     inner = tuple(shape[1:]) if len(shape) > 1 and shape[0] == 1 else tuple(shape)
     if len(inner) == 2 and min(inner) > 1:
         return (1, inner[0], inner[1])
@@ -44,25 +49,20 @@ def draw(
     """Draw boxes side by side on one colour scale, or as bars below and above zero.
 
     Args:
-        path: of the picture; its ending says the format.
+        path: of the picture; its ending says the format; none is PNG.
         widths: number of an input -> (2, n) widths below and above it.
-        shape: of the input tensor.
+        shape: of the first input tensor.
 
     Raises:
         UsageError: matplotlib is missing, there is nothing to draw, or the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure  # noqa: PLC0415 - optional
-    except ImportError as error:
-        raise UsageError(
-            "pictures need matplotlib", help="install onnxcert[plot], or leave --plot out"
-        ) from error
     if not widths:
         raise UsageError("there is no box to draw", place=os.fspath(path))
+    check_format(path)
     chosen = dict(sorted(widths.items())[:_MOST])
     columns = min(_COLUMNS, len(chosen))
     rows = math.ceil(len(chosen) / columns)
-    figure = Figure(figsize=(1.9 * columns + 0.8, 2.1 * rows), layout="constrained")
+    figure = _figure(figsize=(1.9 * columns + 0.8, 2.1 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     image = image_shape(shape, next(iter(chosen.values())).shape[1])
     largest = max(float(sides.sum(axis=0).max()) for sides in chosen.values())
@@ -82,9 +82,35 @@ def draw(
         axis.set_axis_off()
     if drawn is not None:
         figure.colorbar(drawn, ax=list(axes), shrink=0.8, label="width")
-    try:
-        figure.savefig(path, dpi=120)
-    except (OSError, ValueError) as error:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=_format(path), dpi=120)
+    write_file(path, buffer.getvalue())
+
+
+def check_format(path: str | os.PathLike[str]) -> None:
+    """See that `draw` can make a picture of the kind that the ending of the path says.
+
+    Raises:
+        UsageError: matplotlib is missing, or does not know it.
+    """
+    known = _figure().canvas.get_supported_filetypes()
+    if _format(path) not in known:
         raise UsageError(
-            f"the picture cannot be written: {error}", place=os.fspath(path)
+            f"pictures cannot be {_format(path)!r}",
+            place=os.fspath(path),
+            help=f"one of {', '.join(sorted(known))}",
+        )
+
+
+def _format(path: str | os.PathLike[str]) -> str:
+    return Path(path).suffix.removeprefix(".").lower() or "png"
+
+
+def _figure(**options: Any) -> Any:
+    try:
+        from matplotlib.figure import Figure  # noqa: PLC0415 - optional
+    except ImportError as error:
+        raise UsageError(
+            "pictures need matplotlib", help="install onnxcert[plot], or leave --plot out"
         ) from error
+    return Figure(**options)

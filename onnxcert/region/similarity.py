@@ -14,6 +14,7 @@ import numpy as np
 
 from onnxcert.arrays import FloatArray
 from onnxcert.errors import InputError
+from onnxcert.region.files import read_array
 
 
 def similarity(widths: Sequence[FloatArray]) -> tuple[FloatArray, float]:
@@ -28,10 +29,11 @@ def similarity(widths: Sequence[FloatArray]) -> tuple[FloatArray, float]:
     if len({len(vector) for vector in widths}) != 1:
         raise InputError("the boxes have different numbers of inputs")
     matrix = np.stack(widths)
-    norms = np.linalg.norm(matrix, axis=1)
-    if not (norms > 0).all():
+    largest = matrix.max(axis=1, initial=0.0)
+    if not (largest > 0).all():
         raise InputError("a box is a single point and has no direction")
-    unit = matrix / norms[:, None]
+    matrix = matrix / largest[:, None]  # boxes without a domain may be too wide to be squared
+    unit = matrix / np.linalg.norm(matrix, axis=1)[:, None]
     cosines = unit @ unit.T
     count = len(unit)
     if count == 1:
@@ -47,10 +49,7 @@ def read_widths(folder: str | os.PathLike[str]) -> tuple[list[str], list[FloatAr
     """
     names, vectors = [], []
     for path in sorted(Path(folder).glob("*/widths.npy"), key=_by_number):
-        try:
-            array = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise InputError("the widths cannot be read", place=os.fspath(path)) from error
+        array = read_array(path)
         if array.ndim != 2 or len(array) != 2 or array.dtype.kind != "f":
             raise InputError("the file holds no widths", place=os.fspath(path))
         names.append(path.parent.name)

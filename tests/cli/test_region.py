@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from onnxcert import UsageError
 from onnxcert.region import prove
 from onnxcert.region.plot import draw, image_shape
 from onnxcert.verdict import Reason, Result, Unknown
@@ -114,7 +115,10 @@ def test_files_of_options(call: Call, images: Path, tmp_path: Path) -> None:
         (["MODEL", "--input", "IMAGES", "--domain", "0", "x"], 2, "two numbers or one file"),
         (["MODEL", "--input", "IMAGES", "--domain", "0", "1", "2"], 2, "two numbers or one file"),
         (["MODEL", "--input", "IMAGES", "--domain", "1", "0"], 2, "empty"),
-        (["MODEL", "--input", "IMAGES", "--margin", "-1"], 2, "positive"),
+        (["MODEL", "--input", "IMAGES", "--domain", "1", "-1e-3"], 2, "empty"),
+        (["--input", "IMAGES", "--domain", "0", "1", "MODEL"], 2, "MODEL comes before --domain"),
+        (["MODEL", "--input", "IMAGES", "--plot", "MODEL"], 2, "would overwrite an input"),
+        (["MODEL", "--input", "IMAGES", "--margin", "-1"], 2, "from 0"),
         (["MODEL", "--input", "IMAGES", "--symmetric", "--grow", "1"], 2, "free widths grow"),
         (["MODEL", "--input", "IMAGES", "--freeze", "IMAGES"], 2, "192 numbers for 64 inputs"),
         (["MODEL", "--input", "IMAGES", "--out", "MODEL"], 2, "cannot be made"),
@@ -136,6 +140,59 @@ def test_calls_that_fail(
     assert ended.out == ""
     assert ended.err.startswith("error: ")
     assert message in ended.err
+
+
+@pytest.mark.parametrize("word", ["-1e-2", "-inf", "-.01", "-0.01"])
+def test_domains_below_zero(call: Call, images: Path, word: str) -> None:
+    ended = call("region", DIGITS, "--input", images, "--domain", word, "1")
+    assert ended.code == 0
+    assert "certified" in ended.out
+
+
+def header(text: bytes) -> bytes:
+    """The beginning of a .npy file, and nothing after it."""
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"PK\x03\x04 no archive",
+        header(b"{'descr': '<f8', 'fortran_order': False, 'shape': (4,"),
+        header(b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000000,)}"),
+    ],
+    ids=["empty", "archive", "header", "memory"],
+)
+def test_broken_arrays_are_refused(call: Call, tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "0" / "widths.npy"
+    path.parent.mkdir()
+    path.write_bytes(content)
+    ended = call("region", DIGITS, "--input", path)
+    assert (ended.code, ended.out) == (3, "")
+    assert "no array in NumPy's format" in ended.err
+    ended = call("region", "--similarity", tmp_path)
+    assert (ended.code, ended.out) == (3, "")
+
+
+def test_no_file_of_an_older_box_stays(call: Call, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ["region", DIGITS, "--input", images, "--out", out]
+    assert call(*words).code == 0
+    (out / "0" / "witnesses.npz").write_bytes(b"of a box that had grown")
+    assert call(*words, "--norm", "2").code == 0
+    assert [path.name for path in (out / "0").iterdir()] == ["widths.npy"]
+    assert call(*words, "--label", "0").code == 0
+    assert list((out / "0").iterdir()) == []
+
+
+def test_a_box_without_free_inputs_has_no_width(call: Call, images: Path, tmp_path: Path) -> None:
+    frozen = tmp_path / "frozen.npy"
+    np.save(frozen, np.ones(64))
+    ended = call("region", DIGITS, "--input", images, "--freeze", frozen)
+    assert ended.code == 0
+    assert "certified" in ended.out
+    assert "nan" not in ended.out
 
 
 def test_pickles_are_refused(call: Call, tmp_path: Path) -> None:
@@ -193,14 +250,18 @@ def test_which_inputs_are_images() -> None:
     assert image_shape((28, 28), 784) == (1, 28, 28)
     assert image_shape((1, 5), 5) is None
     assert image_shape((1, 4), 4) is None
+    assert image_shape((1, 1, 4, 4), 20) is None  # one of two inputs
 
 
 @pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="no matplotlib")
 @pytest.mark.parametrize("size", [64, 3])
 def test_pictures(size: int, tmp_path: Path) -> None:
-    path = tmp_path / "widths.png"
-    draw(path, {k: np.full((2, size), 0.1 + k) for k in range(3)}, (1, size))
-    assert path.read_bytes().startswith(b"\x89PNG")
+    for name in ("widths.png", "widths"):
+        path = tmp_path / name
+        draw(path, {k: np.full((2, size), 0.1 + k) for k in range(3)}, (1, size))
+        assert path.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(UsageError, match="cannot be 'xyz'"):
+        draw(tmp_path / "widths.xyz", {0: np.ones((2, size))}, (1, size))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("matplotlib") is not None, reason="matplotlib is here")
