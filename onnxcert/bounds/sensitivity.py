@@ -32,13 +32,16 @@ from onnxcert.bounds.crown import CHUNK_NUMBERS
 from onnxcert.bounds.execution import enclose
 from onnxcert.bounds.optimised import FreeRelaxation, round_down
 from onnxcert.graph import Graph, Node
-from onnxcert.ops.base import TINY, Affine, Elementwise, gamma
+from onnxcert.ops.base import Affine, Elementwise, gamma
 from onnxcert.sets import Box, Lines
 
 _STEP = 2.0**-10
 """Of differences, as a share of the width of the interval."""
 
 _LEAST_STEP = 1e-12
+
+_UNDERFLOW = 2.0**-511
+"""Root of the smallest normal number: what is smaller may have no square."""
 
 _KEPT_NUMBERS = 1 << 26
 """Numbers of backward rows that are kept for the reverse pass: 512 MB; others are made again."""
@@ -229,14 +232,16 @@ def differentiate(bounds: FormBounds, weights: Array) -> Derivatives:
 def _in_ball(pulled: Pulled, box: Box) -> Pulled:
     """Rows bounded over the ellipsoid: ``|c| . r`` was charged, and ``|c * r|`` would have done.
 
-    Sums of n products are off by at most gamma_n of the sum of their sizes, which bounds the norm.
+    Sums of n products are off by at most gamma_n of the sum of their sizes, which bounds the norm,
+    and squares that underflow by what `_UNDERFLOW` squared says.
     """
     xp = array_module(box.lower)
     center = 0.5 * (box.lower + box.upper)
     radius = xp.maximum(box.upper - center, center - box.lower)
     parts = abs(pulled.coefficients) * radius[:, None]
     total = parts.sum(axis=2)
-    error = 8.0 * gamma(parts.shape[2] + 16, UNIT_ROUNDOFF) * total + TINY
+    count = parts.shape[2]
+    error = 8.0 * gamma(count + 16, UNIT_ROUNDOFF) * total + count * _UNDERFLOW
     lower = pulled.lower + (total - xp.sqrt((parts * parts).sum(axis=2)) - error)
     return replace(pulled, lower=round_down(xp.nan_to_num(lower, nan=-xp.inf)))
 
