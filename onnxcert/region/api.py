@@ -53,6 +53,14 @@ _CUTS = {1: 8, 2: 3, 3: 2}
 _SHRINK = (0.99, 0.95, 0.8)
 """Tried in turn for a box that the verifier does not prove in its time."""
 
+_DESCENT = 4
+"""Further boxes on the way down to one inside the best uniform box: without a domain boxes may be
+so wide that only lines found for them alone hold them."""
+
+_PATIENCE, _PATIENCE_SEARCHES = 30.0, 20.0
+"""Seconds, and times what the search took, that the first proof may take: the bounds hold, so that
+a long proof is one that has lost its way. Each next one gets half, but no less than an eighth."""
+
 
 def largest_region(
     model: str | os.PathLike[str] | onnx.ModelProto,
@@ -82,7 +90,8 @@ def largest_regions(
         model: path of an ``.onnx`` file, or a model object.
         points: each of any shape with one number per input.
         progress: called now and then.
-        found: called with the number of each point and its region as soon as that is there.
+        found: called with the number of each point and its region as soon as that is there, and
+            again when it has grown.
         options: all of the following at once; single ones may be given by name:
 
             * ``label``: the class to keep, one or one for each point; None for the model's own.
@@ -193,6 +202,9 @@ class _Run:
             for number, region in zip(batch, found, strict=True):
                 regions[number] = region
                 tell(number, region)
+                if self.options.grow > 0 and region.status is Status.CERTIFIED:
+                    regions[number] = self._grow(region, conditions[number])
+                    tell(number, regions[number])
                 self.done += 1
         return [regions[number] for number in range(len(points))]
 
@@ -258,10 +270,7 @@ class _Run:
                 yield replace(region, status=Status.UNDECIDED)
                 continue
             self._tell("checking")
-            proved = self._prove(*boxes[number], conditions[number])
-            if self.options.grow > 0 and proved.status is Status.CERTIFIED:
-                proved = self._grow(proved, conditions[number])
-            yield proved
+            yield self._prove(*boxes[number], conditions[number])
 
     def _filled(
         self, regions: list[Region], task: Task, found: Found, seconds: float
@@ -334,7 +343,9 @@ class _Run:
             return replace(box, lower=lower, upper=upper)
         started = time.monotonic()
         point, status = region.point, Status.UNPROVED
-        for factor in (1.0, *_SHRINK):
+        patience = max(_PATIENCE, _PATIENCE_SEARCHES * region.seconds["search"])
+        sizes = _factors(region, max((point - first).max(), (last - point).max()))
+        for number, factor in enumerate(sizes):
             lower, upper = first, last
             if factor < 1.0:
                 lower, upper = point + factor * (lower - point), point + factor * (upper - point)
@@ -343,7 +354,7 @@ class _Run:
             box = replace(region, statement=statement, lower=lower, upper=upper)
             if not self.options.certified:
                 return replace(box, status=Status.BOUNDED, certified_by="bounds")
-            answer = self._ask(statement)
+            answer = self._ask(statement, patience / 2.0 ** min(number, 3))
             seconds = region.seconds | {"proof": time.monotonic() - started}
             if answer is not None and answer.holds and answer.certificate:
                 return replace(
@@ -405,8 +416,8 @@ class _Run:
         cost: FloatArray = np.maximum(prices, 0.0) * to_host(widths.total)[0][:, None]
         return cost
 
-    def _ask(self, statement: Statement) -> Answer | None:
-        left = self.deadline.remaining
+    def _ask(self, statement: Statement, patience: float = math.inf) -> Answer | None:
+        left = min(self.deadline.remaining, patience)
         if left <= 0:
             return None
         return statement.ask(
@@ -414,6 +425,17 @@ class _Run:
             device=self.options.device,
             seed=self.options.seed,
         )
+
+
+def _factors(region: Region, largest: float) -> Iterator[float]:
+    """Sizes, relative to a box whose longest side is given, at which a proof is tried in turn."""
+    yield 1.0
+    yield from _SHRINK
+    inside = region.uniform / largest if largest > 0 else 1.0
+    if inside < _SHRINK[-1]:
+        step = (0.9 * inside / _SHRINK[-1]) ** (1.0 / _DESCENT)
+        yield from (_SHRINK[-1] * step ** (number + 1) for number in range(_DESCENT))
+        yield 0.5 * inside
 
 
 def _ellipsoid(

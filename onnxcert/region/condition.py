@@ -98,16 +98,21 @@ def from_specification(path: str | os.PathLike[str], margin: float = 0.0) -> Con
                 "the cases of the specification have different boxes", place=query.source
             )
         box_of_all = problem.lower[0], problem.upper[0]
-        cases += _cases(problem.output_rows, problem.offset - margin, problem.case_rows)
-    if box_of_all is None or not cases or any(not case for case in cases):
+        cases += _cases(problem.output_rows, _lowered(problem.offset, margin), problem.case_rows)
+    if box_of_all is None:
+        raise SpecError("nothing satisfies the specification anywhere", place=query.source)
+    if any(not case for case in cases):
         raise SpecError("the specification has no condition on outputs", place=query.source)
     return Condition(tuple(cases), *box_of_all)
 
 
 def _cases(rows: FloatArray, offset: FloatArray, table: np.ndarray) -> list[Case]:
-    # Adding the margin rounded; one unit further down keeps every unsafe output unsafe.
-    lower = np.nextafter(offset, -np.inf)
-    return [tuple((rows[t], float(lower[t])) for t in case[case >= 0]) for case in table]
+    return [tuple((rows[t], float(offset[t])) for t in case[case >= 0]) for case in table]
+
+
+def _lowered(offset: FloatArray, margin: float) -> FloatArray:
+    """Offsets less the margin, rounded down, so that every unsafe output stays unsafe."""
+    return np.nextafter(offset - margin, -np.inf) if margin else offset
 
 
 def stack(conditions: Sequence[Condition]) -> tuple[FloatArray, FloatArray]:

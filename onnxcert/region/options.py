@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -24,7 +25,7 @@ Method = Literal["lagrangian", "paper"]
 class Options:
     """What `largest_regions` is asked for beside the points; see there."""
 
-    label: int | Sequence[int] | None = None
+    label: int | Sequence[int | None] | None = None
     margin: float = 0.0
     spec: str | os.PathLike[str] | None = None
     domain: tuple[ArrayLike, ArrayLike] | None = None
@@ -68,6 +69,10 @@ def check_options(options: Options) -> None:
         or options.method == "paper"
     ):
         raise UsageError("ellipsoids have no domain, and do not grow or share their axes")
+    if options.method == "paper" and (
+        options.shared or options.shape == "uniform" or options.weights is not None
+    ):
+        raise UsageError("the paper's method has no weights, and no shared or uniform widths")
     if options.shared and options.shape == "free":
         raise UsageError("widths for all points are symmetric or uniform")
     if options.grow and (options.shared or options.shape != "free" or not options.certified):
@@ -104,7 +109,11 @@ def read_domain(
         if spec is None or spec.lower is None or spec.upper is None:
             return np.full(size, -np.inf), np.full(size, np.inf)
         return spec.lower, spec.upper
-    low, high = (read_vector(side, size, "domain", 0.0) for side in options.domain)
+    try:
+        first, last = options.domain
+    except (TypeError, ValueError) as error:
+        raise UsageError("the domain is a pair of smallest and largest values") from error
+    low, high = (read_vector(side, size, "domain", 0.0) for side in (first, last))
     if np.isnan(low).any() or np.isnan(high).any() or (low > high).any():
         raise UsageError("the domain is empty: a smallest value is above the largest one")
     return low, high
@@ -125,14 +134,18 @@ def read_vector(values: ArrayLike | None, size: int, name: str, default: float) 
     return np.broadcast_to(vector, size)
 
 
-def read_labels(label: int | Sequence[int] | None, count: int) -> list[int | None]:
+def read_labels(label: int | Sequence[int | None] | None, count: int) -> list[int | None]:
     """One label, or None, for each point.
 
     Raises:
-        UsageError: there are more or fewer labels than points.
+        UsageError: there are more or fewer labels than points, or they are no whole numbers.
     """
-    if label is None or isinstance(label, int):
-        return [label] * count
-    if len(label) != count:
-        raise UsageError(f"{len(label)} labels for {count} points")
-    return [int(value) for value in label]
+    single = label is None or isinstance(label, int | np.integer)
+    try:
+        values: list[Any] = [label] * count if single else list(label)  # type: ignore[arg-type]
+        labels = [None if value is None else operator.index(value) for value in values]
+    except TypeError as error:
+        raise UsageError("labels are whole numbers") from error
+    if len(labels) != count:
+        raise UsageError(f"{len(labels)} labels for {count} points")
+    return labels

@@ -157,7 +157,7 @@ def test_a_tie_has_no_box() -> None:
 
 
 def test_an_unproved_box_is_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api._Run, "_ask", lambda run, statement: None)
+    monkeypatch.setattr(api._Run, "_ask", lambda run, statement, patience: None)
     region = onnxcert.largest_region(dense([4, 8, 3], "Relu", 0), np.full(4, 0.25), domain=(0, 1))
     assert region.status is Status.UNPROVED
     assert not region.found
@@ -315,12 +315,75 @@ def test_time_runs_out() -> None:
         ({"norm": "2", "domain": (0, 1)}, "ellipsoids"),
         ({"shared": True}, "symmetric or uniform"),
         ({"label": [0, 1]}, "2 labels for 1 points"),
+        ({"label": [0.5]}, "whole numbers"),
+        ({"label": "0"}, "whole numbers"),
+        ({"domain": (0, 1, 2)}, "pair"),
+        ({"domain": 0.0}, "pair"),
+        ({"method": "paper", "shared": True, "shape": "symmetric"}, "no weights, and no shared"),
+        ({"method": "paper", "shape": "uniform"}, "no weights, and no shared"),
+        ({"method": "paper", "weights": [1, 2, 3, 4]}, "no weights, and no shared"),
         ({"spec": "a.vnnlib", "label": 0}, "takes the place"),
     ],
 )
 def test_calls_without_sense(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         onnxcert.largest_region(dense([4, 8, 3], "Relu", 0), np.zeros(4), **changes)
+
+
+def test_a_proof_that_loses_its_way_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saturated for ever: the lines that certify a box thousands wide are not the verifier's."""
+    monkeypatch.setattr(api, "_PATIENCE", 1.0)
+    monkeypatch.setattr(api, "_PATIENCE_SEARCHES", 0.0)
+    model = dense([8, 16, 16, 4], "Sigmoid", 3)
+    x = np.random.default_rng(0).uniform(-0.6, 0.6, size=8)
+    region = onnxcert.largest_region(model, x)
+    assert region.status is Status.CERTIFIED
+    assert region.certificate
+
+
+def test_sizes_of_boxes_that_are_tried_in_turn() -> None:
+    wide = Region(Status.UNPROVED, np.zeros(2), uniform=0.01)
+    sizes = list(api._factors(wide, 1.0))
+    assert sizes[0] == 1.0
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] < 0.01
+    for other, largest in ((replace(wide, uniform=np.nan), 1.0), (wide, 0.0), (wide, 0.01)):
+        assert list(api._factors(other, largest)) == [1.0, 0.99, 0.95, 0.8]
+
+
+def test_growth_that_is_interrupted_keeps_the_proved_box(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "grow", interrupted)
+    told: list[Region] = []
+    model = dense([4, 8, 3], "Relu", 0)
+    with pytest.raises(KeyboardInterrupt):
+        onnxcert.largest_regions(
+            model, [np.full(4, 0.5)], found=lambda _, region: told.append(region), grow=1.0
+        )
+    assert [region.status for region in told] == [Status.CERTIFIED]
+
+
+def test_labels_of_numpy() -> None:
+    model = dense([4, 8, 3], "Relu", 0)
+    points = [np.full(4, 0.5)] * 2
+    own = onnxcert.largest_region(model, points[0], certified=False).label
+    for label in (np.int64(own or 0), np.array([own, own]), [own, None]):
+        regions = onnxcert.largest_regions(model, points, label=label, certified=False)
+        assert [region.label for region in regions] == [own, own]
+
+
+def test_numbers_of_a_file_stay_as_they_are(tmp_path: Path) -> None:
+    model = dense([2, 8, 3], "Relu", 0)
+    path = tmp_path / "spec.vnnlib"
+    text = [f"(declare-const {name} Real)" for name in ("X_0", "X_1", "Y_0", "Y_1", "Y_2")]
+    text += [f"(assert (>= X_{k} -1.0))(assert (<= X_{k} 1.0))" for k in range(2)]
+    path.write_text("\n".join([*text, "(assert (>= Y_0 64.0))"]))
+    region = onnxcert.largest_region(model, np.zeros(2), spec=path)
+    assert "(>= Y_0 64.0)" in region.to_vnnlib()
+    moved = onnxcert.largest_region(model, np.zeros(2), spec=path, margin=1.0)
+    assert "(>= Y_0 62.99999999" in moved.to_vnnlib()
 
 
 def test_options_as_a_value() -> None:
@@ -356,6 +419,8 @@ def test_similarity() -> None:
     root = 1 / np.sqrt(2)
     np.testing.assert_allclose(matrix, [[1, 1, root], [1, 1, root], [root, root, 1]])
     assert mean == pytest.approx((1 + 2 * root) / 3)
+    _, mean = similarity([1e300 * second, 1e-300 * second])  # squares have no room
+    assert mean == pytest.approx(1.0)
     with pytest.raises(InputError, match="different numbers"):
         similarity([first, np.ones(3)])
     with pytest.raises(InputError, match="single point"):
