@@ -155,13 +155,14 @@ class _Search:
         """Search, print and write."""
         options = self.options
         _check_outputs(options)
-        before = self.clock.seconds
-        keywords = _keywords(options)  # reads files: complain before the model is read
-        from onnxcert.frontend.onnx import load_model
-        from onnxcert.region.api import largest_regions
         from onnxcert.region.files import read_array, write_region
 
-        values = read_array(options.input)
+        before = self.clock.seconds
+        # Files are read, and complained of, before the model and all that it needs.
+        values, keywords = read_array(options.input), _keywords(options)
+        from onnxcert.frontend.onnx import load_model
+        from onnxcert.region.api import largest_regions
+
         model = load_model(options.model)
         points, numbers = _points(values, model.graph.input_size, options)
 
