@@ -418,10 +418,7 @@ class _Run:
         if self.groups == len(self.task) and self.task.points.shape[1] <= STRETCHED:
             self._stretch()
         if self.positions and not self.expired():
-            kept = self.best
-            self.best = replace(kept)
             self.level_out(1.01 * self.radius, _FIRST_SCALINGS)
-            self.best = kept
 
     def _stretch(self) -> None:
         """Move single faces of the best boxes outward."""
@@ -452,12 +449,12 @@ def _join(parts: Sequence[_Run]) -> Found:
     def joined(pick: Callable[[_Run], Array]) -> Array:
         return xp.concatenate([pick(part) for part in parts])[order]  # type: ignore[no-any-return]
 
-    def widths(part: _Run) -> Widths:
-        return part.level.widths.where(part.level.volume > part.best.volume, part.best.widths)
-
     return Found(
-        Widths(joined(lambda part: widths(part).lower), joined(lambda part: widths(part).upper)),
-        joined(lambda part: part.task.log_volume(widths(part))),
+        Widths(
+            joined(lambda part: part.best.widths.lower),
+            joined(lambda part: part.best.widths.upper),
+        ),
+        joined(lambda part: part.task.log_volume(part.best.widths)),
         joined(lambda part: xp.broadcast_to(part.radius, len(part.task))),
         joined(lambda part: part.task.log_volume(part.level.widths)),
         joined(lambda part: part.best.margin),
