@@ -57,7 +57,7 @@ _DESCENT = 4
 """Further boxes on the way down to one inside the best uniform box: without a domain boxes may be
 so wide that only lines found for them alone hold them."""
 
-_PATIENCE, _PATIENCE_SEARCHES = 30.0, 20.0
+_PATIENCE, _PATIENCE_SEARCHES = 10.0, 20.0
 """Seconds, and times what the search took, that the first proof may take: the bounds hold, so that
 a long proof is one that has lost its way. Each next one gets half, but no less than an eighth."""
 
