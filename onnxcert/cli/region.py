@@ -42,6 +42,8 @@ def run(words: Sequence[str], console: Console, clock: Clock) -> int:
     options = parser.read(_shielded(words))
     if options is None:
         return 0
+    if options.domain is not None:
+        options.domain = [word.strip() for word in options.domain]
     console.configure(options.verbosity)
     if options.similarity is not None:
         return _similarity(options, console)
@@ -80,18 +82,7 @@ def _add_options(parser: arguments.Parser) -> None:
         help="LO HI, or a .npy file with smallest and largest values along its first axis "
         "(default: the box of SPEC, else none)",
     )
-    shape = parser.add_mutually_exclusive_group()
-    shape.add_argument("--symmetric", action="store_true", help="as wide below as above")
-    shape.add_argument("--uniform", action="store_true", help="one width for all")
-    add(
-        "--norm",
-        choices=("inf", "2"),
-        default="inf",
-        help="2: ellipsoids instead of boxes, without domain and certificate",
-    )
-    add("--shared", action="store_true", help="one vector of (symmetric) widths for all inputs")
-    add("--freeze", metavar="FILE", help=".npy file: not zero where a value must not move")
-    add("--weights", metavar="FILE", help=".npy file: positive weights in the log-volume")
+    _add_boxes(parser)
     add(
         "--method",
         choices=("lagrangian", "paper"),
@@ -116,6 +107,23 @@ def _add_options(parser: arguments.Parser) -> None:
         help="print how alike the boxes are that --out DIR has kept, and nothing else",
     )
     parser.add_verbosity()
+
+
+def _add_boxes(parser: arguments.Parser) -> None:
+    """What kind of box it is."""
+    add = parser.add_argument
+    shape = parser.add_mutually_exclusive_group()
+    shape.add_argument("--symmetric", action="store_true", help="as wide below as above")
+    shape.add_argument("--uniform", action="store_true", help="one width for all")
+    add(
+        "--norm",
+        choices=("inf", "2"),
+        default="inf",
+        help="2: ellipsoids instead of boxes, without domain and certificate",
+    )
+    add("--shared", action="store_true", help="one vector of (symmetric) widths for all inputs")
+    add("--freeze", metavar="FILE", help=".npy file: not zero where a value must not move")
+    add("--weights", metavar="FILE", help=".npy file: positive weights in the log-volume")
 
 
 def _shielded(words: Sequence[str]) -> list[str]:
@@ -251,7 +259,7 @@ def _domain(words: list[str] | None) -> tuple[Any, Any] | None:
         low, high = map(float, words)
     except ValueError as error:
         raise UsageError(
-            f"--domain takes two numbers or one file, not {' '.join(map(str.strip, words))!r}",
+            f"--domain takes two numbers or one file, not {' '.join(words)!r}",
             help="MODEL comes before it",
         ) from error
     return low, high

@@ -143,10 +143,12 @@ def test_calls_that_fail(
 
 
 @pytest.mark.parametrize("word", ["-1e-2", "-inf", "-.01", "-0.01"])
-def test_domains_below_zero(call: Call, images: Path, word: str) -> None:
-    ended = call("region", DIGITS, "--input", images, "--domain", word, "1")
+def test_domains_below_zero(call: Call, images: Path, tmp_path: Path, word: str) -> None:
+    out = tmp_path / "out"
+    ended = call("region", DIGITS, "--input", images, "--domain", word, "1", "--out", out)
     assert ended.code == 0
     assert "certified" in ended.out
+    assert json.loads((out / "regions.json").read_text())["options"]["domain"] == [word, "1"]
 
 
 def header(text: bytes) -> bytes:
