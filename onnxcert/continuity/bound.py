@@ -323,7 +323,7 @@ class _Best:
         outputs = constants(np.eye(size), matrix)
         pairs = np.stack([constants(pair_forms(size, i), matrix) for i in range(size)])
         return _Best(
-            np.minimum(self.outputs, outputs), np.minimum(self.pairs, _tidy(pairs)), dict(used)
+            np.fmin(self.outputs, outputs), np.minimum(self.pairs, _tidy(pairs)), dict(used)
         )
 
 
