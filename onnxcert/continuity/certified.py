@@ -120,8 +120,16 @@ def certify(  # noqa: PLR0913 - all but three are keywords with defaults
         raise UsageError(f"[{domain[0]:g}, {domain[1]:g}] is no domain")
     read = model if isinstance(model, Model) else load_model(model)
     points = as_batch(read, x)
+    if np.ndim(x) > 1 and len(points) != len(x):
+        raise UsageError(
+            f"the model has {read.graph.input_size} inputs, and x has shape {list(np.shape(x))}",
+            help="the first axis of x counts the inputs",
+        )
+    if read.graph.output_size < 2:
+        raise UsageError("the model has one output, so there are no classes")
     if labels is not None and np.shape(labels) != (len(points),):
         raise UsageError(f"there are {np.size(labels)} labels for {len(points)} inputs")
+    given = None if labels is None else _checked(np.asarray(labels), read.graph.output_size)
     robust = np.zeros((len(wanted), len(points)), dtype=bool)
     radius = None
     if method != "backward":
@@ -143,8 +151,17 @@ def certify(  # noqa: PLR0913 - all but three are keywords with defaults
                 robust[number, part] = proved
                 done += len(part)
                 progress(done, total)
-    given = None if labels is None else np.asarray(labels).astype(np.int64)
     return Certification(wanted, norm, method, predicted, given, radius, robust, bound)
+
+
+def _checked(labels: Array, classes: int) -> IntArray:
+    wrong = np.flatnonzero(~((labels >= 0) & (labels < classes)))
+    if len(wrong):
+        raise UsageError(
+            f"label {labels[wrong[0]]} of input {wrong[0]} is not one of {classes} classes",
+            help="classes are numbered from 0",
+        )
+    return labels.astype(np.int64)
 
 
 def _predicted(model: Model, points: FloatArray, chunk: int = 256) -> IntArray:

@@ -124,6 +124,13 @@ def test_arguments_without_meaning() -> None:
             certify(model, x, **options)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="labels"):
         certify(model, x, np.zeros(3, int), eps=0.1)
+    for wrong in (3, -1):
+        with pytest.raises(UsageError, match="of 3 classes"):
+            certify(model, x, np.full(9, wrong), eps=0.1)
+    with pytest.raises(UsageError, match="first axis"):
+        certify(model, x.T, eps=0.1)
+    with pytest.raises(UsageError, match="no classes"):
+        certify(classifier(classes=1), x, eps=0.1, method="backward")
     with pytest.raises(UsageError, match="inputs"):
         certified_radius(model, np.zeros(3))
     with pytest.raises(UsageError, match="finite"):
