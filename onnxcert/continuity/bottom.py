@@ -35,8 +35,8 @@ from onnxcert.arrays import UNIT_ROUNDOFF_FLOAT32, Array, FloatArray
 from onnxcert.bounds.crown import crown_bounds
 from onnxcert.bounds.execution import execution_error
 from onnxcert.bounds.interval import interval_bounds
-from onnxcert.continuity.bound import LipschitzBound, lipschitz, pair_forms
-from onnxcert.continuity.ellipsoid import Plan, choose_closed_form, constants, enclose
+from onnxcert.continuity.bound import LipschitzBound, lipschitz
+from onnxcert.continuity.ellipsoid import Plan, choose_closed_form, enclose, pair_constants
 from onnxcert.continuity.network import Network, input_box, is_maximum
 from onnxcert.errors import ModelError, UnsupportedModel, UsageError
 from onnxcert.frontend.model_file import decompressed
@@ -155,8 +155,7 @@ def _pushed(plan: Plan, own: Mapping[str, Array | None]) -> FloatArray:
         found = enclose(plan, choose_closed_form(plan.network), diagonal / scale, behind=name)
         if found is None:
             return np.full((size, size), np.inf)
-        rows = [constants(pair_forms(size, i), found[0]) for i in range(size)]
-        total += np.stack(rows) * math.sqrt(scale) * (1.0 + 1e-9)
+        total += pair_constants(found[0]) * math.sqrt(scale) * (1.0 + 1e-9)
     return total
 
 

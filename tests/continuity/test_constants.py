@@ -23,6 +23,7 @@ from onnxcert.continuity.ellipsoid import (
     enclose,
     enclose_near,
     input_diagonal,
+    pair_constants,
 )
 from onnxcert.continuity.network import Network, input_box
 from onnxcert.continuity.product import Calculus
@@ -146,6 +147,25 @@ def test_constants_on_a_domain(case: tuple[Graph, Array, str]) -> None:
         )
     if found is not None:
         assert_above(graph, constants(forms, found[0]), forms, norm, points)
+
+
+def test_constants_of_all_differences(rng: np.random.Generator) -> None:
+    root = rng.normal(size=(5, 3))
+    matrix = root @ root.T
+    forms = np.eye(5)[:, None] - np.eye(5)
+    expected = np.linalg.norm(forms @ root, axis=2)
+    found = pair_constants(matrix)
+    assert (found >= expected).all()
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_many_outputs(rng: np.random.Generator) -> None:
+    """Seen constants of all pairs; of an affine map they are the bounds."""
+    model = single("MatMul", (1, 4), rng.normal(size=(4, 150)).astype(np.float32))
+    for norm in ("2", "inf", "1"):
+        bound = lipschitz(model, method="product", norm=norm, samples=2)
+        assert bound.seen_pairs == pytest.approx(bound.pairs, rel=1e-9)
+        assert bound.seen_outputs == pytest.approx(bound.outputs, rel=1e-9)
 
 
 @given(seed=strategies.seeds, norm=NORMS, barrier=st.sampled_from([0.0, 0.1]))
