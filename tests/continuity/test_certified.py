@@ -119,6 +119,7 @@ def test_arguments_without_meaning() -> None:
         {"eps": 0.1, "norm": "1"},
         {"eps": 0.1, "domain": (1.0, 0.0)},
         {"eps": 0.1, "bound": lipschitz(model, norm="inf")},
+        {"eps": 0.1, "bound": lipschitz(classifier(width=5))},
     ):
         with pytest.raises(UsageError):
             certify(model, x, **options)  # type: ignore[arg-type]
