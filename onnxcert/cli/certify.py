@@ -86,7 +86,7 @@ def certification_page(done: Certification) -> str:
     what = "correct" if done.labels is not None else "with a class"
     head = f"inputs {count}, {what} {100.0 * done.accuracy:.2f} %, norm {done.norm}\n"
     rows = [
-        (f"{eps:g}", str(int(number)), f"{100.0 * number / count:.2f} %")
+        (repr(eps), str(int(number)), f"{100.0 * number / count:.2f} %")
         for eps, number in zip(done.eps, (done.robust & done.correct).sum(axis=1), strict=True)
     ]
     header = ("radius", f"{what} and robust", "share")
@@ -94,12 +94,12 @@ def certification_page(done: Certification) -> str:
 
 
 def certification_lines(done: Certification) -> str:
-    """CSV: one line for each input."""
-    header = ["index", "label", "class", "radius", *(f"robust_{eps:g}" for eps in done.eps)]
+    """CSV: one line for each input; radii with all digits, since fewer may round up."""
+    header = ["index", "label", "class", "radius", *(f"robust_{eps!r}" for eps in done.eps)]
     lines = [",".join(header)]
     for k, predicted in enumerate(done.predicted):
         label = "" if done.labels is None else str(int(done.labels[k]))
-        radius = "" if done.radius is None else f"{done.radius[k]:.9g}"
+        radius = "" if done.radius is None else repr(float(done.radius[k]))
         robust = [str(int(row[k])) for row in done.robust]
         lines.append(",".join([str(k), label, str(int(predicted)), radius, *robust]))
     return "\n".join(lines) + "\n"

@@ -6,19 +6,19 @@ For logits y, of which y_j is the largest, and constants K_ij of y_i - y_j the n
 
 (Leino, Wang, Fredrikson, ICML 2021). The maximum leaves out one position and not, as their code
 does, all logits that equal the largest: of two that tie one is left in, and the new logit wins.
-``certified`` says that the new logit is below the largest and that the input lies in the domain;
-``radius`` is the least (y_j - y_i - slack_ij) / K_ij, never negative.
+``certified`` says that the new logit is below the largest; ``radius`` is the least
+(y_j - y_i - slack_ij) / K_ij, never negative. Where the input is not in the domain, or not a
+number, the new logit is larger than any finite one, and the radius zero.
 
 The claim is about executions: whatever binary32 execution of the file computed y here, no execution
 on another input of the domain within the radius computes a larger logit for another class. Each
-computed
-difference of logits is within e_ij of the real one on the domain (`execution_deviation`), at both
-inputs, so slack_ij is at least 2 e_ij, plus what the arithmetic of
-the new nodes rounds.
+computed difference of logits is within e_ij of the real one on the domain (`execution_deviation`),
+at both inputs, so slack_ij is at least 2 e_ij, plus what the arithmetic of the new nodes rounds.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -35,8 +35,8 @@ from onnxcert.arrays import UNIT_ROUNDOFF_FLOAT32, Array, FloatArray
 from onnxcert.bounds.crown import crown_bounds
 from onnxcert.bounds.execution import execution_error
 from onnxcert.bounds.interval import interval_bounds
-from onnxcert.continuity.bound import LipschitzBound, lipschitz, pair_forms
-from onnxcert.continuity.ellipsoid import Plan, choose_closed_form, constants, enclose
+from onnxcert.continuity.bound import LipschitzBound, lipschitz
+from onnxcert.continuity.ellipsoid import Plan, choose_closed_form, enclose, pair_constants
 from onnxcert.continuity.network import Network, input_box, is_maximum
 from onnxcert.errors import ModelError, UnsupportedModel, UsageError
 from onnxcert.frontend.model_file import decompressed
@@ -52,6 +52,12 @@ _FEW_NEURONS = 4000
 
 _ARITHMETIC = 16.0
 """Roundings of the new nodes, in units of the largest number that they meet."""
+
+_REFUSAL = float(np.finfo(np.float32).max)
+"""The new logit where nothing is claimed."""
+
+_FLUSHED = 2.0**-124
+"""Lost where they meet subnormal numbers."""
 
 _SHRINK = np.float32(1.0 - 2.0**-20)
 """Takes more from a radius than its division may have added."""
@@ -149,8 +155,7 @@ def _pushed(plan: Plan, own: Mapping[str, Array | None]) -> FloatArray:
         found = enclose(plan, choose_closed_form(plan.network), diagonal / scale, behind=name)
         if found is None:
             return np.full((size, size), np.inf)
-        rows = [constants(pair_forms(size, i), found[0]) for i in range(size)]
-        total += np.stack(rows) * math.sqrt(scale) * (1.0 + 1e-9)
+        total += pair_constants(found[0]) * math.sqrt(scale) * (1.0 + 1e-9)
     return total
 
 
@@ -190,6 +195,8 @@ def with_bottom_logit(
         raise UsageError(f"[{low:g}, {high:g}] is no domain")
     read = load_model(model)
     form = _Form.of(read)
+    if eps_input and np.float32(eps) > eps:  # the float32 number that a user writes as eps
+        eps = float(np.float32(eps))
     known = bound or lipschitz(read, method=method, norm=norm, domain=domain)
     covers = known.domain is None or (known.domain[0] <= low and high <= known.domain[1])
     if not covers or known.model.sha256 != read.sha256:
@@ -245,13 +252,17 @@ def _is_batched(model: Model) -> bool:
     if len(model.inputs) != 1 or len(model.inputs[0].shape) < 2 or len(model.outputs[0].shape) < 2:
         return False
     proto = _stored_proto(model)
-    given = {node.name for node in proto.graph.initializer}
-    inputs = [info for info in proto.graph.input if info.name not in given]
-    dims = [info.type.tensor_type.shape.dim for info in (*inputs, *proto.graph.output)]
-    if any(not dim or dim[0].HasField("dim_value") for dim in dims):
+    (info,) = _given(proto)
+    dims = [value.type.tensor_type.shape.dim for value in (info, *proto.graph.output)]
+    if any(dim and dim[0].HasField("dim_value") for dim in dims):  # an output may have no shape
         return False
-    shape = (2, *model.inputs[0].shape[1:])
-    both = load_model(model.proto or model.source, input_shapes=[shape])
+    try:
+        shape = (2, *model.inputs[0].shape[1:])
+        both = load_model(model.proto or model.source, input_shapes=[shape])
+    except ModelError:
+        return False
+    if both.outputs[0].shape != (2, *model.outputs[0].shape[1:]):
+        return False
     half = model.graph.input_size
     if not _rows_are_apart(both.graph, half, model.graph.output_size):
         raise UnsupportedModel(
@@ -265,6 +276,12 @@ def _is_batched(model: Model) -> bool:
     if not np.allclose(together, alone, rtol=1e-9, atol=1e-9 * float(np.abs(alone).max())):
         raise UnsupportedModel("a batch is not computed row by row", place=model.source)
     return True
+
+
+def _given(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """The inputs without a stored value."""
+    stored = {tensor.name for tensor in proto.graph.initializer}
+    return [info for info in proto.graph.input if info.name not in stored]
 
 
 def _rows_are_apart(graph: Graph, half: int, outputs: int) -> bool:
@@ -305,7 +322,7 @@ class _Table:
         reach = eps * pairs
         slack = 2.0 * error
         met = 2.0 * largest + reach.max() + slack.max()
-        slack = slack * (1.0 + 1e-6) + _ARITHMETIC * UNIT_ROUNDOFF_FLOAT32 * met
+        slack = slack * (1.0 + 1e-6) + _ARITHMETIC * (UNIT_ROUNDOFF_FLOAT32 * met + _FLUSHED)
         if not (np.isfinite(slack).all() and np.isfinite(pairs).all() and met < _LARGEST):
             raise UnsupportedModel(
                 "an execution in float32 might overflow on the domain", place=model.source
@@ -338,7 +355,7 @@ class _Writer:
 
     def extend(self, eps: float, domain: tuple[float, float], *, eps_input: bool) -> None:
         """All new nodes and outputs."""
-        logits = self._renamed_output()
+        logits = self._make_room(eps_input=eps_input)
         axis = self.form.rank - 1
         diagonal = np.eye(self.form.classes, dtype=bool)
         slack = np.where(diagonal, np.float32(-np.inf), self.table.slack)
@@ -355,63 +372,97 @@ class _Writer:
         raised = self._node("Add", [logits, offset])
         bottom = self._reduced("ReduceMax", raised, [axis], keep=True)
         largest = self._reduced("ReduceMax", logits, [axis], keep=True)
-        self._node("Concat", [logits, bottom], self.form.output, axis=axis)
-        safe = self._squeezed(self._node("Less", [bottom, largest]), axis)
-        for test in self._domain_tests(domain, eps, eps_input=eps_input):
-            safe = self._node("And", [safe, test])
-        self._node("Identity", [safe], "certified")
         lead = self._node("Sub", [largest, self._node("Add", [logits, own_slack])])
         ratio = self._node("Div", [lead, own_constants])
-        radius = self._node("Relu", [self._reduced("ReduceMin", ratio, [axis], keep=False)])
-        self._node("Mul", [radius, self._constant("shrink", np.array(_SHRINK))], "radius")
+        radius = self._node("Relu", [self._reduced("ReduceMin", ratio, [axis], keep=True)])
+        radius = self._node("Mul", [radius, self._constant("shrink", np.array(_SHRINK))])
+        inside = self._inside(domain)
+        radius = self._where(inside, radius, 0.0)
+        claimed = inside
+        for test in self._radius_tests(eps) if eps_input else ():
+            claimed = self._node("And", [claimed, test])
+        bottom = self._where(claimed, bottom, _REFUSAL)
+        # Outside a logit may be infinite, above the refusal.
+        certified = self._node("And", [claimed, self._node("Less", [bottom, largest])])
+        self._node("Concat", [logits, bottom], self.form.output, axis=axis)
+        self._squeezed(certified, axis, "certified")
+        self._squeezed(radius, axis, "radius")
         self._declare(eps_input=eps_input)
 
-    def _renamed_output(self) -> str:
-        """Give the logits another name, so that the new output can have theirs."""
-        old, new = self.form.output, self._fresh("logits")
-        made = False
-        for node in self.proto.graph.node:
+    def _make_room(self, *, eps_input: bool) -> str:
+        """Fix what was read, and free the names of the new tensors; returns that of the logits."""
+        graph = self.proto.graph
+        for value, info in zip(_given(self.proto), self.model.inputs, strict=True):
+            dims = value.type.tensor_type.shape.dim
+            for number, (dim, size) in enumerate(zip(dims, info.shape, strict=True)):
+                if number or not self.form.batched:
+                    dim.Clear()
+                    dim.dim_value = size
+        # Older files would have to list every stored tensor as an input.
+        self.proto.ir_version = max(self.proto.ir_version, 4)
+        for name in ("certified", "radius", *(["eps"] if eps_input else [])):
+            if name in self.taken:
+                self._rename(name, self._fresh(name))
+        logits = self._fresh("logits")
+        self._rename(self.form.output, logits)
+        if not any(logits in node.output for node in graph.node):
+            raise UnsupportedModel("the output is not made by a node", place=self.model.source)
+        return logits
+
+    def _rename(self, old: str, new: str) -> None:
+        """Give an inner tensor another name."""
+        graph = self.proto.graph
+        for node in graph.node:
             for names in (node.input, node.output):
                 for position, name in enumerate(names):
                     if name == old:
                         names[position] = new
-                        made |= names is node.output
-        made = any(new in node.output for node in self.proto.graph.node)
-        if not made:
-            raise UnsupportedModel("the output is not made by a node", place=self.model.source)
-        for info in list(self.proto.graph.value_info):
+        for info in list(graph.value_info):
             if info.name == old:
-                self.proto.graph.value_info.remove(info)
-        return new
+                graph.value_info.remove(info)
+        for value in (*graph.initializer, *graph.input):
+            if value.name == old:
+                value.name = new
 
-    def _domain_tests(
-        self, domain: tuple[float, float], eps: float, *, eps_input: bool
-    ) -> list[str]:
-        """Names of booleans that say that the inputs (and the radius) are as promised."""
+    def _inside(self, domain: tuple[float, float]) -> str:
+        """Name of the booleans that say that inputs are in the domain, shaped as one logit."""
         tests = []
         low, high = (np.array(np.float32(end)) for end in domain)
         if float(low) < domain[0]:
             low = np.nextafter(low, np.float32(np.inf))
         if float(high) > domain[1]:
             high = np.nextafter(high, np.float32(-np.inf))
+        first = int(self.form.batched)
         for info in self.model.inputs:
-            axes = list(
-                range(1 if self.form.batched or len(info.shape) > 1 else 0, len(info.shape))
-            )
+            axes = list(range(first, len(info.shape)))
             least = self._reduced("ReduceMin", info.name, axes, keep=False)
             most = self._reduced("ReduceMax", info.name, axes, keep=False)
             below = self._node("Less", [least, self._constant("low", low)])
             above = self._node("Greater", [most, self._constant("high", high)])
             tests += [self._node("Not", [name]) for name in (below, above)]
-        if eps_input:
-            largest = np.array(np.float32(eps))
-            if float(largest) > eps:
-                largest = np.nextafter(largest, np.float32(-np.inf))
-            # Comparisons that no NaN passes.
-            above = self._constant("above_eps", np.nextafter(largest, np.float32(np.inf)))
-            below = self._constant("below_eps", np.array(np.float32(-_SMALLEST_CONSTANT)))
-            tests += [self._node("Less", ["eps", above]), self._node("Greater", ["eps", below])]
-        return tests
+            # Runtimes may leave NaN out of both, but never out of a sum.
+            total = self._with_axes("ReduceSum", info.name, axes, 13, keepdims=0)
+            largest = self._constant("largest", _REFUSAL)
+            tests.append(self._node("Less", [total, largest]))
+        inside = functools.reduce(lambda *pair: self._node("And", pair), tests)
+        return self._with_axes("Unsqueeze", inside, list(range(first, self.form.rank)), 13)
+
+    def _radius_tests(self, eps: float) -> list[str]:
+        """Names of booleans that say that the radius is one; no NaN passes these comparisons."""
+        above = self._constant("above_eps", np.nextafter(np.float32(eps), np.float32(np.inf)))
+        below = self._constant("below_eps", np.array(np.float32(-_SMALLEST_CONSTANT)))
+        return [self._node("Less", ["eps", above]), self._node("Greater", ["eps", below])]
+
+    def _where(self, condition: str, name: str, other: float) -> str:
+        """The value, or another one where the condition does not hold."""
+        if self.opset >= 9:
+            otherwise = self._constant("otherwise", other)
+            return self._node("Where", [condition, name, otherwise])
+        # Before there was Where: a bound that changes nothing, or is met by every number.
+        operator, harmless = ("Max", -_REFUSAL) if other else ("Min", _REFUSAL)
+        limits = self._constant("limits", np.array([other, harmless]))
+        row = self._node("Cast", [condition], to=TensorProto.INT32)
+        return self._node(operator, [name, self._node("Gather", [limits, row])])
 
     def _declare(self, *, eps_input: bool) -> None:
         graph = self.proto.graph
@@ -437,8 +488,8 @@ class _Writer:
         self.taken.add(found)
         return found
 
-    def _constant(self, name: str, values: Array) -> str:
-        found = self._fresh(name)
+    def _constant(self, name: str, values: Array | float) -> str:
+        found, values = self._fresh(name), np.asarray(values)
         kind = np.int64 if values.dtype.kind == "i" else np.float32
         self.proto.graph.initializer.append(numpy_helper.from_array(values.astype(kind), found))
         return found
@@ -453,15 +504,22 @@ class _Writer:
         return made
 
     def _with_axes(
-        self, operator: str, name: str, axes: list[int], since: int, **attributes: Any
+        self,
+        operator: str,
+        name: str,
+        axes: list[int],
+        since: int,
+        output: str = "",
+        **attributes: Any,
     ) -> str:
         """Axes are an attribute in older operator sets, an input in newer ones."""
         if self.opset < since:
-            return self._node(operator, [name], axes=axes, **attributes)
-        return self._node(operator, [name, self._constant("axes", np.array(axes))], **attributes)
+            return self._node(operator, [name], output, axes=axes, **attributes)
+        listed = self._constant("axes", np.array(axes))
+        return self._node(operator, [name, listed], output, **attributes)
 
-    def _squeezed(self, name: str, axis: int) -> str:
-        return self._with_axes("Squeeze", name, [axis], 13)
+    def _squeezed(self, name: str, axis: int, output: str) -> None:
+        self._with_axes("Squeeze", name, [axis], 13, output)
 
     def _reduced(self, operator: str, name: str, axes: list[int], *, keep: bool) -> str:
         return self._with_axes(operator, name, axes, 18, keepdims=int(keep))
@@ -507,7 +565,13 @@ def _compare(
     proto: onnx.ModelProto, source: Model, domain: tuple[float, float], *, eps_input: bool
 ) -> None:
     """Run both models: the new one must be valid and have the same logits, bit for bit."""
-    onnx.checker.check_model(proto)
+    try:
+        onnx.checker.check_model(proto)
+    except onnx.checker.ValidationError as error:
+        raise ModelError(
+            f"the extended model is not valid: {' '.join(str(error).split())[:300]}",
+            place=source.source,
+        ) from error
     replayer = Replayer(source)
     import onnxruntime  # noqa: PLC0415 - after the replayer has found it usable
 

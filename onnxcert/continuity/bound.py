@@ -20,6 +20,7 @@ from onnxcert.continuity.ellipsoid import (
     enclose,
     enclose_near,
     input_diagonal,
+    pair_constants,
 )
 from onnxcert.continuity.network import Network, input_box
 from onnxcert.continuity.product import Calculus
@@ -155,7 +156,7 @@ def lipschitz(
         best = _Best.of_product(calculus)
         if chosen != "product":
             best = best.with_recursion(plan, norm, refine=chosen == "refined", expired=expired)
-        seen = _seen(graph, norm, rng, samples, box)
+        seen = sampled_constants(graph, norm, rng, points=samples, domain=box)
     return LipschitzBound(
         read,
         chosen,
@@ -319,11 +320,9 @@ class _Best:
         return best
 
     def _improved(self, matrix: FloatArray, used: Mapping[str, FloatArray]) -> _Best:
-        size = len(matrix)
-        outputs = constants(np.eye(size), matrix)
-        pairs = np.stack([constants(pair_forms(size, i), matrix) for i in range(size)])
+        outputs, pairs = constants(np.eye(len(matrix)), matrix), pair_constants(matrix)
         return _Best(
-            np.minimum(self.outputs, outputs), np.minimum(self.pairs, _tidy(pairs)), dict(used)
+            np.fmin(self.outputs, outputs), np.minimum(self.pairs, _tidy(pairs)), dict(used)
         )
 
 
@@ -332,17 +331,6 @@ def _tidy(pairs: FloatArray) -> FloatArray:
     result: FloatArray = np.minimum(pairs, pairs.T)
     np.fill_diagonal(result, 0.0)
     return np.where(np.isnan(result), np.inf, result)
-
-
-def _seen(
-    graph: Graph, norm: str, rng: np.random.Generator, samples: int, box: Box | None
-) -> tuple[FloatArray, FloatArray]:
-    size = graph.output_size
-    forms = np.concatenate([np.eye(size), *(pair_forms(size, i)[:i] for i in range(size))])
-    found = sampled_constants(graph, forms, norm, rng, points=samples, domain=box)
-    pairs = np.zeros((size, size))
-    pairs[np.tril_indices(size, -1)] = found[size:]
-    return found[:size], pairs + pairs.T
 
 
 def _layers(calculus: Calculus, rng: np.random.Generator) -> list[LayerNorm]:

@@ -119,32 +119,53 @@ def certify(  # noqa: PLR0913 - all but three are keywords with defaults
     if domain is not None and not domain[0] <= domain[1]:
         raise UsageError(f"[{domain[0]:g}, {domain[1]:g}] is no domain")
     read = model if isinstance(model, Model) else load_model(model)
-    points = as_batch(read, x)
-    if labels is not None and np.shape(labels) != (len(points),):
-        raise UsageError(f"there are {np.size(labels)} labels for {len(points)} inputs")
+    points, given = _checked(read, x, labels)
     robust = np.zeros((len(wanted), len(points)), dtype=bool)
     radius = None
     if method != "backward":
         bound = bound or lipschitz(read, norm=norm)
-        if bound.norm != norm or bound.domain is not None:
-            raise UsageError("the constants are for another norm, or hold on a domain only")
+        if bound.norm != norm or bound.domain is not None or bound.model.sha256 != read.sha256:
+            raise UsageError("the constants are of another model or norm, or hold on a domain only")
         radius = radii(bound, points)
         robust |= radius[None] > np.array(wanted)[:, None]
     predicted = _predicted(read, points)
     if method != "lipschitz":
-        open_ = ~robust & (predicted >= 0)
-        done, total = 0, int(open_.sum())
+        unproved = ~robust & (predicted >= 0)
+        done, total = 0, int(unproved.sum())
         step = max(1, _BATCH_NUMBERS // (max(read.graph.sizes.values()) * 128))
         for number, e in enumerate(wanted):
-            rows = np.flatnonzero(open_[number])
+            rows = np.flatnonzero(unproved[number])
             for start in range(0, len(rows), step):
                 part = rows[start : start + step]
                 proved = _linear(read.graph, points[part], predicted[part], e, norm, domain)
                 robust[number, part] = proved
                 done += len(part)
                 progress(done, total)
-    given = None if labels is None else np.asarray(labels).astype(np.int64)
     return Certification(wanted, norm, method, predicted, given, radius, robust, bound)
+
+
+def _checked(model: Model, x: Array, labels: Array | None) -> tuple[FloatArray, IntArray | None]:
+    """The inputs as rows, and the labels; refuses what does not fit the model."""
+    points, classes = as_batch(model, x), model.graph.output_size
+    if np.ndim(x) > 1 and len(points) != len(x):
+        raise UsageError(
+            f"the model has {model.graph.input_size} inputs, and x has shape {list(np.shape(x))}",
+            help="the first axis of x counts the inputs",
+        )
+    if classes < 2:
+        raise UsageError("the model has one output, so there are no classes")
+    if labels is None:
+        return points, None
+    if np.shape(labels) != (len(points),):
+        raise UsageError(f"there are {np.size(labels)} labels for {len(points)} inputs")
+    labels = np.asarray(labels)
+    wrong = np.flatnonzero(~((labels >= 0) & (labels < classes)))
+    if len(wrong):
+        raise UsageError(
+            f"label {labels[wrong[0]]} of input {wrong[0]} is not one of {classes} classes",
+            help="classes are numbered from 0",
+        )
+    return points, labels.astype(np.int64)
 
 
 def _predicted(model: Model, points: FloatArray, chunk: int = 256) -> IntArray:

@@ -495,6 +495,16 @@ def constants(forms: FloatArray, matrix: FloatArray) -> FloatArray:
     return result
 
 
+def pair_constants(matrix: FloatArray) -> FloatArray:
+    """`constants` of all differences: sqrt(Q_ii + Q_jj - Q_ij - Q_ji), rounded up, (m, m)."""
+    diagonal = np.diagonal(matrix)
+    own, mixed = diagonal[:, None] + diagonal, matrix + matrix.T
+    size = np.abs(diagonal)[:, None] + np.abs(diagonal) + np.abs(matrix) + np.abs(matrix.T)
+    charged = gamma(8, UNIT_ROUNDOFF) * size * (1.0 + 1e-6) + TINY
+    result: FloatArray = np.sqrt(np.maximum(own - mixed, 0.0) + charged) * UP
+    return result
+
+
 def enclose_near(
     plan: Plan, multipliers: Mapping[str, FloatArray], diagonal: FloatArray
 ) -> tuple[FloatArray, dict[str, FloatArray]] | None:

@@ -279,7 +279,7 @@ def _refusal(refused: Sequence[tuple[Node, str]], everywhere: bool) -> Unsupport
     return UnsupportedModel(
         f"{count} {'node has' if count == 1 else 'nodes have'} no Lipschitz constant",
         place="\n  --> ".join(lines),
-        help="a domain may help: --domain LOW HIGH" if everywhere else "",
+        help="a domain may help: onnxcert lipschitz --domain LOW HIGH" if everywhere else "",
     )
 
 

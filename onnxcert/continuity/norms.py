@@ -98,7 +98,7 @@ def _estimate(gram: FloatArray) -> float:
 def schur_bound(row_sums: Array, column_sums: Array) -> float:
     """sqrt(||A||_1 ||A||_inf) from (upper bounds of) the absolute row and column sums."""
     rows, columns = float(row_sums.max(initial=0.0)), float(column_sums.max(initial=0.0))
-    return math.sqrt(rows) * math.sqrt(columns) * UP
+    return math.sqrt(rows) * math.sqrt(columns) * UP + TINY if rows and columns else 0.0
 
 
 def matrix_norm(matrix: FloatArray, error: float = 0.0) -> float:
@@ -113,21 +113,21 @@ def matrix_norm(matrix: FloatArray, error: float = 0.0) -> float:
     if largest == 0.0 or not math.isfinite(largest):
         return largest + error
     # A power of two moves everything to about 1, so nothing under- or overflows.
-    unit = 2.0 ** math.frexp(largest)[1]
+    unit = 2.0 ** (math.frexp(largest)[1] - 1)
     matrix, absolute = matrix / unit, absolute / unit
     sums = gamma(max(matrix.shape) + 8, UNIT_ROUNDOFF)
     frobenius = math.sqrt(float(np.square(absolute).sum())) * (1.0 + sums)
     crude = min(schur_bound(absolute.sum(axis=1), absolute.sum(axis=0)) * (1.0 + sums), frobenius)
     slack = error / unit + gamma(WEIGHT_ROUNDINGS, UNIT_ROUNDOFF) * crude + TINY
     if min(matrix.shape) > _WIDEST_GRAM:
-        return (crude + slack) * UP * unit
+        return (crude + slack) * UP * unit + TINY
     tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
     gram = tall.T @ tall
     rounding = gamma(len(tall) + 8, UNIT_ROUNDOFF) * float(
         row_sums_of_product(tall.T, tall).max(initial=0.0)
     )
     square = largest_eigenvalue(gram) + rounding
-    return (min(math.sqrt(square), crude) + slack) * UP * unit
+    return (min(math.sqrt(square), crude) + slack) * UP * unit + TINY
 
 
 def dense(op: Affine) -> tuple[FloatArray, float] | None:

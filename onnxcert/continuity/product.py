@@ -140,38 +140,41 @@ class Calculus:
         read = [self._constants[name] for name in node.inputs]
         if isinstance(node.op, Elementwise):
             steepest = float(self.network.slopes[node.name].largest.max(initial=0.0))
-            found = read[0] * steepest * UP
+            found = _times(read[0], steepest)
         elif is_maximum(node.op):
             found = math.hypot(*read[:2]) * UP
         elif _joins(node.op):
-            found = math.sqrt(sum(part * part for part in read)) * (1.0 + 1e-14)
+            found = math.hypot(*read) * (1.0 + 1e-14)
         elif len(read) > 1:
             found = sum(read) * (1.0 + 1e-14)
         else:
-            found = self._operator_norm(node) * read[0] * UP
+            found = _times(self._operator_norm(node), read[0])
         if node.name in self._targets and not self._is_base(node.name):
             found = min(found, self._of_island(node.name))
         root, matrix = self.dominance(node.name)
         if root == node.name:
             return found
-        return min(found, self._root_constant(root) * self._gain(matrix))
+        return min(found, _times(self._root_constant(root), self._gain(matrix)))
 
     def _gain(self, matrix: Any) -> float:
         sums = np.asarray(matrix.sum(axis=0)).ravel()
         largest = float(sums.max(initial=0.0))
-        if largest == 1.0 and float(matrix.max()) == 1.0:
+        if largest == 1.0 and (matrix.data == np.round(matrix.data)).all():
             return 1.0  # whole numbers add up exactly
         return math.sqrt(largest) * (1.0 + gamma(matrix.shape[0] + 8, UNIT_ROUNDOFF))
 
     def _root_constant(self, root: str) -> float:
-        if not root.startswith(_PAIR):
-            return self.constant(root)
-        a, b = self.network.makers[root.removeprefix(_PAIR)].inputs[:2]
-        best = math.hypot(self.constant(a), self.constant(b)) * UP
-        (first, left), (second, right) = self.dominance(a), self.dominance(b)
-        if first == second:
-            best = min(best, self.constant(first) * self._gain(_stack([left, right])))
-        return best
+        """L of a value, or of both operands of a sorted pair side by side."""
+        if root not in self._constants:
+            a, b = self.network.makers[root.removeprefix(_PAIR)].inputs[:2]
+            best = math.hypot(self.constant(a), self.constant(b)) * UP + TINY
+            (first, left), (second, right) = self.dominance(a), self.dominance(b)
+            if first == second:  # perhaps a sorted pair itself
+                best = min(
+                    best, _times(self._root_constant(first), self._gain(_stack([left, right])))
+                )
+            self._constants[root] = best
+        return self._constants[root]
 
     # Islands
 
@@ -216,12 +219,12 @@ class Calculus:
         for node in nodes:
             parts = [bounds.get(value, 0.0) for value in node.inputs]
             if _joins(node.op):
-                bounds[node.name] = math.sqrt(sum(part * part for part in parts)) * UP
+                bounds[node.name] = math.hypot(*parts) * (1.0 + 1e-14)
             elif len(parts) > 1:
                 bounds[node.name] = sum(parts) * UP
             else:
-                bounds[node.name] = parts[0] * self._operator_norm(node) * UP
-        best = bounds[name] * self.constant(base)
+                bounds[node.name] = _times(parts[0], self._operator_norm(node))
+        best = _times(bounds[name], self.constant(base))
         at_input = base == self.network.graph.input
         if (
             len(nodes) == 1
@@ -239,7 +242,7 @@ class Calculus:
             columns = _lengths(Rows(rows.values.T, rows.error.T))
             best = min(best, float(columns.sum()) * (1.0 + 1e-9))
         error = schur_bound(rows.error.sum(axis=1), rows.error.sum(axis=0)) * (1.0 + 1e-9)
-        return min(best, matrix_norm(rows.values, error) * self.constant(base) * UP)
+        return min(best, _times(matrix_norm(rows.values, error), self.constant(base)))
 
     def _operator_norm(self, node: Node) -> float:
         if node.name not in self._norms:
@@ -381,11 +384,16 @@ class Calculus:
                 total += _dual_lengths(rows, self.norm)
             else:
                 total += _lengths(rows) * self.constant(base)
-        result: FloatArray = np.minimum(whole, total) * (1.0 + 1e-14)
-        return result
+        result: FloatArray = np.fmin(whole, total) * (1.0 + 1e-14) + TINY
+        return np.where(np.isnan(result), np.inf, result)
 
 
 _PAIR = "sorted pair of "
+
+
+def _times(first: float, second: float) -> float:
+    """A product of bounds, rounded up; what underflows is not zero, only what is zero is."""
+    return first * second * UP + TINY if first and second else 0.0
 
 
 def _relative(op: Affine) -> float:
@@ -447,12 +455,14 @@ def _picked(index: Array, size: int) -> Any:
 
 def _scaled(matrix: Any, factors: Array | float) -> Any:
     """Rows times squares of factors, rounded up."""
-    from scipy.sparse import diags  # noqa: PLC0415
-
-    squares = np.broadcast_to(np.square(factors), matrix.shape[:1])
-    if (squares == 1.0).all():
+    factors = np.broadcast_to(np.abs(factors), matrix.shape[:1])
+    if (factors == 1.0).all():
         return matrix
-    return (diags(squares * UP) @ matrix).tocsr()
+    result = matrix.tocsr(copy=True)
+    each = np.repeat(factors, np.diff(result.indptr))
+    # The slack covers the roundings of stored factors, and TINY what underflows.
+    result.data = np.where(each, result.data * np.square(each) * (1.0 + 1e-14) + TINY, 0.0)
+    return result
 
 
 def _stack(parts: Sequence[Any]) -> Any:

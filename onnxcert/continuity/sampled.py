@@ -17,41 +17,44 @@ from onnxcert.sets import Box
 _MOST_GRADIENTS = 1 << 22
 """Numbers of all gradients at once."""
 
+_MOST_DIFFERENCES = 1 << 31
+"""Numbers of the differences of gradients at all points."""
+
 
 def sampled_constants(
     graph: Graph,
-    forms: FloatArray,
     norm: str,
     rng: np.random.Generator,
     *,
     points: int = 256,
     domain: Box | None = None,
-) -> FloatArray:
-    """The largest lengths of gradients that were seen of each form, (k,).
+) -> tuple[FloatArray, FloatArray]:
+    """The largest lengths of gradients that were seen of outputs (m,) and differences (m, m).
 
     Args:
         graph: the network.
-        forms: (k, m) linear forms of the output.
         norm: of the input; the gradient is measured in the dual one.
         rng: draws the points.
-        points: how many.
+        points: how many; fewer where the network has many outputs.
         domain: where they lie; None draws around zero in several sizes.
     """
-    best = np.zeros(len(forms))
-    size = graph.input_size
-    chunk = max(1, min(points, _MOST_GRADIENTS // max(1, size * graph.output_size)))
+    size, count = graph.input_size, graph.output_size
+    outputs, pairs = np.zeros(count), np.zeros((count, count))
+    points = max(1, min(points, _MOST_DIFFERENCES // (count * count * size)))
+    chunk = max(1, min(points, _MOST_GRADIENTS // max(1, size * count)))
     for start in range(0, points, chunk):
-        count = min(chunk, points - start)
+        rows = min(chunk, points - start)
         if domain is None:
-            scale = 10.0 ** rng.uniform(-2.0, 2.0, size=(count, 1))
-            x = scale * rng.normal(size=(count, size))
+            scale = 10.0 ** rng.uniform(-2.0, 2.0, size=(rows, 1))
+            x = scale * rng.normal(size=(rows, size))
         else:
-            x = rng.uniform(domain.lower, domain.upper, size=(count, size))
-        jacobian = jacobians(graph, x)
-        for number, row in enumerate(forms):
-            gradient = np.einsum("m,bmn->bn", row, jacobian)
-            best[number] = max(best[number], float(_dual_length(gradient, norm).max()))
-    return best
+            x = rng.uniform(domain.lower, domain.upper, size=(rows, size))
+        for jacobian in jacobians(graph, x):
+            outputs = np.maximum(outputs, _dual_length(jacobian, norm))
+            for number, row in enumerate(jacobian):
+                lengths = _dual_length(row - jacobian[:number], norm)
+                pairs[number, :number] = np.maximum(pairs[number, :number], lengths)
+    return outputs, pairs + pairs.T
 
 
 def jacobians(graph: Graph, x: Array) -> FloatArray:
@@ -68,7 +71,7 @@ def _dual_length(gradient: Array, norm: str) -> Array:
     if norm == "inf":
         return np.abs(gradient).sum(axis=1)  # type: ignore[no-any-return]
     if norm == "1":
-        return np.abs(gradient).max(axis=1)  # type: ignore[no-any-return]
+        return np.abs(gradient).max(axis=1, initial=0.0)  # type: ignore[no-any-return]
     return np.sqrt(np.square(gradient).sum(axis=1))  # type: ignore[no-any-return]
 
 

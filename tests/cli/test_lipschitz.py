@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
+from onnxcert import certified_radius
 from tests.cli.conftest import Call, Files
 from tests.continuity.test_bottom import classifier, grid, run
 from tests.frontend.onnx_models import single
@@ -56,6 +57,7 @@ def test_a_domain_is_named(call: Call, tmp_path: Path) -> None:
     ended = call("lipschitz", path, "--domain", "-2", "-1")
     assert ended.code == 0
     assert "for inputs in [-2, -1]" in ended.out
+    assert call("lipschitz", path, "--domain", "-2e0", "-1e-3").code == 0
 
 
 def test_shares(call: Call, model: Path, data: Path, tmp_path: Path) -> None:
@@ -65,6 +67,8 @@ def test_shares(call: Call, model: Path, data: Path, tmp_path: Path) -> None:
     assert ended.out.startswith("inputs 25, correct 100.00 %, norm 2\n")
     lines = [line.split(",") for line in table.read_text().splitlines()]
     assert lines[0] == ["index", "label", "class", "radius", "robust_0.01", "robust_0.1"]
+    radius = certified_radius(onnx.load(model), grid(5))
+    assert [float(line[3]) for line in lines[1:]] == radius.tolist()  # never rounded up
     assert len(lines) == 26
     robust = sum(int(line[5]) for line in lines[1:])
     assert ended.out.splitlines()[-1].split() == ["0.1", str(robust), f"{4.0 * robust:.2f}", "%"]

@@ -56,7 +56,7 @@ def grid(count: int = 41) -> np.ndarray:
     return np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)
 
 
-@pytest.mark.parametrize("opset", [9, 11, 13, 18, 21])
+@pytest.mark.parametrize("opset", [7, 8, 9, 11, 13, 18, 21])
 def test_certified_points_keep_their_class(opset: int) -> None:
     """Nothing within the radius, on a fine grid, has another class."""
     plain, eps = classifier(opset=opset), 0.1
@@ -117,9 +117,51 @@ def test_ties_are_not_certified() -> None:
 
 def test_inputs_outside_the_domain_are_not_certified() -> None:
     model = extend(classifier(), 1e-3)
-    x = np.array([[0.5, 0.5], [1.5, 0.5], [0.5, -0.1]], dtype=np.float32)
-    inside = run(model, x=x)[1]
+    x = np.array([[0.5, 0.5], [1.5, 0.5], [0.5, -0.1], [np.inf, 0.5]], dtype=np.float32)
+    logits, inside, radius = run(model, x=x)
+    assert inside[0]
     assert not inside[1:].any()
+    assert (logits[1:3].argmax(axis=1) == 3).all()
+    assert radius[0] > 0.0
+    assert (radius[1:] == 0.0).all()
+
+
+@pytest.mark.parametrize("opset", [8, 13])
+def test_what_is_no_number_is_not_certified(opset: int) -> None:
+    """Runtimes may take the maximum of a number and NaN to be the number; nor is infinity one."""
+    nodes = [
+        helper.make_node("Relu", ["x"], ["h"]),
+        helper.make_node("Add", ["h", "b"], ["y"]),
+    ]
+    model = model_of(nodes, {"x": (1, 2)}, ["y"], {"b": np.array([5, 0], np.float32)}, opset=opset)
+    for x in ([0.5, np.nan], [np.nan, 0.5], [np.nan, np.nan], [np.inf, 0.5]):
+        _, certified, radius = run(extend(model, 0.1), x=np.array([x], np.float32))
+        assert not certified.any()
+        assert not radius[0] > 0.0
+
+
+def test_inner_names_are_no_obstacle() -> None:
+    names = {"x": "x", "w0": "eps", "z": "certified", "h": "radius", "w1": "onnxcert/logits"}
+    model, plain = classifier(), classifier()
+    for value in (*model.graph.initializer, *model.graph.node):
+        value.name = names.get(value.name, value.name)
+    for node in model.graph.node:
+        for part in (node.input, node.output):
+            part[:] = [names.get(name, name) for name in part]
+    x = grid(5)
+    expected = run(extend(plain, 0.1), x=x)
+    for found in (
+        run(extend(model, 0.1), x=x),
+        run(extend(model, 0.1, eps_input=True), x=x, eps=np.array(0.1, np.float32)),
+    ):
+        assert np.array_equal(found[1], expected[1])
+
+
+def test_files_older_than_stored_tensors_of_their_own() -> None:
+    model = single("MatMul", (1, 2), np.eye(2, dtype=np.float32), opset=8)
+    model.ir_version = 3
+    model.graph.input.append(helper.make_tensor_value_info("v1", onnx.TensorProto.FLOAT, [2, 2]))
+    assert run(extend(model, 0.1), v0=np.array([[1, 0]], np.float32))[1].all()
 
 
 def test_other_shapes() -> None:
@@ -150,6 +192,33 @@ def test_rows_of_a_batch_that_meet_are_refused() -> None:
     )
     with pytest.raises(UnsupportedModel, match="depend on each other"):
         extend(model, 0.1)
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    with pytest.raises(UnsupportedModel, match="depend on each other"):
+        extend(model, 0.1)
+
+
+def test_axes_that_no_claim_covers_are_fixed() -> None:
+    """One row of logits whatever the number of rows: no model of a batch."""
+    nodes = [helper.make_node("ReduceSum", ["x", "axes"], ["y"], keepdims=1)]
+    model = model_of(nodes, {"x": ("N", 3)}, ["y"], {"axes": np.array([0])})
+    extended = extend(model, 0.1)
+    assert run(extended, x=np.array([[1, 0, 0]], np.float32))[1].all()
+    with pytest.raises(Exception, match="invalid dimensions"):
+        run(extended, x=np.zeros((2, 3), np.float32))
+
+
+def test_logits_may_have_more_axes() -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("Unsqueeze", ["h", "one"], ["y"]),
+    ]
+    constants = {"w": np.eye(3, dtype=np.float32), "one": np.array([1])}
+    model = extend(model_of(nodes, {"x": ("N", 3)}, ["y"], constants), 0.1)
+    x = np.array([[1, 0, 0], [0, 0, 0], [2, 0, 0], [0, 1, 0.5]], np.float32)
+    logits, certified, radius = run(model, x=x)
+    assert logits.shape == (4, 1, 4)
+    assert radius.shape == (4, 1)
+    assert certified[:, 0].tolist() == [True, False, False, True]
 
 
 def test_what_is_no_classifier_is_refused() -> None:

@@ -119,11 +119,19 @@ def test_arguments_without_meaning() -> None:
         {"eps": 0.1, "norm": "1"},
         {"eps": 0.1, "domain": (1.0, 0.0)},
         {"eps": 0.1, "bound": lipschitz(model, norm="inf")},
+        {"eps": 0.1, "bound": lipschitz(classifier(width=5))},
     ):
         with pytest.raises(UsageError):
             certify(model, x, **options)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="labels"):
         certify(model, x, np.zeros(3, int), eps=0.1)
+    for wrong in (3, -1):
+        with pytest.raises(UsageError, match="of 3 classes"):
+            certify(model, x, np.full(9, wrong), eps=0.1)
+    with pytest.raises(UsageError, match="first axis"):
+        certify(model, x.T, eps=0.1)
+    with pytest.raises(UsageError, match="no classes"):
+        certify(classifier(classes=1), x, eps=0.1, method="backward")
     with pytest.raises(UsageError, match="inputs"):
         certified_radius(model, np.zeros(3))
     with pytest.raises(UsageError, match="finite"):

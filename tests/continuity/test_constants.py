@@ -23,12 +23,13 @@ from onnxcert.continuity.ellipsoid import (
     enclose,
     enclose_near,
     input_diagonal,
+    pair_constants,
 )
 from onnxcert.continuity.network import Network, input_box
 from onnxcert.continuity.product import Calculus
 from onnxcert.continuity.refine import Objective, refined
 from onnxcert.graph import Graph, Node
-from onnxcert.ops import Linear, Relu, Sign, Sum
+from onnxcert.ops import Affine, Linear, Relu, Scale, Sign, Sum
 from tests import strategies
 from tests.frontend.onnx_models import model_of, single
 from tests.oracles import dot, exact_values
@@ -146,6 +147,25 @@ def test_constants_on_a_domain(case: tuple[Graph, Array, str]) -> None:
         )
     if found is not None:
         assert_above(graph, constants(forms, found[0]), forms, norm, points)
+
+
+def test_constants_of_all_differences(rng: np.random.Generator) -> None:
+    root = rng.normal(size=(5, 3))
+    matrix = root @ root.T
+    forms = np.eye(5)[:, None] - np.eye(5)
+    expected = np.linalg.norm(forms @ root, axis=2)
+    found = pair_constants(matrix)
+    assert (found >= expected).all()
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_many_outputs(rng: np.random.Generator) -> None:
+    """Seen constants of all pairs; of an affine map they are the bounds."""
+    model = single("MatMul", (1, 4), rng.normal(size=(4, 150)).astype(np.float32))
+    for norm in ("2", "inf", "1"):
+        bound = lipschitz(model, method="product", norm=norm, samples=2)
+        assert bound.seen_pairs == pytest.approx(bound.pairs, rel=1e-9)
+        assert bound.seen_outputs == pytest.approx(bound.outputs, rel=1e-9)
 
 
 @given(seed=strategies.seeds, norm=NORMS, barrier=st.sampled_from([0.0, 0.1]))
@@ -407,3 +427,46 @@ def test_refinement_reaches_the_semidefinite_program() -> None:
     found = enclose_near(plan, *objective.unpack(best))
     assert found is not None
     assert 1.1912 <= constants(np.eye(1), found[0])[0] <= 1.002 * 1.1913
+
+
+def test_pairs_sorted_twice() -> None:
+    """Sorting what is sorted already; the second pair is a selection of the first."""
+    make = helper.make_node
+    first = sorting("split")
+    nodes = [
+        *first.graph.node,
+        make("Split", ["y"], ["m", "n"], axis=1),
+        make("Max", ["m", "n"], ["c"]),
+        make("Min", ["m", "n"], ["d"]),
+        make("Concat", ["c", "d"], ["z"], axis=1),
+    ]
+    assert 1.0 <= everything(model_of(nodes, {"x": (1, 6)}, ["z"]), "product") <= 1.0 + 1e-12
+
+
+def chained(nodes: Sequence[Affine]) -> Calculus:
+    """Affine operators with rectifiers between."""
+    parts, last = [], "x"
+    for number, op in enumerate(nodes):
+        parts.append(Node(f"a{number}", op, (last,)))
+        parts.append(Node(f"h{number}", Relu(op.output_size), (f"a{number}",)))
+        last = f"h{number}"
+    size = nodes[0].input_sizes[0]
+    return Calculus(Network.read(Graph("x", size, tuple(parts[:-1]), parts[-2].name)))
+
+
+def test_what_underflows_is_not_zero() -> None:
+    """Squares of factors, and products of constants, that binary64 cannot hold."""
+    scales = [Scale(2, np.full(2, factor)) for factor in (1e-170, 1e170)]
+    with np.errstate(over="ignore"):
+        assert chained(scales).outputs(np.eye(2)).min() >= 1.0
+    weight = np.array([[1.0, 2.0], [3.0, 4.0]])
+    linears = [Linear(weight * factor) for factor in (1e-200, 1e-200, 1e200, 1e200)]
+    assert chained(linears).outputs(np.eye(2)).min() >= 100.0
+    nothing = [Linear(np.zeros((2, 2))), *linears]
+    assert chained(nothing).outputs(np.eye(2)).max() < 1e-100
+
+
+def test_what_overflows_is_infinite() -> None:
+    with np.errstate(all="ignore"):
+        bounds = chained([Linear(np.full((2, 2), 1e200))] * 3).outputs(np.eye(2))
+    assert (bounds == np.inf).all()

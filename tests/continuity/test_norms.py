@@ -87,6 +87,8 @@ def test_matrix_norm_at_64(size: int, rng: np.random.Generator) -> None:
 
 def test_zero_and_empty_matrices() -> None:
     assert matrix_norm(np.zeros((3, 2))) == 0.0
+    assert matrix_norm(np.array([[1.7e308]])) > 1.7e308
+    assert matrix_norm(np.full((2, 2), 5e-324)) >= 1e-323
     assert largest_eigenvalue(np.zeros((0, 0))) == 0.0
 
 
