@@ -47,6 +47,12 @@ _MULTIPLIER_FALL = 0.1
 _MOMENTUM, _SECOND_MOMENTUM = 0.9, 0.999
 
 
+def _turn(row: Array, z: Array, mean_step: Array, half_step: Array) -> Array:
+    """What a row over the output gains at z as a line turns; entry by entry."""
+    gain: Array = (row * mean_step - abs(row) * half_step) * z
+    return gain
+
+
 @dataclass(frozen=True)
 class FreeCurve:
     """Lines of an elementwise node as a function of the position s of its free line.
@@ -70,7 +76,7 @@ class FreeCurve:
     def gradient(self, row: Array, z: Array, position: Array) -> Array:
         """d bound / d s for rows (B, n) over the outputs and values before the neurons."""
         del position
-        return (row * self.mean_step - abs(row) * self.half_step) * z  # type: ignore[no-any-return]
+        return _turn(row, z, self.mean_step, self.half_step)
 
     def moving(self, start: Array) -> _Turning:
         """The lines for the rows of an ascent that begins at positions (B, n)."""
@@ -158,8 +164,7 @@ class _Turning:
         """d bound / d position for rows (B, n) over the outputs and values before the neurons."""
         del position
         _, _, mean_step, half_step = self._parts
-        row, z = self._of(row), self._of(z)
-        return (row * mean_step - abs(row) * half_step) * z  # type: ignore[no-any-return]
+        return _turn(self._of(row), self._of(z), mean_step, half_step)
 
     def spread(self, position: Array) -> Array:
         """Positions of all neurons, (B, n)."""

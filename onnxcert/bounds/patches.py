@@ -235,16 +235,17 @@ def _find(graph: Graph, target: str, host: bool) -> Patch | None:
     if rectangles is None or graph.input not in rectangles:
         return None
     path = [node for node in graph.nodes if node.name in rectangles]
+    taken = {node.name for node in graph.nodes}
     nodes: list[Node] = []
     for node in path:
-        nodes += _local(node, shapes, rectangles, {n.name for n in graph.nodes})
+        nodes += _local(node, shapes, rectangles, taken)
     size = _entries(shapes, rectangles, graph.input)
+    whole = _work(path) + _PASSES * graph.input_size
+    if _work(nodes) + _PASSES * size > _WORTHWHILE * whole:
+        return None
     patch = Graph(graph.input, size, tuple(nodes), target)
     if not host:  # the crops are new; all other arrays lie there already
         patch = patch.to(Device("cuda"))
-    whole = _work(path) + _PASSES * graph.input_size
-    if _work(patch.nodes) + _PASSES * size > _WORTHWHILE * whole:
-        return None
     return Patch(patch, shapes, rectangles)
 
 
@@ -364,7 +365,7 @@ def _crop(channels: int, whole: Rectangle, part: Rectangle) -> Select:
     return Select.of(chosen.ravel(), numbers.size)
 
 
-def _work(nodes: tuple[Node, ...] | list[Node]) -> int:
+def _work(nodes: list[Node]) -> int:
     """Products of one backward row, and passes over its entries."""
     total = 0
     for node in nodes:

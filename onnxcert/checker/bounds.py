@@ -568,16 +568,7 @@ class Bounder:
                 if len(ids) and backward:
                     self._refine(r, k, ids)
             elif isinstance(block, Curve):
-                x = r.lower[:, block.ids] - self.flushed, r.upper[:, block.ids] + self.flushed
-                below, above = curves.interval(block.kind, *x, block.slope, self.executed)
-                below, above = below - self.flushed, above + self.flushed
-                limit = _RANGE if self.executed else np.inf
-                r.lower[:, span] = np.where(below >= -limit, below, -np.inf)
-                r.upper[:, span] = np.where(above <= limit, above, np.inf)
-                r.curves[k] = self._lines(r, k, block, *x, None)
-                if forms is not None:
-                    lines = self._lines(r, k, block, *x, parallel(block.kind, *x))
-                    forms.curve(span, block.ids, *x, lines, self.gamma)
+                self._curve(r, k, block, forms)
             wrong = r.lower[:, span] > r.upper[:, span]
             if wrong.any():  # nothing is in there: any order of the bounds keeps lines defined
                 r.empty |= wrong.any(axis=1)
@@ -620,6 +611,19 @@ class Bounder:
             low = np.maximum(r.lower[:, a], r.lower[:, b])
             high = np.maximum(r.upper[:, a], r.upper[:, b])
         return np.where(right, low, -np.inf), np.where(right, high, np.inf)
+
+    def _curve(self, r: Relaxation, k: int, block: Curve, forms: Forms | None) -> None:
+        span = slice(block.start, block.start + block.size)
+        x = r.lower[:, block.ids] - self.flushed, r.upper[:, block.ids] + self.flushed
+        below, above = curves.interval(block.kind, *x, block.slope, self.executed)
+        below, above = below - self.flushed, above + self.flushed
+        limit = _RANGE if self.executed else np.inf
+        r.lower[:, span] = np.where(below >= -limit, below, -np.inf)
+        r.upper[:, span] = np.where(above <= limit, above, np.inf)
+        r.curves[k] = self._lines(r, k, block, *x, None)
+        if forms is not None:
+            lines = self._lines(r, k, block, *x, parallel(block.kind, *x))
+            forms.curve(span, block.ids, *x, lines, self.gamma)
 
     def _lines(
         self, r: Relaxation, k: int, block: Curve, low: Array, high: Array, free: Array | None

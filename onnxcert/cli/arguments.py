@@ -116,33 +116,29 @@ def gigabytes(text: str) -> float:
 
 def from_zero(text: str) -> float:
     """A finite number, zero or above."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (0 <= value < math.inf):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0")
-    return value
-
-
-def _positive_number(text: str, unit: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (0 < value < math.inf):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of {unit}")
-    return value
+    return _number_from_zero(text, "a number from 0")
 
 
 def radius(text: str) -> float:
     """A finite number, at least zero."""
+    return _number_from_zero(text, "a radius")
+
+
+def _positive_number(text: str, unit: str) -> float:
+    what = f"a positive number of {unit}"
+    value = _number_from_zero(text, what)
+    if value == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+    return value
+
+
+def _number_from_zero(text: str, what: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not (0 <= value < math.inf):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a radius")
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
     return value
 
 

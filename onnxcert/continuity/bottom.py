@@ -37,7 +37,7 @@ from onnxcert.bounds.execution import execution_error
 from onnxcert.bounds.interval import interval_bounds
 from onnxcert.continuity.bound import LipschitzBound, lipschitz
 from onnxcert.continuity.ellipsoid import Plan, choose_closed_form, enclose, pair_constants
-from onnxcert.continuity.network import Network, input_box, is_maximum
+from onnxcert.continuity.network import Network, input_box
 from onnxcert.errors import ModelError, UnsupportedModel, UsageError
 from onnxcert.frontend.model_file import decompressed
 from onnxcert.frontend.onnx import Model, load_model
@@ -116,7 +116,7 @@ def _carried(network: Network, own: Mapping[str, Array | None]) -> FloatArray:
     errors: dict[str, Array] = {graph.input: np.zeros((1, graph.input_size))}
     for node in graph.nodes:
         read = [errors[name] for name in node.inputs]
-        if is_maximum(node.op):  # compared, not computed
+        if node.op.takes_maximum:  # compared, not computed
             errors[node.name] = np.maximum(read[0], read[1])
             continue
         if isinstance(node.op, Elementwise):
@@ -133,7 +133,7 @@ def _carried(network: Network, own: Mapping[str, Array | None]) -> FloatArray:
 def _maxima_are_exact(network: Network, own: Mapping[str, Array | None]) -> bool:
     """Whether executions make no roundings between the operands of maxima and their results."""
     for node in network.graph.nodes:
-        if is_maximum(node.op):
+        if node.op.takes_maximum:
             gap = network.makers[node.inputs[2]]
             if any(own[name] is not None for name in (node.name, gap.name, *gap.inputs)):
                 return False

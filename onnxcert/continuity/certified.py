@@ -110,14 +110,7 @@ def certify(  # noqa: PLR0913 - all but three are keywords with defaults
     """
     norm = norm_name(norm)
     wanted = tuple(float(e) for e in ([eps] if isinstance(eps, (int, float)) else eps))
-    if method not in METHODS:
-        raise UsageError(f"there is no method {method!r}", help=", ".join(METHODS))
-    if not wanted or not all(0.0 <= e < np.inf for e in wanted):
-        raise UsageError("radii are finite numbers of at least 0")
-    if norm == "1" and method != "lipschitz":
-        raise UsageError("linear bounds are for the norms 2 and inf", help="use lipschitz")
-    if domain is not None and not domain[0] <= domain[1]:
-        raise UsageError(f"[{domain[0]:g}, {domain[1]:g}] is no domain")
+    _check_options(wanted, norm, method, domain)
     read = model if isinstance(model, Model) else load_model(model)
     points, given = _checked(read, x, labels)
     robust = np.zeros((len(wanted), len(points)), dtype=bool)
@@ -142,6 +135,19 @@ def certify(  # noqa: PLR0913 - all but three are keywords with defaults
                 done += len(part)
                 progress(done, total)
     return Certification(wanted, norm, method, predicted, given, radius, robust, bound)
+
+
+def _check_options(
+    eps: Sequence[float], norm: str, method: str, domain: tuple[float, float] | None
+) -> None:
+    if method not in METHODS:
+        raise UsageError(f"there is no method {method!r}", help=", ".join(METHODS))
+    if not eps or not all(0.0 <= e < np.inf for e in eps):
+        raise UsageError("radii are finite numbers of at least 0")
+    if norm == "1" and method != "lipschitz":
+        raise UsageError("linear bounds are for the norms 2 and inf", help="use lipschitz")
+    if domain is not None and not domain[0] <= domain[1]:
+        raise UsageError(f"[{domain[0]:g}, {domain[1]:g}] is no domain")
 
 
 def _checked(model: Model, x: Array, labels: Array | None) -> tuple[FloatArray, IntArray | None]:

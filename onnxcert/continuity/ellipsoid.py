@@ -43,7 +43,7 @@ import numpy as np
 
 from onnxcert.arrays import UNIT_ROUNDOFF, Array, FloatArray
 from onnxcert.continuity.network import Network
-from onnxcert.continuity.norms import UP, WEIGHT_ROUNDINGS, cholesky_residual
+from onnxcert.continuity.norms import UP, WEIGHT_ROUNDINGS, cholesky_residual, largest_estimate
 from onnxcert.errors import UsageError
 from onnxcert.graph import Graph
 from onnxcert.ops import Affine, Elementwise
@@ -220,21 +220,6 @@ def choose_given(multipliers: Mapping[str, FloatArray]) -> Chooser:
         return multipliers[name][bent]
 
     return choose
-
-
-def largest_estimate(block: FloatArray) -> float:
-    """The largest eigenvalue, nearly; no bound."""
-    if len(block) == 0:
-        return 0.0
-    if len(block) < 200:
-        return float(np.linalg.eigvalsh(block)[-1])
-    from scipy.sparse.linalg import ArpackError, eigsh  # noqa: PLC0415 - slow to import
-
-    start = np.random.default_rng(0).normal(size=len(block))
-    try:
-        return float(eigsh(block, k=1, tol=1e-8, v0=start, return_eigenvectors=False)[0])
-    except ArpackError:
-        return float(np.linalg.eigvalsh(block)[-1])
 
 
 def enclose(

@@ -19,7 +19,7 @@ from onnxcert.arrays import UNIT_ROUNDOFF, FloatArray, IntArray
 from onnxcert.bounds.crown import crown_bounds
 from onnxcert.errors import UnsupportedModel
 from onnxcert.graph import Graph, Node
-from onnxcert.ops import Affine, Elementwise, Maximum, Operator, Scale, Select, Sum
+from onnxcert.ops import Affine, Elementwise, Operator, Scale, Select, Sum
 from onnxcert.ops.two_slope import TwoSlope
 from onnxcert.sets import Box
 
@@ -116,19 +116,6 @@ def _signs(op: Operator) -> tuple[int, ...] | None:
 @_signs.register
 def _(op: Sum) -> tuple[int, ...] | None:
     return op.signs
-
-
-@singledispatch
-def is_maximum(op: Operator) -> bool:
-    """Whether the node is the maximum of its first two inputs, as its third one makes sure."""
-    del op
-    return False
-
-
-@is_maximum.register
-def _(op: Maximum) -> bool:
-    del op
-    return True
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,7 +241,7 @@ class Network:
     def pairs(self) -> Mapping[str, tuple[str, int]]:
         """Maximum that belongs to a sorted pair -> (the first maximum of the pair, which half)."""
         result: dict[str, tuple[str, int]] = {}
-        maxima = [node for node in self.graph.nodes if is_maximum(node.op)]
+        maxima = [node for node in self.graph.nodes if node.op.takes_maximum]
         for number, second in enumerate(maxima):
             for first in maxima[:number]:
                 taken = first.name in result or second.name in result

@@ -68,7 +68,7 @@ def largest_eigenvalue(gram: FloatArray) -> float:
     scale = float(np.abs(gram).max())
     if scale == 0.0 or not math.isfinite(scale):
         return scale
-    estimate = _estimate(gram)
+    estimate = largest_estimate(gram)
     for step in _STEPS:
         top = estimate * (1.0 + step) + TINY
         shifted = -gram
@@ -82,8 +82,10 @@ def largest_eigenvalue(gram: FloatArray) -> float:
     return float(np.abs(gram).sum(axis=1).max()) * (1.0 + gamma(size + 8, UNIT_ROUNDOFF))
 
 
-def _estimate(gram: FloatArray) -> float:
-    """The largest eigenvalue, nearly."""
+def largest_estimate(gram: FloatArray) -> float:
+    """The largest eigenvalue of a symmetric matrix, nearly; no bound."""
+    if len(gram) == 0:
+        return 0.0
     if len(gram) < _LANCZOS_SIDE:
         return float(np.linalg.eigvalsh(gram)[-1])
     from scipy.sparse.linalg import ArpackError, eigsh  # noqa: PLC0415 - slow to import

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from onnxcert.arrays import UNIT_ROUNDOFF, Array, FloatArray
-from onnxcert.continuity.network import Network, is_maximum
+from onnxcert.continuity.network import Network
 from onnxcert.continuity.norms import (
     DENSE_NUMBERS,
     DENSE_SIDE,
@@ -39,24 +39,11 @@ from onnxcert.continuity.norms import (
     schur_bound,
 )
 from onnxcert.graph import Node
-from onnxcert.ops import Affine, Concat, Elementwise, Operator, Scale, Select
+from onnxcert.ops import Affine, Elementwise, Operator, Scale, Select
 from onnxcert.ops.base import TINY, gamma
 
 _MOST_ENTRIES = 1 << 23
 """Of a dominance matrix; beyond, the value starts a new one."""
-
-
-@singledispatch
-def _joins(op: Operator) -> bool:
-    """Whether the inputs stand side by side, so that squares add up."""
-    del op
-    return False
-
-
-@_joins.register
-def _(op: Concat) -> bool:
-    del op
-    return True
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +120,7 @@ class Calculus:
 
     def _is_base(self, name: str) -> bool:
         node = self.network.makers.get(name)
-        return node is None or isinstance(node.op, Elementwise) or is_maximum(node.op)
+        return node is None or isinstance(node.op, Elementwise) or node.op.takes_maximum
 
     def _of(self, node: Node) -> float:
         """The best of the rules."""
@@ -141,9 +128,9 @@ class Calculus:
         if isinstance(node.op, Elementwise):
             steepest = float(self.network.slopes[node.name].largest.max(initial=0.0))
             found = _times(read[0], steepest)
-        elif is_maximum(node.op):
+        elif node.op.takes_maximum:
             found = math.hypot(*read[:2]) * UP
-        elif _joins(node.op):
+        elif node.op.stacks:
             found = math.hypot(*read) * (1.0 + 1e-14)
         elif len(read) > 1:
             found = sum(read) * (1.0 + 1e-14)
@@ -218,7 +205,7 @@ class Calculus:
         bounds = {base: 1.0}
         for node in nodes:
             parts = [bounds.get(value, 0.0) for value in node.inputs]
-            if _joins(node.op):
+            if node.op.stacks:
                 bounds[node.name] = math.hypot(*parts) * (1.0 + 1e-14)
             elif len(parts) > 1:
                 bounds[node.name] = sum(parts) * UP
@@ -325,9 +312,9 @@ class Calculus:
     def _read_by_dominance(self, node: Node) -> tuple[str, ...]:
         if isinstance(node.op, Elementwise):
             return node.inputs
-        if is_maximum(node.op):
+        if node.op.takes_maximum:
             return node.inputs[:2]
-        return node.inputs if _weights(node.op) is not None or _joins(node.op) else ()
+        return node.inputs if _weights(node.op) is not None or node.op.stacks else ()
 
     def _dominate(self, name: str, node: Node | None) -> tuple[str, Any]:
         own = name, _identity(self.network.graph.sizes[name])
@@ -336,14 +323,14 @@ class Calculus:
         known = [self._dominance[value] for value in self._read_by_dominance(node)]
         if not known:
             return own
-        if is_maximum(node.op):
+        if node.op.takes_maximum:
             return self._dominate_maximum(node, known, own)
         root = known[0][0]
         if any(other != root for other, _ in known):
             return own
         if isinstance(node.op, Elementwise):
             matrix = _scaled(known[0][1], self.network.slopes[name].largest)
-        elif _joins(node.op):
+        elif node.op.stacks:
             matrix = _stack([part for _, part in known])
         else:
             weights = _weights(node.op)

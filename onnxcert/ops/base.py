@@ -44,6 +44,12 @@ def gamma(count: float, unit: float) -> float:
 class Operator(ABC):
     """A map from one or more flat vectors to one flat vector. Final subclasses are frozen."""
 
+    takes_maximum: ClassVar[bool] = False
+    """Whether the output is the larger of the first two inputs, as the third one makes sure."""
+
+    stacks: ClassVar[bool] = False
+    """Whether the inputs stand one after the other in the output, so that squares add up."""
+
     @property
     @abstractmethod
     def input_sizes(self) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from onnxcert.ops.base import Affine, register
 @dataclass(frozen=True)
 class Concat(Affine):
     """y = (x_1, ..., x_k); an axis other than the first is a `Select` behind it."""
+
+    stacks: ClassVar[bool] = True
 
     sizes: tuple[int, ...]
 

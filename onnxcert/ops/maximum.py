@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -23,6 +23,8 @@ from onnxcert.sets import Box
 @dataclass(frozen=True)
 class Maximum(Affine):
     """y = b + r for inputs (a, b, r), where the graph makes r = relu(a - b)."""
+
+    takes_maximum: ClassVar[bool] = True
 
     size: int
 

@@ -59,9 +59,7 @@ class GradientAttack:
         """
         problem = candidates.cases.problem
         lower, upper = (side[problem.case_box[cases]] for side in (problem.lower, problem.upper))
-        x = _starts(lower, upper, rng)
-        if points is not None:
-            x[: len(points)] = np.clip(to_host(points), lower[: len(points)], upper[: len(points)])
+        x = _starts(lower, upper, rng, points)
         xp = array_module(candidates.cases.offset)
         x, low, high = (xp.asarray(part, dtype=self.precision) for part in (x, lower, upper))
         width = high - low
@@ -183,8 +181,8 @@ class Falsifier:
             self._longest = max(self._longest, seconds)
 
 
-def _starts(lower: Array, upper: Array, rng: np.random.Generator) -> Array:
-    """Uniform points, corners, points pushed towards the faces, and one centre."""
+def _starts(lower: Array, upper: Array, rng: np.random.Generator, points: Array | None) -> Array:
+    """Given points first; else uniform ones, corners, some pushed towards the faces, one centre."""
     share = rng.random(lower.shape)
     kind = np.arange(len(lower)) % 4
     share = np.where((kind == 1)[:, None], np.round(share), share)
@@ -192,4 +190,7 @@ def _starts(lower: Array, upper: Array, rng: np.random.Generator) -> Array:
     share = np.where((kind == 2)[:, None], pushed, share)
     share[0] = 0.5
     starts: Array = lower + share * (upper - lower)
+    if points is not None:
+        count = len(points)
+        starts[:count] = np.clip(to_host(points), lower[:count], upper[:count])
     return starts

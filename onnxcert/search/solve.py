@@ -441,6 +441,8 @@ class Solver:
     ) -> tuple[Graph, dict[str, Box], tuple[Graph, list[Refinement]]]:
         """Drop neurons that are dead on the box, tighten the bounds of the others, and again."""
         graph, boxes = self._simplify(self.graph, bounds.boxes)
+        if not steps:
+            return graph, boxes, (graph, [])
         share = _INTERMEDIATE_SHARE * self.deadline.remaining
         limit = self.deadline.slice(share).expired
         refined = list[Refinement]()

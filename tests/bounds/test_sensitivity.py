@@ -231,6 +231,19 @@ def test_ellipsoids(curve: str) -> None:
     np.testing.assert_allclose(actual, expected, atol=tolerance * abs(expected).max())
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-100, 1e-170])
+def test_ellipsoids_hold_where_squares_vanish(scale: float) -> None:
+    """The norm of a row whose squares are below every number is not taken for zero."""
+    weight = scale * np.array([[1.0], [-3.0], [0.5]])
+    graph = Graph("x", 3, (Node("y", Linear(weight, None), ("x",)),), "y")
+    box = Box(-np.ones((1, 3)), np.ones((1, 3)))
+    rows = np.ones((1, 1, 1))
+    lower = bound_forms(bound_layers(graph, box, ball=True), rows, np.zeros((1, 1))).lower
+    norm_squared = sum(Fraction(float(w)) ** 2 for w in weight[:, 0])
+    assert lower[0, 0] < 0
+    assert Fraction(float(lower[0, 0])) ** 2 >= norm_squared
+
+
 def test_intervals_are_differentiated_where_they_are_better(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

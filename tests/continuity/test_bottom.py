@@ -19,7 +19,7 @@ from onnxcert.bounds.crown import crown_bounds
 from onnxcert.bounds.execution import execution_error
 from onnxcert.bounds.interval import interval_bounds
 from onnxcert.continuity.bottom import execution_deviation
-from onnxcert.continuity.network import Network, input_box, is_maximum
+from onnxcert.continuity.network import Network, input_box
 from onnxcert.graph import Graph
 from tests import strategies
 from tests.frontend.onnx_models import model_of, single
@@ -269,7 +269,7 @@ def test_deviation_encloses_any_roundings(graph: Graph, seed: int) -> None:
         for node in graph.nodes:
             exact[node.name] = node.op.forward([exact[name] for name in node.inputs])
             values = [run_[name] for name in node.inputs]
-            value = np.maximum(*values[:2]) if is_maximum(node.op) else node.op.forward(values)
+            value = np.maximum(*values[:2]) if node.op.takes_maximum else node.op.forward(values)
             error = execution_error(graph, node, boxes, unit)
             if error is not None:
                 value = value + 0.9 * np.where(np.isfinite(error), error, 0.0) * rng.choice([-1, 1])
