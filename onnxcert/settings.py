@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_type_hints
 from onnxcert.errors import UsageError
 
 Splitting = Literal["auto", "input", "neuron", "none"]
-Watching = Literal["auto", "off"]
+Switch = Literal["auto", "off"]
 
 
 def _option(
@@ -28,14 +28,17 @@ class Settings:
 
     attack_restarts: int = _option(64, "points per round of the gradient attack", 0)
     attack_steps: int = _option(40, "gradient steps per round", 1)
-    attack_share: float = _option(0.2, "share of the elapsed time that the attack may take", 0, 1)
+    attack_share: float = _option(
+        0.2, "share of the first ten seconds that the attack may take; a quarter of it later", 0, 1
+    )
     splitting: Splitting = _option("auto", "what branch and bound splits")  # noqa: RUF009
     input_split_limit: int = _option(24, "free inputs up to which inputs are split", 0)
     slope_steps: int = _option(20, "optimisation steps of relaxation slopes at the root", 0)
     layer_steps: int = _option(12, "optimisation steps of each unstable neuron at the root", 0)
     branch_steps: int = _option(4, "optimisation steps per subproblem", 0)
     batch_limit: int = _option(4096, "most subproblems bounded at once", 1)
-    watch: Watching = _option("auto", "check on an idle processor while the search runs")  # noqa: RUF009
+    watch: Switch = _option("auto", "check on an idle processor while the search runs")  # noqa: RUF009
+    parallel: Switch = _option("auto", "split neurons on idle processors, too")  # noqa: RUF009
     memory_gigabytes: float = _option(4.0, "memory that one batch may take", 0.01)
     replay_points: int = _option(4, "points on which the model as read is compared", 1)
 

@@ -11,7 +11,7 @@ Nodes of a tree are numbered in the order in which they are made. Cases are numb
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -211,6 +211,22 @@ class NeuronTrees:
         slopes = np.concatenate([np.zeros((len(numbers), 0), np.uint8), *parts], axis=1)
         weights = to_host(best.weights[index])
         self.leaves.append(Leaves(numbers, slopes, to_host(multipliers), weights))
+
+    def graft(self, other: NeuronTrees, nodes: IntArray) -> IntArray:
+        """Take over what grew below some nodes.
+
+        Args:
+            other: trees over the same bounds, whose first nodes stand for ``nodes``; without roots.
+            nodes: (M,) numbers here.
+
+        Returns:
+            The number here of each node there.
+        """
+        number = np.concatenate([nodes, self.nodes.add(other.nodes.count - len(nodes))])
+        self.nodes.links += [(number[above], number[below]) for above, below in other.nodes.links]
+        self.splits += [(number[n], neurons, points) for n, neurons, points in other.splits]
+        self.leaves += [replace(leaves, nodes=number[leaves.nodes]) for leaves in other.leaves]
+        return number
 
     @property
     def handed(self) -> list[tuple[IntArray, IntArray]]:

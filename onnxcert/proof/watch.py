@@ -10,23 +10,16 @@ Messages are pickled tuples on pipes; the child is started by ``python -m onnxce
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-import os
-import pickle
 import queue
-import select
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from fractions import Fraction
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -37,6 +30,7 @@ from onnxcert.checker.certificate import EXECUTED, Session, Verified
 from onnxcert.checker.errors import Expired, Rejected, Unusable
 from onnxcert.checker.proof import Boxes, Combined, Prover, Rows
 from onnxcert.checker.trees import InputGroup, Refusal
+from onnxcert.processes import Child, IdleProcessors, read, write
 from onnxcert.proof.trace import InputTrees, NeuronTrees, Step
 from onnxcert.proof.writer import CaseNumbers
 from onnxcert.spec import Problem
@@ -49,6 +43,12 @@ _PATIENCE = 1.0
 
 _LONGEST_WAIT = 10.0
 """Seconds after which no child is started any more."""
+
+_IDLE_ENOUGH = 0.7
+"""Processors without work from which on a child does not take away what the search needs."""
+
+_GLANCE = 0.05
+"""Seconds between looks at the clock."""
 
 _log = logging.getLogger(__name__)
 
@@ -223,16 +223,15 @@ class Watch:
     def __init__(self, begin: Callable[[], tuple[bytes, bytes, Path | None, str]]) -> None:
         self._begin = begin
         self._waiting: list[tuple[Any, ...]] = []
-        self._queue: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
-        self._child: subprocess.Popen[bytes] | None = None
-        self._sender: threading.Thread | None = None
+        self._child: Child | None = None
+        self._idle = IdleProcessors()
         self._began = math.inf
         self._closed = False
         self._trees: dict[int, int] = {}
 
     def problem(self, problem: Problem) -> None:
         """A problem is about to be solved."""
-        self._tell("problem", replace(problem, exact_bounds=_no_bounds))
+        self._tell("problem", problem.portable())
 
     def follow(self, trees: InputTrees) -> None:
         """Be told of every step of some trees."""
@@ -248,49 +247,28 @@ class Watch:
         if self._closed:
             return
         if self._child is not None:
-            self._queue.put(message)
+            self._child.tell(message)
             return
         self._waiting.append(message)
-        self._began = min(self._began, time.monotonic())
+        if self._began == math.inf:
+            self._began, self._idle = time.monotonic(), IdleProcessors()
         waited = time.monotonic() - self._began
-        if waited > _PATIENCE and _idle_processors() >= 1:
+        if waited > _PATIENCE and self._idle.count() > _IDLE_ENOUGH:
             self._start()
         elif waited > _LONGEST_WAIT:  # what is kept grows, and a late child would only lag behind
             self.close()
             self._waiting.clear()
 
     def _start(self) -> None:
-        environment = os.environ | {
-            "OMP_NUM_THREADS": "1",
-            "OPENBLAS_NUM_THREADS": "1",
-            # The same modules as here, and none that happen to lie in the current folder.
-            "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)),
-        }
         try:
-            self._child = subprocess.Popen(
-                [sys.executable, "-P", "-m", __spec__.name],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,  # whatever stops the child, the parent can do without it
-                env=environment,
-            )
+            self._child = Child(__spec__.name)
         except OSError as error:
             _log.info("no second process: %s", error)
             self.close()
             return
         for message in (self._begin(), *self._waiting):
-            self._queue.put(message)
+            self._child.tell(message)
         self._waiting.clear()
-        self._sender = threading.Thread(target=self._send, args=(self._child.stdin,), daemon=True)
-        self._sender.start()
-
-    def _send(self, pipe: BinaryIO) -> None:
-        try:
-            while (message := self._queue.get()) is not None:
-                pickle.dump(message, pipe)
-                pipe.flush()
-        except (BrokenPipeError, ValueError):
-            pass  # the child is gone; `finish` will notice
 
     def finish(
         self,
@@ -304,62 +282,43 @@ class Watch:
             Expired: the time is up.
         """
         child = self._child
-        if child is None or child.stdout is None:
+        if child is None:
             return None
         known = [(self._trees.get(id(trees), -1), order) for trees, order, _ in groups]
-        self._queue.put(("finish", data, known))
+        child.tell(("finish", data, known))
         try:
-            while not select.select([child.stdout], [], [], 0.05)[0]:
-                if expired():
-                    raise Expired
-            reply: Reply = pickle.load(child.stdout)
-        except (EOFError, pickle.UnpicklingError):
+            while True:
+                try:
+                    reply: Reply = child.answer(_GLANCE)
+                    return reply
+                except queue.Empty:
+                    if expired():
+                        raise Expired from None
+        except EOFError:
             _log.info("the second process has ended without an answer")
             return None
         finally:
             self.close()
-        return reply
 
     def close(self) -> None:
         """End the child; nothing is sent any more."""
         self._closed = True
         self._waiting.clear()
-        if self._child is None or self._sender is None:
-            return
-        self._child.kill()
-        self._child.wait()
-        self._queue.put(None)
-        self._sender.join()
-        for pipe in (self._child.stdin, self._child.stdout):
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()  # type: ignore[union-attr]
-        self._child = None
-
-
-def _no_bounds(box: int, column: int) -> tuple[Fraction, Fraction]:
-    """Stands for a closure that cannot be sent, and that the child does not need."""
-    raise NotImplementedError
-
-
-def _idle_processors() -> float:
-    """How many processors this process may use and nobody else does, about."""
-    try:
-        return len(os.sched_getaffinity(0)) - os.getloadavg()[0]
-    except (AttributeError, OSError):
-        return 0.0
+        if self._child is not None:
+            self._child.close()
+            self._child = None
 
 
 def main() -> None:
     """The child: read messages, answer the last."""
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     with np.errstate(all="ignore"):
-        child = _Child(*pickle.load(source))
+        child = _Child(*read(source))
         while True:
-            kind, *arguments = pickle.load(source)
+            kind, *arguments = read(source)
             reply = getattr(child, kind)(*arguments)
             if kind == "finish":
-                pickle.dump(reply, sink)
-                sink.flush()
+                write(sink, reply)
                 return
 
 

@@ -103,6 +103,13 @@ _FIRST_SECONDS = 1.0
 """After so long a first attack begins no further round."""
 
 
+_EAGER_SECONDS = 10.0
+"""What rounds in so long have not found, more of them hardly will."""
+
+_LATER = 0.25
+"""Of the share, afterwards."""
+
+
 @dataclass
 class Falsifier:
     """Rounds of an attack that begin as long as they take no more than their share of the time.
@@ -117,7 +124,7 @@ class Falsifier:
         graph: the network, in the precision of the attack.
         rng: chooses starts and cases.
         deadline: of the run.
-        share: of the time since the start of the run that all rounds together may take.
+        share: of the first seconds of the run that all rounds together may take; later on less.
         spent: seconds that they have taken.
     """
 
@@ -165,7 +172,9 @@ class Falsifier:
 
     def _due(self) -> bool:
         """Whether another round keeps to the share."""
-        allowed = self.share * self.deadline.elapsed
+        elapsed = self.deadline.elapsed
+        early = min(elapsed, _EAGER_SECONDS)
+        allowed = self.share * (early + _LATER * (elapsed - early))
         within = self.spent + self._longest <= allowed and not self.deadline.expired()
         return within and self.attack.restarts > 0
 

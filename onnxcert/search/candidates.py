@@ -82,7 +82,7 @@ class Candidates:
         promising = np.flatnonzero(violation <= _NEAR * scale)
         for index in promising[np.argsort(violation[promising], kind="stable")][:8]:
             thin = np.flatnonzero(low[index] > high[index])
-            if found := self._replay(rounded[index], int(box[index]), thin):
+            if found := self.replay(rounded[index], int(box[index]), thin):
                 return found
         return None
 
@@ -90,7 +90,14 @@ class Candidates:
         """Test points, then hand them to ``follow``; arrays as for `test`."""
         return self.test(points, cases) or self.follow(points, cases)
 
-    def _replay(self, point: FloatArray, box: int, thin: IntArray) -> Counterexample | None:
+    def replay(self, point: FloatArray, box: int, thin: IntArray) -> Counterexample | None:
+        """Confirm one point (n_in,), rounded already; once, and while there are replays left.
+
+        Args:
+            point: of the element type of the model.
+            box: its box in the problem.
+            thin: inputs that no number of that type lies in.
+        """
         key = point.tobytes()
         if key in self._tried or self.replays_left <= 0:
             return None

@@ -28,6 +28,12 @@ def take(batch: Batch, index: Array | slice) -> Batch:
     return {name: array[index] for name, array in batch.items()}
 
 
+def unscored(batch: Batch) -> Array:
+    """Scores for subproblems that nothing is known about."""
+    first = next(iter(batch.values()))
+    return array_module(first).zeros(len(first))  # type: ignore[no-any-return]
+
+
 def join(batches: Sequence[Batch]) -> Batch:
     """One batch of all; second axes of different length (paths) are padded with -1."""
     if len(batches) == 1:
@@ -54,11 +60,14 @@ def pad_columns(array: Array, width: int) -> Array:
 class Frontier:
     """Open subproblems ordered by score, lowest first."""
 
-    def __init__(self) -> None:
+    def __init__(self, roots: Batch | None = None) -> None:
+        """Begin with some subproblems that nothing is known about."""
         self._heap: list[tuple[float, int, Batch, Array]] = []
         self._count = 0
         self._pushed = 0
         self.bytes = 0
+        if roots is not None:
+            self.push(roots, unscored(roots))
 
     def __len__(self) -> int:
         return self._count
@@ -82,7 +91,12 @@ class Frontier:
 
     def pop(self, count: int) -> Batch:
         """Remove and return about ``count`` of the best subproblems, at least one block."""
+        return self.pop_scored(count)[0]
+
+    def pop_scored(self, count: int) -> tuple[Batch, Array]:
+        """The same with their scores."""
         taken: list[Batch] = []
+        scores: list[Array] = []
         total = 0
         while self._heap and total < count:
             _, _, block, score = heapq.heappop(self._heap)
@@ -92,7 +106,14 @@ class Frontier:
             if excess > 0:
                 keep = len(score) - excess
                 self.push(take(block, slice(keep, None)), score[keep:])
-                block = take(block, slice(0, keep))
+                block, score = take(block, slice(0, keep)), score[:keep]
             taken.append(block)
-            total += batch_length(block)
-        return join(taken)
+            scores.append(score)
+            total += len(score)
+        return join(taken), concatenate(scores)
+
+    def pop_half(self, count: int) -> tuple[Batch, Array]:
+        """Remove every second of the best subproblems until there are ``count``, with scores."""
+        batch, score = self.pop_scored(2 * count)
+        self.push(take(batch, slice(1, None, 2)), score[1::2])
+        return take(batch, slice(0, None, 2)), score[::2]

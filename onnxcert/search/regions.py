@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 
@@ -103,6 +104,22 @@ class Region:
         return replace(self, cases=self.cases[chosen], start=kept)
 
 
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What became of a region.
+
+    Attributes:
+        answer: None where all its cases are refuted, in it or by the halves to come; INCOMPLETE
+            where no neuron can be split; TIMEOUT when the time of the run was over; or a witness.
+        trees: of the region; they hand over to the halves.
+        halves: of the region, the lower one first; none or two.
+    """
+
+    answer: Counterexample | Reason | None
+    trees: NeuronTrees
+    halves: tuple[Region, ...] = ()
+
+
 Keep = Callable[[NeuronTrees], None]
 """Notes the trees of a region where it belongs."""
 
@@ -110,9 +127,50 @@ Search = Callable[[NeuronSplit, Batch, Callable[[], bool]], Counterexample | Rea
 """Searches by neuron splits from given roots until it is told to stop."""
 
 
+class Others(Protocol):
+    """Those who take part in a search: `onnxcert.search.crew.Crew`.
+
+    Attributes:
+        reserved: whether they shall do nothing but regions.
+    """
+
+    reserved: bool
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+
+    @property
+    def vacancies(self) -> int:
+        """How many tasks they can take."""
+
+    @property
+    def found(self) -> Counterexample | None:
+        """A witness that one of them has found."""
+
+    def submit(self, task: Region, done: Callable[[Settled | None], None]) -> None:
+        """Hand them a region; ``done`` hears what became of it, or None if nothing did."""
+
+    def poll(self, *, wait: bool = False) -> None:
+        """Hear of what was handed out."""
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What another process made of a region.
+
+    Attributes:
+        outcome: of the search in it.
+        seconds: that it took.
+    """
+
+    outcome: Outcome
+    seconds: float
+
+
 @dataclass(eq=False)
 class RegionSearch:
-    """Depth-first search through regions, one at a time.
+    """Depth-first search through regions, one at a time, and some in other hands.
 
     Attributes:
         graph: the network, or what is left of it on the input box.
@@ -122,7 +180,9 @@ class RegionSearch:
         deadline: when to stop.
         search: searches a region.
         execution_unit: see `onnxcert.search.neuron_split.NeuronSplit`.
-        seconds: spent so far.
+        others: who else takes regions.
+        seconds: spent here so far.
+        work: the same, with what others spent.
         done: share of the tree that is closed, counting a region at depth d as 2^-d.
     """
 
@@ -134,51 +194,109 @@ class RegionSearch:
     deadline: Deadline
     search: Search
     execution_unit: float = 0.0
+    others: Others | None = None
     seconds: float = 0.0
+    work: float = 0.0
     done: float = 0.0
     _waiting: list[tuple[Region, Keep]] = field(default_factory=list)
+    _away: int = 0
+    _answer: Counterexample | Reason | None = None
 
     def begin(self, region: Region, trees: NeuronTrees) -> bool:
         """Halve the first region; False if it has no neuron to split."""
         started = self.deadline.elapsed
-        self._waiting = self._halve(region, trees)
-        self.seconds += self.deadline.elapsed - started
+        self._wait_for(trees, self._halve(region, trees))
+        self._charge(started)
         return bool(self._waiting)
 
     def advance(self) -> Counterexample | Reason | None:
-        """Close one more region, or halve it.
+        """Close one more region, or halve it; if all are in other hands, wait for a moment.
 
         Returns:
             None when all regions are closed, a witness, INCOMPLETE when a region could be neither
             closed nor halved, TIMEOUT when there is more to do.
         """
-        region, keep = self._waiting.pop()
-        depth, started = len(region.path.neuron), self.deadline.elapsed
-        _log.debug("region at depth %d, %d others open", depth, len(self._waiting))
+        if self._waiting:
+            region, keep = self._waiting.pop()
+            started = self.deadline.elapsed
+            outcome = self.process(region)
+            self._charge(started)
+            self._settle(region, keep, outcome)
+            self.hand_out(more=True)
+        elif self.others is not None:
+            self.others.poll(wait=True)
+        if self.others is not None and self.others.found:
+            return self.others.found
+        if self._answer is not None or self._waiting or self._away:
+            return self._answer or Reason.TIMEOUT
+        return None
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is a region that is not in other hands."""
+        return bool(self._waiting)
+
+    def hand_out(self, *, more: bool) -> None:
+        """Hear of regions in other hands; hand out all but one if there shall be more of them."""
+        if self.others is None:
+            return
+        self.others.poll()
+        self.others.reserved = more
+        while more and len(self._waiting) > 1 and self.others.vacancies:
+            region, keep = self._waiting.pop()
+            self._away += 1
+            self.others.submit(region, partial(self._receive, region, keep))
+
+    def process(self, region: Region) -> Outcome:
+        """Bound the layers of a region again, search in it, and halve it if that is not enough."""
+        started = self.deadline.elapsed
+        _log.debug("region at depth %d", len(region.path.neuron))
         trees = self._tighten(region)
-        keep(trees)
         brancher = self._brancher(region, trees)
         roots = self._roots(region, brancher)
-        answer: Counterexample | Reason | None = None
         if _is_empty(region.boxes):  # any hints do
             every = array_module(roots["node"]).arange(len(region.cases))
             trees.close(roots["node"], region.start, every, 0.0 * roots["multiplier"])
+            return Outcome(None, trees)
+        now = self.deadline.elapsed
+        limit = now + max(_LEAST_SECONDS, _PATIENCE * (now - started))
+        answer = self.search(brancher, roots, lambda: self.deadline.elapsed > limit)
+        if answer is None or isinstance(answer, Counterexample):
+            return Outcome(answer, trees)
+        if self.deadline.expired():
+            return Outcome(Reason.TIMEOUT, trees)
+        nodes, disjuncts = trees.roots.pop()
+        closed = trees.closed(nodes)
+        trees.roots.append((nodes[closed], disjuncts[closed]))
+        halves = self._halve(region.only(~closed), trees)
+        return Outcome(None if halves else Reason.INCOMPLETE, trees, halves)
+
+    def _receive(self, region: Region, keep: Keep, settled: Settled | None) -> None:
+        self._away -= 1
+        if settled is None:
+            self._waiting.append((region, keep))
         else:
-            now = self.deadline.elapsed
-            limit = now + max(_LEAST_SECONDS, _PATIENCE * (now - started))
-            answer = self.search(brancher, roots, lambda: self.deadline.elapsed > limit)
-        if answer is None:
-            self.done += 0.5**depth
-            answer = Reason.TIMEOUT if self._waiting else None
-        elif not isinstance(answer, Counterexample) and not self.deadline.expired():
-            nodes, disjuncts = trees.roots.pop()
-            closed = trees.closed(nodes)
-            trees.roots.append((nodes[closed], disjuncts[closed]))
-            halves = self._halve(region.only(~closed), trees)
-            self._waiting += halves
-            answer = Reason.TIMEOUT if halves else Reason.INCOMPLETE
-        self.seconds += self.deadline.elapsed - started
-        return answer
+            self.work += settled.seconds
+            self._settle(region, keep, settled.outcome)
+
+    def _settle(self, region: Region, keep: Keep, outcome: Outcome) -> None:
+        keep(outcome.trees)
+        if outcome.answer is not None:
+            self._answer = self._answer or outcome.answer
+        elif outcome.halves:
+            self._wait_for(outcome.trees, outcome.halves)
+        else:
+            self.done += 0.5 ** len(region.path.neuron)
+
+    def _wait_for(self, trees: NeuronTrees, halves: Sequence[Region]) -> None:
+        for side, half in enumerate(halves):
+            assert trees.halves is not None  # or there would be none
+            self._waiting.append((half, partial(trees.halves.keep, side)))
+
+    def _charge(self, started: float) -> None:
+        seconds = self.deadline.elapsed - started
+        self.seconds += seconds
+        self.work += seconds
 
     def _tighten(self, region: Region) -> NeuronTrees:
         """Bound all layers again; the trees of a region."""
@@ -222,22 +340,22 @@ class RegionSearch:
             batch[name] = xp.tile(xp.asarray(value), (count, 1))
         return batch
 
-    def _halve(self, region: Region, trees: NeuronTrees) -> list[tuple[Region, Keep]]:
+    def _halve(self, region: Region, trees: NeuronTrees) -> tuple[Region, ...]:
         """Hand the cases of a region to its halves; nothing if no neuron can be split in time."""
         found = self._bounds(region)
         best, chosen = np.inf, None
         for name, neuron, point in self._candidates(region, found):
             if self.deadline.expired():
-                return []
-            halves = [self._half(region, name, neuron, sign, point) for sign in (-1.0, 1.0)]
+                return ()
+            halves = tuple(self._half(region, name, neuron, sign, point) for sign in (-1.0, 1.0))
             rate = _growth(*(self._gain(half, found) for half in halves))
             if chosen is None or rate < best:
                 best, chosen = rate, (self._number(name, neuron), point, halves)
         if chosen is None:
-            return []
+            return ()
         neuron, point, halves = chosen
-        split = trees.halve(neuron, point, self.cases.problem.case_disjunct[region.cases])
-        return [(half, partial(split.keep, side)) for side, half in enumerate(halves)]
+        trees.halve(neuron, point, self.cases.problem.case_disjunct[region.cases])
+        return halves
 
     def _bounds(self, region: Region, steps: int | None = None) -> Optimised:
         """Bounds of the cases of a region."""
@@ -402,7 +520,10 @@ class Turns:
             open_cases = ~self.trees.closed(self.trees.roots[-1][0])
             if not self.regions.begin(self.whole.only(open_cases), self.trees):
                 self.answer = Reason.INCOMPLETE
-        return self._advance(lambda: self.regions.seconds < self._share * self._elapsed)
+        self.regions.hand_out(more=self._share >= 1.0)
+        return self._advance(
+            lambda: self.regions.ready and self.regions.seconds < self._share * self._elapsed
+        )
 
     def finish(self, answer: Counterexample | Reason | None) -> Counterexample | Reason | None:
         """What the answer of the neuron splits means, with the regions'."""
@@ -440,4 +561,6 @@ class Turns:
         raised = max(self._lowest + self.missing, 1e-3 * self.missing)
         growth = np.log(max(2, self.trees.nodes.count)) * max(0.0, self.missing / raised - 1.0)
         inside = np.log(max(self._elapsed, 1e-3)) + growth
-        return _FAVOUR if np.log(self.regions.seconds / self.regions.done) < inside else 1 / _FAVOUR
+        others = self.regions.others
+        regions = self.regions.work / self.regions.done / (1 + (others.size if others else 0))
+        return _FAVOUR if np.log(regions) < inside else 1 / _FAVOUR

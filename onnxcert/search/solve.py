@@ -9,6 +9,7 @@ sri_resnet_a 4091 and _b 5594 take 4 CPU seconds so and 16 otherwise, resnet_2b 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,12 +26,13 @@ from onnxcert.proof.trace import InputTrees, NeuronTrees, Trace, free_neurons
 from onnxcert.search.attack import Falsifier, GradientAttack
 from onnxcert.search.auto import Plan, choose_plan
 from onnxcert.search.bab import BranchAndBound, Statistics
-from onnxcert.search.branching import Bounded, Brancher
+from onnxcert.search.branching import Brancher
 from onnxcert.search.candidates import Candidates, Confirm
 from onnxcert.search.cases import Cases
+from onnxcert.search.crew import Brief, Crew, Lending
 from onnxcert.search.deadline import Deadline
 from onnxcert.search.exact import LinearSearch, applicable
-from onnxcert.search.frontier import Batch, batch_length, take
+from onnxcert.search.frontier import Batch, Frontier, batch_length, take
 from onnxcert.search.input_split import InputSplit
 from onnxcert.search.neuron_split import NeuronSplit
 from onnxcert.search.regions import Region, RegionSearch, Turns
@@ -348,10 +350,14 @@ class Solver:
             if not isinstance(answer, Reason) or self.deadline.expired():
                 return answer
         whole = Region(brancher.root, brancher.open_cases, brancher.start)
-        regions = self._regions(brancher, candidates)
-        turns = Turns(regions, whole, brancher.trees, missing, patience, cost)
-        answer = self._branch(brancher, candidates, brancher.open_cases, enough=turns.enough)
-        answer = turns.finish(answer)
+        with self._crew(brancher, candidates) as crew:
+            regions = self._regions(brancher, candidates)
+            regions.others = crew
+            turns = Turns(regions, whole, brancher.trees, missing, patience, cost)
+            answer = self._branch(
+                brancher, candidates, brancher.open_cases, enough=turns.enough, crew=crew
+            )
+            answer = turns.finish(answer)
         if answer is Reason.INCOMPLETE:
             brancher.trees.roots.pop()
             # Leaves without unstable neurons are linear programs that the ascent left undecided;
@@ -359,6 +365,21 @@ class Solver:
             graph, cases = brancher.graph, brancher.cases
             return self._split_inputs(graph, cases, candidates, brancher.open_cases)
         return answer
+
+    def _crew(self, brancher: NeuronSplit, candidates: Candidates) -> Crew:
+        """Other processes for a search, of which none is begun if it is over soon."""
+        settings = self.settings
+        brief = Brief(
+            brancher,
+            settings.layer_steps // 2,
+            settings.slope_steps,
+            settings.batch_limit,
+            settings.memory_gigabytes * 1e9,
+            self.dtype,
+            self.deadline,
+        )
+        alone = settings.parallel == "off" or array_module(candidates.cases.offset) is not np
+        return Crew(brief, candidates.replay, most=0 if alone else math.inf)
 
     def _regions(self, brancher: NeuronSplit, candidates: Candidates) -> RegionSearch:
         """The search through regions below the root of a search by neuron splits."""
@@ -542,6 +563,7 @@ class Solver:
         open_cases: Array,
         roots: Batch | None = None,
         enough: Callable[[float], bool] = lambda lowest: False,
+        crew: Crew | None = None,
     ) -> Counterexample | Reason | None:
         """Branch and bound; when it refutes everything, the bound of a case is its worst leaf."""
         self._enter("search", self._open_disjuncts)
@@ -549,8 +571,8 @@ class Solver:
         leaves = np.full(len(problem), np.inf)
         seen = np.full(len(problem), roots is not None)  # given roots are parts of boxes
 
-        def record(bounded: Bounded) -> None:
-            cases, lower = to_host(bounded.cases), to_host(bounded.case_lower)
+        def record(cases: Array, lower: Array) -> None:
+            cases, lower = to_host(cases), to_host(lower)
             known = cases >= 0
             first = known & ~seen[cases]  # a case is first bounded on the whole of its box
             self._record(problem, cases[first], lower[first])
@@ -565,7 +587,11 @@ class Solver:
             record,
             self.statistics,
         )
-        answer = loop.run(brancher, candidates, self.deadline, roots, enough)
+        frontier = Frontier(brancher.roots() if roots is None else roots)
+        lending: Lending | None = None
+        if crew is not None and isinstance(brancher, NeuronSplit):
+            lending = Lending(crew, brancher, frontier, self.statistics, record)
+        answer = loop.run(brancher, candidates, self.deadline, frontier, enough, lending)
         if answer is None and roots is None:
             self._record(problem, open_cases, leaves[open_cases])
         self._enter("search", self._open_disjuncts)

@@ -6,7 +6,7 @@ A specification becomes a stream of these; `onnxcert.frontend.lower` makes them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from onnxcert.arrays import BoolArray, FloatArray, IntArray
@@ -55,3 +55,11 @@ class Problem:
     def __len__(self) -> int:
         """Number of cases."""
         return len(self.case_box)
+
+    def portable(self) -> Problem:
+        """The same without `exact_bounds`, a closure: for another process."""
+        return replace(self, exact_bounds=_no_bounds)
+
+
+def _no_bounds(box: int, column: int) -> tuple[Fraction, Fraction]:
+    raise NotImplementedError

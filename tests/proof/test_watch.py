@@ -21,6 +21,7 @@ from onnxcert.checker import Rejected
 from onnxcert.checker.certificate import Session
 from onnxcert.checker.errors import Expired
 from onnxcert.checker.proof import Prover
+from onnxcert.processes import Child, IdleProcessors
 from onnxcert.proof import watch
 from onnxcert.proof.trace import InputTrees
 from onnxcert.proof.watch import Reply, Watch, WatchedTrees
@@ -249,9 +250,9 @@ def test_no_process_for_what_is_over_soon(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(subprocess, "Popen", start)
     assert hard(tmp_path).verify(splitting="input", watch="auto").word == "unsat"
     monkeypatch.setattr(watch, "_PATIENCE", 0.0)
-    monkeypatch.setattr(watch, "_idle_processors", lambda: 0.5)
+    monkeypatch.setattr(IdleProcessors, "count", lambda idle: 0.5)
     assert hard(tmp_path).verify(splitting="input", watch="auto").word == "unsat"
-    monkeypatch.setattr(watch, "_idle_processors", lambda: 4.0)
+    monkeypatch.setattr(IdleProcessors, "count", lambda idle: 4.0)
     assert hard(tmp_path).verify(splitting="input", watch="off").word == "unsat"
 
 
@@ -292,8 +293,8 @@ def processes(monkeypatch: pytest.MonkeyPatch) -> Processes:
         return noted.answers[-1]
 
     monkeypatch.setattr(watch, "_PATIENCE", -1.0)
-    monkeypatch.setattr(watch, "_idle_processors", lambda: 1.0)
-    monkeypatch.setattr(watch.subprocess, "Popen", start)
+    monkeypatch.setattr(IdleProcessors, "count", lambda idle: 1.0)
+    monkeypatch.setattr(subprocess, "Popen", start)
     monkeypatch.setattr(Watch, "finish", answer)
     return noted
 
@@ -373,12 +374,20 @@ def test_a_process_that_reads_nothing_of_the_model_says_nothing(
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_time_may_be_up_while_a_process_is_asked(processes: Processes) -> None:
+def test_the_time_may_be_up_while_a_process_is_asked(
+    processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It never gets its messages here, so it waits for them as long as it is let."""
     questions = iter([False, False, True])
     parent = Watch(lambda: (b"", b"", None, "real"))
     blocked = threading.Event()
-    parent._send = lambda pipe: (blocked.wait(), None)[1]  # type: ignore[method-assign]
+
+    def send_nothing(child: Child) -> None:
+        blocked.wait()
+        assert child._process.stdin is not None
+        child._process.stdin.close()
+
+    monkeypatch.setattr(Child, "_send", send_nothing)
     parent._tell("problem", None)
 
     def expired() -> bool:

@@ -86,14 +86,17 @@ def test_sweep_pursues_every_case_but_begins_no_round_after_a_second() -> None:
 def test_rounds_keep_to_their_share_of_the_time() -> None:
     _, candidates = needle()
     clock = Clock()
-    runner, attack = falsifier(0.25, clock)
+    runner, attack = falsifier(0.5, clock)
     open_cases = np.array([0])
-    for now in range(0, 100, 4):
+    spent = {}
+    for now in range(200):
         clock.seconds[0] = float(now)
         runner.catch_up(candidates, open_cases)
         runner.follow(candidates, np.zeros((1, 1)), np.array([[0]]))
-    assert runner.spent == 2.0 * len(attack.rounds) <= 25.0
-    assert len(attack.rounds) >= 10
+        spent[now] = runner.spent
+    assert runner.spent == 2.0 * len(attack.rounds)
+    assert spent[10] == 4.0  # a round takes two seconds: the third would be over too late
+    assert 0.5 * 10 + 0.125 * 189 - 3.0 <= spent[199] <= 0.5 * 10 + 0.125 * 189
 
 
 @pytest.mark.parametrize("restarts", [0, RESTARTS])

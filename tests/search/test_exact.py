@@ -242,7 +242,6 @@ def only_programs(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
     def run(loop: BranchAndBound, brancher: object, *arguments: object) -> object:
         if isinstance(brancher, NeuronSplit):
-            brancher.roots()
             return Reason.TIMEOUT
         return ordinary(loop, brancher, *arguments)  # type: ignore[arg-type]
 

@@ -59,6 +59,15 @@ class Regions:
     done: float = 0.0
     count: int = 0
     begun: list[np.ndarray] = field(default_factory=list)
+    ready: bool = True
+    others: Any = None
+
+    @property
+    def work(self) -> float:
+        return self.seconds
+
+    def hand_out(self, *, more: bool) -> None:
+        """There is nobody else."""
 
     def begin(self, region: np.ndarray, trees: Trees) -> bool:
         self.begun.append(region)
