@@ -82,6 +82,7 @@ def tighten(
     expired: Callable[[], bool] = lambda: False,
     record: Callable[[Refinement], None] = lambda refinement: None,
     execution_unit: float = 0.0,
+    behind: str | None = None,
 ) -> dict[str, Box]:
     """Tighten known bounds of all values over one input box.
 
@@ -93,6 +94,8 @@ def tighten(
         record: called for each layer with a better bound, in the order of the graph.
         execution_unit: unit roundoff of executions for which the bounds given hold, and those
             found shall hold; see `onnxcert.bounds.backward.Relaxation`.
+        behind: a value whose bounds alone are news; layers that do not depend on it get no rows,
+            for those would find what is known already. None for all layers.
 
     Returns:
         Bounds of every value, nowhere looser; lower bounds above upper ones where the given bounds
@@ -101,6 +104,7 @@ def tighten(
         recorded; nothing else is used.
     """
     result = {graph.input: boxes[graph.input]}
+    dependents = {graph.input if behind is None else behind}
     free = FreeRelaxation.begin(graph, result[graph.input], execution_unit)
     columns: dict[str, Array] = {}
     for node in graph.nodes:
@@ -113,8 +117,11 @@ def tighten(
             assert isinstance(node.op, Elementwise)
             unstable = node.op.unstable(result[node.inputs[0]])[0]
             columns[node.name] = array_module(unstable).flatnonzero(unstable)
+        if not dependents.isdisjoint(node.inputs):
+            dependents.add(node.name)
         reads_input_only = node.inputs == (graph.input,)
         worthwhile = node.name in graph.pre_activations and not reads_input_only
+        worthwhile = worthwhile and node.name in dependents and node.name != behind
         if worthwhile and steps and free.free:
             layer = _Layer(free, node.name, result[node.name], columns, steps, expired)
             layer.run()

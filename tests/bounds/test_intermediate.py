@@ -58,7 +58,10 @@ def test_bounds_after_a_cut_contain_what_is_left(data: st.DataObject) -> None:
     sides[not above][0, neuron] = cut
     with np.errstate(all="ignore"):
         boxes = tighten(
-            graph, known | {name: Box(*sides)}, steps=data.draw(st.sampled_from([1, 4]))
+            graph,
+            known | {name: Box(*sides)},
+            steps=data.draw(st.sampled_from([1, 4])),
+            behind=data.draw(st.sampled_from([None, name])),
         )
     for value in values:
         if value[name][neuron] < cut if above else value[name][neuron] > cut:
@@ -183,6 +186,22 @@ def test_only_rows_that_improved_are_recorded(rng: np.random.Generator) -> None:
     found.clear()
     tighten(graph, tight, steps=0, record=found.append)
     assert not found
+
+
+def test_only_layers_behind_a_cut_get_rows(rng: np.random.Generator) -> None:
+    graph = strategies.relu_network(rng, [4, 12, 12, 12, 12, 2])
+    known = crown_bounds(graph, Box(-np.ones((1, 4)), np.ones((1, 4)))).boxes
+    found: list[Refinement] = []
+    known = tighten(graph, known, steps=6, record=found.append)
+    layers = [refinement.target for refinement in found]
+    assert len(layers) == 3
+    box = known[layers[0]]
+    upper = box.upper.copy()
+    upper[0, int((box.upper - box.lower)[0].argmax())] = 0.0
+    cut = known | {layers[0]: Box(box.lower, upper)}
+    found.clear()
+    tighten(graph, cut, steps=6, record=found.append, behind=layers[0])
+    assert [refinement.target for refinement in found] == layers[1:]
 
 
 def test_what_is_too_much_to_write_down_is_not_used(
