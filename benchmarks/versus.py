@@ -48,7 +48,7 @@ from serving import ONE_THREAD, end_in_order
 from onnxcert.bench.instances import Instance, networks, read_instances
 
 OWN = "onnxcert"
-OWN_COMMAND = "{python} -m onnxcert {onnx} {vnnlib} --timeout {timeout} -q"
+OWN_COMMAND = "{python} -m onnxcert {onnx} {vnnlib} --timeout {timeout} -q --set parallel=off"
 VERDICT = r"^(?:(?P<unsat>unsat)|(?P<sat>sat))\b"
 SLOW = 8.0
 """CPU seconds of another tool above which its rows are also compared by themselves."""
