@@ -21,10 +21,11 @@ from onnxcert.arrays import FloatArray
 from onnxcert.checker import Rejected, Unusable, Verified
 from onnxcert.checker.certificate import REAL, check_constants
 from onnxcert.checker.container import FORMAT, pack
-from onnxcert.checker.lipschitz import WIDEST, bounds
+from onnxcert.checker.lipschitz import bounds
 from onnxcert.checker.model import read_network
 from onnxcert.checker.network import Curve
 from onnxcert.checker.network import Network as CheckedNetwork
+from onnxcert.checker.quadratic import WIDEST
 from onnxcert.continuity.network import Network
 from onnxcert.errors import UnsupportedModel
 from onnxcert.frontend.onnx import Model
