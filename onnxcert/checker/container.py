@@ -29,6 +29,8 @@
     multiplier     uint16         per leaf of a neuron group: one for each split above, root first
     weight         uint16         per entry of ``combine`` and per leaf of a neuron group: one for
                                   each row of the case
+    constant       float64        per group of kind 3: a weight for each input, then multipliers as
+                                  in a file of constants; may be missing if there is no such group
     x<i>           the type of input i, sat only: a witness
 
 and of a file with the verdict lipschitz, all float64, see rule R14::
@@ -51,6 +53,8 @@ point where the tangent touches, from the near end of the concave (below: convex
 where a line from the far end touches it, to the outer end of the interval. Multipliers and weights
 are the upper 16 bits of a binary32.
 A neuron is a label and a position: see `onnxcert.checker.model`.
+
+A group of kind 3 has no trees: Lipschitz constants refute its cases (rule R14).
 
 Everything is a hint or a decision, or the claim itself; no bound is believed. What is missing, left
 over, of another type, or unknown makes the file invalid.
@@ -92,6 +96,7 @@ ARRAYS = {
     "multiplier": ("<u2", 0),
     "weight": ("<u2", 0),
 }
+EXTRA = {"constant": ("<f8", 0)}
 CONSTANTS = dict.fromkeys(("multiplier", "share", "outputs", "pairs"), ("<f8", 0))
 _DAMAGE = (
     ValueError,
@@ -143,8 +148,11 @@ def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, Array]]:
         raise Rejected("container", "header.json", "unknown or missing keys")
     if not isinstance(header.get("layers", []), list):
         raise Rejected("container", "header.json", "the layers are no list")
-    if verdict != "sat":
-        _check_arrays(arrays, ARRAYS if verdict == "unsat" else CONSTANTS)
+    if verdict == "unsat":
+        arrays.setdefault("constant", np.zeros(0))
+        _check_arrays(arrays, ARRAYS | EXTRA)
+    if verdict == "lipschitz":
+        _check_arrays(arrays, CONSTANTS)
     return header, arrays
 
 

@@ -8,14 +8,21 @@ has no solution. The value at the centre is that of rule R1 to R3 over the box t
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from onnxcert.checker.curves import Array, U
+from onnxcert.checker.bounds import gamma
+from onnxcert.checker.curves import TINY, Array, U
 from onnxcert.checker.errors import Rejected
 from onnxcert.checker.network import Network
-from onnxcert.checker.quadratic import Quadratic
+from onnxcert.checker.proof import Prover
+from onnxcert.checker.quadratic import Inverse, Quadratic
+from onnxcert.checker.spec import Case
+
+_NUMBERS = 1 << 22
+"""Float64 numbers of bounds in one batch of boxes."""
 
 NORMS = ("2", "inf", "1")
 
@@ -49,17 +56,24 @@ def bounds(
         raise Rejected("R14", "norm", f"not one of {NORMS}")
     with np.errstate(all="ignore"):
         form = Quadratic(network, domain_box(network, domain))
-        for name, hint, count in (
-            ("multiplier", multipliers, form.neurons),
-            ("share", weights, network.n_inputs),
-        ):
-            if len(hint) != count:
-                raise Rejected("R14", name, f"{len(hint)} numbers instead of {count}")
-            if not (np.isfinite(hint) & (hint >= 0)).all():
-                raise Rejected("R14", name, "one is negative or not a number")
-        form.assemble(multipliers)
+        inverse = _inverse(form, multipliers, weights)
         reach = math.fsum(weights) if norm == "inf" else float(weights.max(initial=0.0))
-        return form.inverse(weights).lengths(form.outputs, reach * (1 + U))
+        up = math.sqrt(reach) * (1 + 8 * U)
+        return inverse.lengths(form.outputs) * up, inverse.differences(form.outputs) * up
+
+
+def _inverse(form: Quadratic, multipliers: Array, weights: Array) -> Inverse:
+    """P^-1 for hints that make sense."""
+    for name, hint, count in (
+        ("multiplier", multipliers, form.neurons),
+        ("share", weights, form.network.n_inputs),
+    ):
+        if len(hint) != count:
+            raise Rejected("R14", name, f"{len(hint)} numbers instead of {count}")
+        if not (np.isfinite(hint) & (hint >= 0)).all():
+            raise Rejected("R14", name, "one is negative or not a number")
+    form.assemble(multipliers)
+    return form.inverse(weights)
 
 
 def verify(network: Network, header: dict[str, Any], arrays: dict[str, Array]) -> tuple[str, ...]:
@@ -87,3 +101,38 @@ def verify(network: Network, header: dict[str, Any], arrays: dict[str, Array]) -
     where = "for all inputs" if domain is None else f"for inputs in {domain}"
     most = f"outputs up to {outputs.max(initial=0.0):.6g}, pairs up to {pairs.max(initial=0.0):.6g}"
     return ("real", f"norm {header['norm']}", where, most)
+
+
+def refute(
+    prover: Prover, cases: Sequence[Case], form: Quadratic, multipliers: Array, weights: Array
+) -> tuple[Array, int]:
+    """Which cases constants refute, (C,), and how many boxes they have.
+
+    Args:
+        prover: of these cases, over the reals.
+        form: of the network, for all inputs.
+        multipliers, weights: t and p.
+
+    Raises:
+        Rejected: they make no sense, or prove nothing.
+    """
+    rows, network = prover.rows, prover.bounder.network
+    count, width = rows.offset.shape
+    inverse = _inverse(form, multipliers, weights)
+    outputs, inputs = (part.reshape(count * width, -1) for part in (rows.outputs, rows.inputs))
+    lengths = inverse.lengths(form.mixed(outputs, inputs)).reshape(count, width)
+    boxes = prover.roots(cases)
+    refuted = np.zeros(count, bool)
+    step = max(1, _NUMBERS // network.size)
+    for start in range(0, len(boxes.low), step):
+        part = boxes[slice(start, start + step)]
+        center = 0.5 * part.low + 0.5 * part.high
+        apart = np.maximum(part.high - center, center - part.low) * (1 + 4 * U)
+        square = np.square(apart) @ weights * (1 + gamma(network.n_inputs + 8)) + TINY
+        r = prover.bounder.bound(center, center, backward=False)
+        _, lower, _ = prover.refute(r, part.cases, center, center)
+        some = np.maximum(part.cases, 0)
+        change = lengths[some] * np.sqrt(square)[:, None, None] * (1 + 8 * U)
+        beyond = (rows.used[some] & (lower > change)).any(axis=2)
+        refuted[part.cases[beyond & (part.cases >= 0)]] = True
+    return refuted, len(boxes.low)

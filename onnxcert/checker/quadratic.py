@@ -90,13 +90,17 @@ def slope_range(block: Curve, low: Array, high: Array) -> tuple[Array, Array]:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Linear forms of the variables: coefficients and their sizes, (R, N) each."""
+    """Linear forms of the variables: coefficients and their sizes, (R, N) each.
+
+    ``roundings`` are those that the rows met after they were made for a block.
+    """
 
     value: Array
     size: Array
+    roundings: int = 0
 
     def __getitem__(self, index: Array) -> Rows:
-        return Rows(self.value[index], self.size[index])
+        return Rows(self.value[index], self.size[index], self.roundings)
 
 
 class Quadratic:
@@ -281,6 +285,13 @@ class Quadratic:
         made.size[place, firsts] += 1.0
         return made
 
+    def mixed(self, outputs: Array, inputs: Array) -> Rows:
+        """Sums of outputs and inputs: factors (R, m) and (R, n_in)."""
+        made = Rows(outputs @ self.outputs.value, abs(outputs) @ self.outputs.size)
+        made.value[:, : inputs.shape[1]] += inputs
+        made.size[:, : inputs.shape[1]] += abs(inputs)
+        return Rows(made.value, made.size * _SLACK + _LOST, outputs.shape[1] + 8)
+
     def inverse(self, weights: Array) -> Inverse:
         """P^-1 for weights p (n_in,).
 
@@ -314,21 +325,28 @@ class Inverse:
     factor: float
     roundings: int
 
-    def lengths(self, rows: Rows, reach: float) -> tuple[Array, Array]:
-        """Bounds of forms and of all their differences where s^T P s <= reach: (R,), (R, R)."""
-        made, count = self.root @ rows.value.T, len(self.root)
-        lost = gamma(self.roundings + count + 16) * (abs(self.root) @ rows.size.T)
-        lost = np.sqrt(np.square(lost).sum(axis=0)) * _SLACK + math.sqrt(TINY)
+    def lengths(self, rows: Rows) -> Array:
+        """Bounds of forms where s^T P s <= 1: (R,)."""
+        made, lost = self._images(rows)
+        own = np.square(made).sum(axis=0) * (1 + gamma(len(made) + 16))
+        return np.asarray((np.sqrt(own + TINY) + lost) * self.factor * (1 + 16 * U))
+
+    def differences(self, rows: Rows) -> Array:
+        """The same of all differences of two forms: (R, R)."""
+        made, lost = self._images(rows)
         squares = made.T @ made
-        own = np.diagonal(squares)
-        both = own[:, None] + own
+        both = np.diagonal(squares)[:, None] + np.diagonal(squares)
         # |made_i|^T |made_j| is at most half of both, so that this covers all sums.
-        charge = gamma(count + 32) * _SLACK
-        single = np.sqrt(own * (1 + charge) + TINY) + lost
-        apart = np.maximum(both - squares - squares.T, 0.0) + 4 * charge * both
-        pairs = np.sqrt(apart + TINY) + lost[:, None] + lost
-        up = math.sqrt(reach) * self.factor * (1 + 32 * U)
-        return single * up, pairs * up
+        charge = 4 * gamma(len(made) + 32) * _SLACK * both
+        apart = np.sqrt(np.maximum(both - squares - squares.T, 0.0) + charge + TINY)
+        return np.asarray((apart + lost[:, None] + lost) * self.factor * (1 + 16 * U))
+
+    def _images(self, rows: Rows) -> tuple[Array, Array]:
+        """X c for every form c, (N, R), and a bound of the length of its error, (R,)."""
+        share = gamma(self.roundings + rows.roundings + len(self.root) + 16)
+        lost = share * (abs(self.root) @ rows.size.T)
+        lost = np.sqrt(np.square(lost).sum(axis=0)) * _SLACK + math.sqrt(TINY)
+        return self.root @ rows.value.T, lost
 
 
 def _invert(triangle: Array) -> None:

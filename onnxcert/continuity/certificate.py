@@ -39,7 +39,7 @@ _FILLS = (1.0, 1e-4)
 """Multipliers of neurons that the engine does not know, as parts of others: it has dropped them,
 so they may weigh nothing, or it knows better bounds, so they are like others."""
 
-_LIFTS = (1.0, 1.0 - 1e-6, 1.0 - 1e-4, 1.0 - 1e-2)
+LIFTS = (1.0, 1.0 - 1e-6, 1.0 - 1e-4, 1.0 - 1e-2)
 """Factors of multipliers that are nearly too large for the checker's rounding."""
 
 _CLOSE = 1e-6
@@ -161,12 +161,12 @@ def _best(
     share: FloatArray,
 ) -> tuple[FloatArray, tuple[FloatArray, FloatArray]]:
     """Multipliers in the checker's order, and what they prove."""
-    known = _multipliers(checked, network, hints)
+    known = _known(checked, network, hints)
     rejected: Rejected | None = None
     best: tuple[FloatArray, tuple[FloatArray, FloatArray]] | None = None
     fills = _FILLS if np.isnan(known).any() else _FILLS[:1]
     for fill in fills:
-        for lift in _LIFTS:
+        for lift in LIFTS:
             values = np.clip(_filled(checked, known, fill) * lift, _LEAST, _MOST)
             try:
                 proved = bounds(checked, norm, domain, values, share)
@@ -182,7 +182,13 @@ def _best(
     return best
 
 
-def _multipliers(checked: CheckedNetwork, network: Network, hints: Hints) -> FloatArray:
+def multipliers_for(checked: CheckedNetwork, network: Network, hints: Hints) -> FloatArray:
+    """t of every neuron in the checker's order; those the engine lacks are like others."""
+    filled = _filled(checked, _known(checked, network, hints), _FILLS[0])
+    return np.clip(filled, _LEAST, _MOST)
+
+
+def _known(checked: CheckedNetwork, network: Network, hints: Hints) -> FloatArray:
     """t of every neuron in the checker's order, NaN where the engine has none."""
     table = {block.label: np.full(block.size, np.nan) for block in _curves(checked)}
     for node in network.graph.nodes:

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxcert.arrays import Array, IntArray
+from onnxcert.arrays import Array, FloatArray, IntArray
 from onnxcert.checker import Rejected, Unusable, Verified
 from onnxcert.checker.certificate import EXECUTED, REAL, Session
-from onnxcert.checker.container import FORMAT, pack
+from onnxcert.checker.container import ARRAYS, FORMAT, pack
 from onnxcert.checker.errors import Expired
 from onnxcert.checker.trees import Refusal
 from onnxcert.proof.trace import InputTrees, NeuronTrees, Trace
@@ -115,6 +115,28 @@ class Certifier:
         arrays = writer.arrays(trace)
         header = self._header("unsat", self.semantics) | {"layers": list(writer.layers)}
         return Certificate(pack(header, arrays), writer.leaves, writer.groups)
+
+    def by_constants(self, shares: FloatArray, multipliers: FloatArray) -> Certificate:
+        """A certificate of ``unsat`` that rests on Lipschitz constants (rule R14).
+
+        Args:
+            shares: a weight for each input.
+            multipliers: one for each neuron, in the checker's order.
+
+        Raises:
+            Unusable: the checker does not understand one of the files.
+        """
+        count = sum(1 for _ in self.session.query.cases())
+        arrays = {
+            name: np.zeros((0, width) if width else 0, kind)
+            for name, (kind, width) in ARRAYS.items()
+        }
+        if count:
+            arrays["group"] = np.array([[3, count, 0, 0, 0, 0]], ARRAYS["group"][0])
+            arrays["case"] = np.arange(count, dtype=ARRAYS["case"][0])
+            arrays["constant"] = np.concatenate([shares, multipliers])
+        header = self._header("unsat", self.semantics) | {"layers": []}
+        return Certificate(pack(header, arrays), leaves=count)
 
     def doubts(self, certificate: Certificate, refused: Sequence[Refusal]) -> list[Doubt]:
         """Where the search has to go on after leaves were refused."""

@@ -383,7 +383,7 @@ def honest() -> tuple[onnx.ModelProto, bytes]:
         "domain": None,
     }
     network = read(model)
-    t = writer._multipliers(
+    t = writer._known(
         network,
         engine.Network.read(found.model.graph),
         writer.Hints(found.multipliers, np.ones(4)),
