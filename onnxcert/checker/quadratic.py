@@ -56,8 +56,8 @@ from onnxcert.checker.network import (
     need,
 )
 
-WIDEST = 6000
-"""Most variables, and most scalars of a block: 288 MB a matrix."""
+WIDEST = 10_000
+"""Most variables, and most scalars of a block: 800 MB a matrix, of which there are four or five."""
 
 _MOST_FACTORS = 1 << 23
 _PANEL = 256
@@ -293,25 +293,25 @@ class Quadratic:
         return Rows(made.value, made.size * _SLACK + _LOST, outputs.shape[1] + 8)
 
     def inverse(self, weights: Array) -> Inverse:
-        """P^-1 for weights p (n_in,).
+        """P^-1 for weights p (n_in,); P itself is used up.
 
         Raises:
             Rejected: P is not shown to be positive definite.
         """
-        inputs = np.arange(self.network.n_inputs)
-        matrix, size = self.matrix.copy(), self.size.copy()
+        inputs, matrix, size = np.arange(self.network.n_inputs), self.matrix, self.size
         matrix[inputs, inputs] += weights
         size[inputs, inputs] += weights
         try:
             root = np.linalg.cholesky(matrix)
             _invert(root)
         except np.linalg.LinAlgError:
-            root = np.full_like(matrix, np.nan)
+            root = np.full((self.count, self.count), np.nan)
         error = _residual(root, matrix)
-        across = abs(root) @ (size @ abs(root).sum(axis=0))
+        absolute = _absolute(root.T, np.ones((self.count, 1)))
+        across = _absolute(root, size @ absolute)[:, 0]
         charge = gamma(self._roundings + 2 * self.count + 64)
         eta = float(((error + charge * across) * _SLACK).max(initial=0.0))
-        eta += TINY * (1 + abs(root).sum()) ** 2  # what underflowed
+        eta += TINY * (1 + float(absolute.sum())) ** 2  # what underflowed
         if not eta < 1:  # also if it is no number
             raise Rejected("R14", "multiplier", "the matrix is not shown to be positive definite")
         return Inverse(root, math.sqrt(1 / (1 - eta)) * (1 + 8 * U), self._roundings)
@@ -344,7 +344,7 @@ class Inverse:
     def _images(self, rows: Rows) -> tuple[Array, Array]:
         """X c for every form c, (N, R), and a bound of the length of its error, (R,)."""
         share = gamma(self.roundings + rows.roundings + len(self.root) + 16)
-        lost = share * (abs(self.root) @ rows.size.T)
+        lost = share * _absolute(self.root, rows.size.T)
         lost = np.sqrt(np.square(lost).sum(axis=0)) * _SLACK + math.sqrt(TINY)
         return self.root @ rows.value.T, lost
 
@@ -360,6 +360,12 @@ def _invert(triangle: Array) -> None:
     triangle[half:, :half] = (
         triangle[half:, half:] @ -triangle[half:, :half] @ triangle[:half, :half]
     )
+
+
+def _absolute(matrix: Array, x: Array) -> Array:
+    """|A| x, for x (N, R), by panels of A."""
+    panels = range(0, len(matrix), _PANEL)
+    return np.concatenate([abs(matrix[i : i + _PANEL]) @ x for i in panels])
 
 
 def _residual(root: Array, matrix: Array) -> Array:
