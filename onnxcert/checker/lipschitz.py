@@ -105,8 +105,8 @@ def verify(network: Network, header: dict[str, Any], arrays: dict[str, Array]) -
 
 def refute(
     prover: Prover, cases: Sequence[Case], form: Quadratic, multipliers: Array, weights: Array
-) -> tuple[Array, int]:
-    """Which cases constants refute, (C,), and how many boxes they have.
+) -> Array:
+    """Which cases constants refute, (C,).
 
     Args:
         prover: of these cases, over the reals.
@@ -135,4 +135,4 @@ def refute(
         change = lengths[some] * np.sqrt(square)[:, None, None] * (1 + 8 * U)
         beyond = (rows.used[some] & (lower > change)).any(axis=2)
         refuted[part.cases[beyond & (part.cases >= 0)]] = True
-    return refuted, len(boxes.low)
+    return refuted

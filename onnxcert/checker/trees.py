@@ -253,10 +253,20 @@ class Group:
             self.arrays.take("constant", count) for count in (network.n_inputs, form.neurons)
         )
         prover = Prover(self.bounder, Rows.of(cases, network.n_inputs, len(network.output)))
-        refuted, boxes = refute(prover, cases, form, multipliers, weights)
-        if not refuted.all():
-            raise Rejected("R14", f"group {place}", f"case {refuted.argmin()} of it is not refuted")
-        self.leaves += boxes
+        self.leaves += 1
+        try:
+            refuted = refute(prover, cases, form, multipliers, weights)
+        except Rejected:
+            if self.refused is None:
+                raise
+            refuted = np.zeros(len(cases), bool)
+        if refuted.all():
+            return
+        number = int(refuted.argmin())
+        if self.refused is None:
+            raise Rejected("R14", f"group {place}", f"case {number} of it is not refuted")
+        case, left = cases[number], np.flatnonzero(~refuted)
+        self.refused.append(Refusal(place, 0, left, case.lower, case.upper, 0.0))
 
     def finish(self) -> None:
         """Nothing may have been handed on in vain."""

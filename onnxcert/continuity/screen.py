@@ -33,11 +33,16 @@ from onnxcert.frontend.vnnlib import read_query
 from onnxcert.frontend.write import format_vnnlib
 from onnxcert.graph import Graph
 from onnxcert.ops.base import TINY, gamma
-from onnxcert.proof.certify import EXECUTED, REAL, Certificate, Certifier
+from onnxcert.proof.certify import (
+    EXECUTED,
+    REAL,
+    Certificate,
+    Certifier,
+    natural_semantics,
+)
 from onnxcert.sets import Box
 from onnxcert.spec import Problem, Query
 from onnxcert.spec.build import Specification
-from onnxcert.verifier import natural_semantics
 
 SpecSource = str | os.PathLike[str] | Query | Specification
 
@@ -94,6 +99,8 @@ class Screen:
 
         Problems with thousands of boxes are as good as those of one specification.
         """
+        if len(problem.offset) == 0:  # cases without rows have solutions
+            return np.zeros(len(problem), dtype=bool)
         lengths = row_lengths(self.bound, problem.output_rows, problem.input_rows)
         centre = 0.5 * problem.lower + 0.5 * problem.upper
         apart = np.maximum(problem.upper - centre, centre - problem.lower)
@@ -102,7 +109,7 @@ class Screen:
             reach = np.sqrt(np.square(apart).sum(axis=1) * (1.0 + share) + TINY) * (1.0 + share)
             change = lengths[problem.case_rows] * reach[problem.case_box, None]
             change = change * (1.0 + 8.0 * UNIT_ROUNDOFF)
-            values = _at_centres(self.bound.model.graph, problem, centre)
+            values = values_at_centres(self.bound.model.graph, problem, centre)
             above = (values > change) & (problem.case_rows >= 0)  # NaN is no proof
         return np.asarray(above.any(axis=1))
 
@@ -173,7 +180,7 @@ def row_lengths(
     return final
 
 
-def _at_centres(graph: Graph, problem: Problem, centre: FloatArray) -> FloatArray:
+def values_at_centres(graph: Graph, problem: Problem, centre: FloatArray) -> FloatArray:
     """Lower bounds of the rows of each case at the centre of its box, (K, R)."""
     boxes = [
         interval_bounds(graph, Box(part, part))[graph.output]
