@@ -5,6 +5,7 @@
     python benchmarks/screening.py radii MODEL.onnx... --data DATA.npz [--count N]
     python benchmarks/screening.py files MODEL.onnx SPEC.vnnlib...
     python benchmarks/screening.py speed MODEL.onnx --data DATA.npz [--count N]
+    python benchmarks/screening.py runs MODEL.onnx... --data DATA.npz [--count N] [--timeout S]
     python benchmarks/screening.py certificates MODEL.onnx...
 
 DATA.npz holds ``x`` (inputs as the models want them) and ``y`` (labels). Times are CPU seconds; set
@@ -13,7 +14,8 @@ DATA.npz holds ``x`` (inputs as the models want them) and ``y`` (labels). Times 
 radii: l_inf balls in [0, 1] round correctly classified inputs: the share that constants decide, and
 that plain linear bounds at the root decide. files: the same for specifications as they are. speed:
 specifications per second, from arrays and from files, beside linear bounds at the root and whole
-runs. certificates: time and size of certificates of constants, beside computing those.
+runs. runs: whole runs with constants as a pass and without. certificates: time and size of
+certificates of constants, beside computing those.
 """
 
 from __future__ import annotations
@@ -28,7 +30,16 @@ from typing import Any
 import numpy as np
 
 import onnxcert
-from onnxcert import Screen, Specification, check, linf_ball, lipschitz, verify
+from onnxcert import (
+    Screen,
+    Settings,
+    Specification,
+    check,
+    linf_ball,
+    lipschitz,
+    load_model,
+    verify,
+)
 from onnxcert.arrays import Array
 from onnxcert.bounds.backward import pull_back
 from onnxcert.bounds.crown import crown_bounds
@@ -123,7 +134,7 @@ def radii(options: argparse.Namespace) -> None:
 
 def files(options: argparse.Namespace) -> None:
     model, *specs = options.files
-    screen = Screen(lipschitz(model))
+    screen = Screen(lipschitz(model, method="recursion"))
     decided = [spec for spec in specs if screen.decides(spec)]
     row("model", "specifications", "constants decide")
     row(Path(model).name, len(specs), len(decided))
@@ -147,8 +158,8 @@ def speed(options: argparse.Namespace) -> None:
         _files(screen, path, [_ball(x[i], int(y[i])) for i in some], Path(folder))
 
 
-def _ball(x: Array, label: int) -> Specification:
-    return linf_ball(x, 0.01, label=label, domain=(0, 1))
+def _ball(x: Array, label: int, eps: float = 0.01) -> Specification:
+    return linf_ball(x, eps, label=label, domain=(0, 1))
 
 
 def _files(screen: Screen, path: str, balls: Sequence[Specification], folder: Path) -> None:
@@ -167,6 +178,28 @@ def _files(screen: Screen, path: str, balls: Sequence[Specification], folder: Pa
     for what, run in runs.items():
         _, seconds = timed(lambda run=run: [run(spec) for spec in specs], 1)
         row(what, len(specs), f"{seconds:.3f}", f"{len(specs) / seconds:.1f}")
+
+
+def runs(options: argparse.Namespace) -> None:
+    row("model", "radius", "runs", "pass", "unsat", "sat", "no answer", "s")
+    for path in options.files:
+        model = load_model(path)
+        x, y = correct(model, options.data, options.count)
+        for eps in (0.01, 0.03, 0.05):
+            specs = [_ball(point, int(label), eps) for point, label in zip(x, y, strict=True)]
+            for chosen in ("off", "auto"):
+                settings = Settings(constants=chosen)
+                answers, seconds = timed(
+                    lambda p=path, q=specs, s=settings: [
+                        verify(p, spec, settings=s, timeout=options.timeout).word for spec in q
+                    ],
+                    1,
+                )
+                counts = [answers.count(word) for word in ("unsat", "sat")]
+                row(
+                    *(Path(path).name, eps, len(x), chosen, *counts, len(x) - sum(counts)),
+                    f"{seconds:.1f}",
+                )
 
 
 def certificates(options: argparse.Namespace) -> None:
@@ -188,7 +221,7 @@ def certificates(options: argparse.Namespace) -> None:
                     )
 
 
-COMMANDS = {f.__name__: f for f in (radii, files, speed, certificates)}
+COMMANDS = {f.__name__: f for f in (radii, files, speed, runs, certificates)}
 
 
 def main() -> None:
@@ -197,6 +230,7 @@ def main() -> None:
     parser.add_argument("files", nargs="+")
     parser.add_argument("--data")
     parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--timeout", type=float, default=20.0)
     options = parser.parse_args()
     COMMANDS[options.command](options)
 

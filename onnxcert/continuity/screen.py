@@ -4,11 +4,11 @@ A case asks for rows g(y) <= 0 over a box with centre c and half widths d. Every
 ``g(f(c)) - K |d|``, K the Euclidean constant of g, so one forward pass over the centres decides all
 cases whose centre is far enough from the boundary. The constants are computed once for a model.
 
-This pays where thousands of specifications share a model that was trained to have small constants,
-and nowhere else: |d| grows with the square root of the number of inputs, so without such training
-the constants decide nothing that matters, and for a single specification linear bounds cost less
-than the rest of a run. `benchmarks/screening.py` has the numbers, for which `onnxcert.verify` does
-not try it.
+This pays where thousands of specifications share a model that was trained to have small constants:
+then it is several hundred times as fast as linear bounds and decides more at large radii. |d| grows
+with the square root of the number of inputs, so of other models it decides small radii only
+(`benchmarks/screening.py` has the numbers). `onnxcert.verify` asks constants by itself, where its
+linear bounds leave something open: `onnxcert.continuity.first_pass`.
 """
 
 from __future__ import annotations
