@@ -144,7 +144,7 @@ class Session:
         expired: Callable[[], bool],
         known: Callable[[int, InputGroup], bool],
     ) -> Verified:
-        stream = Arrays(arrays)
+        stream = Arrays({"constant": np.zeros(0)} | arrays)
         executed = header["semantics"] == EXECUTED
         bounder = Bounder(self.network, executed=executed, expired=expired)
         auditor = Auditor(bounder, audit, int((arrays["op"] == 0).sum()))

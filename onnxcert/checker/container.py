@@ -149,8 +149,7 @@ def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, Array]]:
     if not isinstance(header.get("layers", []), list):
         raise Rejected("container", "header.json", "the layers are no list")
     if verdict == "unsat":
-        arrays.setdefault("constant", np.zeros(0))
-        _check_arrays(arrays, ARRAYS | EXTRA)
+        _check_arrays(arrays, ARRAYS | {name: EXTRA[name] for name in EXTRA.keys() & arrays.keys()})
     if verdict == "lipschitz":
         _check_arrays(arrays, CONSTANTS)
     return header, arrays
