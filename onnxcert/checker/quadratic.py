@@ -125,11 +125,15 @@ class Quadratic:
         self.network = network
         self.curves = [block for block in network.blocks if isinstance(block, Curve)]
         self.neurons = sum(block.size for block in self.curves)
+        self._need_size(max(block.size for block in network.blocks))
         self._slopes = {block.start: self._range(block, at) for block, at in self._intervals(box)}
         self._number()
-        sizes = [self.count, *(block.size for block in network.blocks)]
-        need(max(sizes) <= WIDEST, f"constants of {max(sizes)} variables; the most is {WIDEST}")
+        self._need_size(self.count)
         self._last_read = self._readers()
+
+    @staticmethod
+    def _need_size(count: int) -> None:
+        need(count <= WIDEST, f"constants of {count} variables; the most is {WIDEST}")
 
     def _intervals(self, box: tuple[Array, Array] | None) -> Iterator[tuple[Curve, Any]]:
         """Bounds of what each curve is applied to."""
