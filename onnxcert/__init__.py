@@ -24,6 +24,7 @@ _HOMES = {
     "Region": "region.regions",
     "Result": "verdict",
     "Sat": "verdict",
+    "Screen": "continuity.screen",
     "Settings": "settings",
     "SpecError": "errors",
     "Specification": "spec.build",
@@ -61,6 +62,7 @@ __all__ = [
     "Region",
     "Result",
     "Sat",
+    "Screen",
     "Settings",
     "SpecError",
     "Specification",
@@ -91,6 +93,7 @@ if TYPE_CHECKING:
     from onnxcert.continuity.bottom import with_bottom_logit
     from onnxcert.continuity.bound import LipschitzBound, certified_radius, lipschitz
     from onnxcert.continuity.certified import Certification, certify
+    from onnxcert.continuity.screen import Screen
     from onnxcert.errors import (
         InputError,
         ModelError,

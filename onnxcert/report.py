@@ -166,6 +166,7 @@ def lipschitz_record(bound: LipschitzBound) -> Record:
             for x in bound.layers
         ],
         "multipliers": plain(bound.multipliers),
+        "proof": plain(bound.proof),
     }
 
 

@@ -34,6 +34,7 @@ from onnxcert.arrays import (
     select_device,
 )
 from onnxcert.bounds.crown import Bounds, crown_bounds, output_bounds
+from onnxcert.continuity.first_pass import CasesByConstants
 from onnxcert.errors import SpecError, UsageError
 from onnxcert.files import check_writable, write_file
 from onnxcert.frontend.lower import Lowered, lower_query
@@ -53,6 +54,7 @@ from onnxcert.proof.certify import (
     Rejected,
     Unusable,
     Verified,
+    natural_semantics,
 )
 from onnxcert.proof.trace import InputTrees
 from onnxcert.proof.watch import Watch
@@ -170,6 +172,7 @@ class _Run:
     proof: Proof | None = None
     accepted: bytes = b""
     watch: Watch | None = None
+    constants: CasesByConstants | None = None
     files: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -241,6 +244,8 @@ class _Run:
         rng = np.random.default_rng(self.seed)
         executed = semantics == EXECUTED
         graph = instance.model.lowered if executed else instance.model.graph
+        if not executed and self.settings.constants == "auto":
+            self.constants = CasesByConstants(instance.model.graph)
         self.solver = solver = Solver(
             graph.to(self.device),
             instance.confirmation(replayer),
@@ -251,6 +256,7 @@ class _Run:
             instance.input_type,
             self.report,
             execution_unit=UNIT_ROUNDOFF_FLOAT32 if executed else 0.0,
+            by_constants=None if executed else self.constants,
         )
         if prove and self.certified and self.settings.watch == "auto":
             self.watch = watch = Watch(lambda: instance.stored(semantics))
@@ -329,7 +335,7 @@ class _Run:
             with self._timed("checking"):
                 for problem in problems:
                     certifier.add(problem)
-                certificate = certifier.refutation(solver.trace)
+                certificate = self._refutation(certifier, solver)
                 refused = self._check(certifier, certificate)
             for _ in range(_REPAIRS):
                 if not refused or not self.certified:
@@ -343,7 +349,7 @@ class _Run:
                 if answer is not None:
                     return Unknown(answer)
                 with self._timed("checking"):
-                    certificate = certifier.refutation(solver.trace)
+                    certificate = self._refutation(certifier, solver)
                     refused = self._check(certifier, certificate)
         except Unusable as error:
             self.proof = Proof(accepted=False, message=str(error))
@@ -356,6 +362,11 @@ class _Run:
             return Unsat()
         _log.warning("the checker does not accept the proof: %s", self.proof.message)
         return Unknown(Reason.UNCERTIFIED)
+
+    def _refutation(self, certifier: Certifier, solver: Solver) -> Certificate:
+        if self.constants is None:
+            return certifier.refutation(solver.trace)
+        return certifier.refutation(solver.trace, self.constants.hints)
 
     def _check(self, certifier: Certifier, certificate: Certificate) -> list[Refusal]:
         """Check a certificate; the leaves that are refused."""
@@ -428,13 +439,6 @@ class _Run:
             semantics=self.semantics,
             proof=self.proof,
         )
-
-
-def natural_semantics(query: Query) -> str:
-    """What ``unsat`` has to speak of: the reals if the query says so, else every execution."""
-    if query.version == "1.0" or all(tensor.element_type == "real" for tensor in query.tensors):
-        return REAL
-    return EXECUTED
 
 
 def _failures(problems: Sequence[Problem], doubts: Sequence[Doubt]) -> list[Failure]:

@@ -23,6 +23,7 @@ PUBLIC = {
     "Region",
     "Result",
     "Sat",
+    "Screen",
     "Settings",
     "SpecError",
     "Specification",

@@ -2,12 +2,13 @@
 
 It imports NumPy, onnx and the standard library, and nothing of the rest of onnxcert; it reads the
 model and the specification itself, believes no number of a certificate, and calls no solver. Run it
-as ``python -m onnxcert.checker PROOF MODEL SPEC``. To read it, begin here:
+as ``python -m onnxcert.checker PROOF MODEL [SPEC]``. To read it, begin here:
 
     certificate  rule R0: files, hashes, cases; what is printed
     trees      rule R10: the walk over the trees of a certificate
     proof      rules R8, R11: what refutes a leaf
     witness    rule R13: replay of a witness
+    lipschitz  rule R14: constants of a network
     audit      bounds again in exact arithmetic
     bounds     rules R1, R2, R3, R7, R9: rigorous linear bounds in float64
     forward    rule R6: forms of few inputs, before those

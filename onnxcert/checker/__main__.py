@@ -1,4 +1,4 @@
-"""``python -m onnxcert.checker PROOF MODEL SPEC``: one line, and an exit code.
+"""``python -m onnxcert.checker PROOF MODEL [SPEC]``: one line, and an exit code.
 
 0   ``VERIFIED UNSAT (real)`` or the like, on stdout
 1   ``REJECTED: rule, place, reason``, on stdout: the certificate proves nothing
@@ -17,7 +17,7 @@ from onnxcert.checker import Rejected, Unusable, check
 SEMANTICS = ("real", "ieee32-any-order")
 
 
-def answer(certificate: str, model: str, spec: str, **options: Any) -> tuple[int, str]:
+def answer(certificate: str, model: str, spec: str | None, **options: Any) -> tuple[int, str]:
     """Exit code and line for `onnxcert.checker.check`; the line is printable ASCII.
 
     Names in the files may hold anything, a line break followed by ``VERIFIED`` included.
@@ -36,8 +36,9 @@ def answer(certificate: str, model: str, spec: str, **options: Any) -> tuple[int
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit code."""
     parser = argparse.ArgumentParser("python -m onnxcert.checker", allow_abbrev=False)
-    for name in ("proof", "model", "spec"):
+    for name in ("proof", "model"):
         parser.add_argument(name, metavar=name.upper())
+    parser.add_argument("spec", metavar="SPEC", nargs="?", help="but for constants")
     parser.add_argument("--semantics", choices=SEMANTICS, help="what must have been proved")
     parser.add_argument("--audit", type=int, default=0, metavar="K", help="leaves checked exactly")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes")

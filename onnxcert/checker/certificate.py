@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxcert.checker import arithmetic, container, witness
+from onnxcert.checker import arithmetic, container, lipschitz, witness
 from onnxcert.checker.audit import Auditor
 from onnxcert.checker.bounds import Bounder
 from onnxcert.checker.curves import Array
@@ -30,7 +30,8 @@ class Verified:
     """An accepted certificate; its text is the line that the checker prints.
 
     Attributes:
-        verdict, claims: such as ``unsat`` and ``real``, or ``sat`` and ``exact-replay``.
+        verdict, claims: such as ``unsat`` and ``real``, or ``sat`` and ``exact-replay``; for
+            ``lipschitz`` also the norm, the inputs, and the largest constants.
         cases, leaves: how many were refuted.
         audited: how many bounds were worked out again in exact arithmetic.
     """
@@ -116,9 +117,10 @@ class Session:
             Expired: the caller's time is up.
         """
         header, arrays = container.unpack(certificate)
+        if header["verdict"] == "lipschitz":
+            raise Unusable("a certificate of constants is checked without a specification")
         for key, data in (("model_sha256", self.model), ("spec_sha256", self.spec)):
-            if hashlib.sha256(data).hexdigest() != header[key]:
-                raise Rejected("R0", key, "the certificate is about another file")
+            _need_hash(header, key, data)
         if header["verdict"] == "sat":
             if header["semantics"] != REAL or semantics == EXECUTED:
                 raise Rejected("R13", "semantics", "a witness is replayed, not proved")
@@ -142,7 +144,7 @@ class Session:
         expired: Callable[[], bool],
         known: Callable[[int, InputGroup], bool],
     ) -> Verified:
-        stream = Arrays(arrays)
+        stream = Arrays({"constant": np.zeros(0)} | arrays)
         executed = header["semantics"] == EXECUTED
         bounder = Bounder(self.network, executed=executed, expired=expired)
         auditor = Auditor(bounder, audit, int((arrays["op"] == 0).sum()))
@@ -178,10 +180,35 @@ class Session:
         return Verified("unsat", claims, len(owner), group.leaves, group.auditor.done)
 
 
+def check_constants(
+    certificate: bytes, model: bytes, directory: Path | None = None, semantics: str | None = None
+) -> Verified:
+    """Check a certificate of Lipschitz constants, which speaks of a model alone.
+
+    Args:
+        certificate, model: the bytes of the files as they are.
+        directory: where external data of the model may lie.
+        semantics: as for `check`.
+
+    Raises:
+        Rejected: it does not prove the constants.
+        Unusable: it is about another verdict, or cannot be checked for this model.
+    """
+    arithmetic.test()
+    header, arrays = container.unpack(certificate)
+    if header["verdict"] != "lipschitz":
+        raise Unusable("this certificate is checked with a specification")
+    _need_hash(header, "model_sha256", model)
+    if header["semantics"] != REAL or semantics not in (None, REAL):
+        raise Rejected("R0", "semantics", "constants are proved for the reals")
+    network = read_network(model, directory=directory)
+    return Verified("lipschitz", lipschitz.verify(network, header, arrays))
+
+
 def check(
     certificate: str | os.PathLike[str],
     model: str | os.PathLike[str],
-    spec: str | os.PathLike[str],
+    spec: str | os.PathLike[str] | None = None,
     *,
     semantics: str | None = None,
     audit: int = 0,
@@ -190,7 +217,7 @@ def check(
     """Check a certificate.
 
     Args:
-        certificate, model, spec: files.
+        certificate, model, spec: files; a certificate of Lipschitz constants has no specification.
         semantics: what must have been proved, ``real`` or ``ieee32-any-order``, which implies
             ``real``; None for what the certificate claims.
         audit: how many bounds to work out again in exact rational arithmetic.
@@ -198,10 +225,17 @@ def check(
 
     Raises:
         Rejected: it does not prove its verdict.
-        Unusable: a file cannot be read.
+        Unusable: a file cannot be read, or the specification is missing or too much.
     """
+    if spec is None:
+        return check_constants(_read(certificate), _read(model), Path(model).parent, semantics)
     session = Session(_read(model), _read(spec), Path(model).parent)
     return session.check(_read(certificate), semantics, audit=audit, jobs=jobs)
+
+
+def _need_hash(header: dict[str, Any], key: str, data: bytes) -> None:
+    if hashlib.sha256(data).hexdigest() != header[key]:
+        raise Rejected("R0", key, "the certificate is about another file")
 
 
 def _read(path: str | os.PathLike[str]) -> bytes:

@@ -2,12 +2,14 @@
 
 ::
 
-    header.json   {"format": "onnxcert-1", "verdict": "unsat" | "sat",
+    header.json   {"format": "onnxcert-1", "verdict": "unsat" | "sat" | "lipschitz",
                    "semantics": "real" | "ieee32-any-order",
                    "model_sha256": hex, "spec_sha256": hex,    of the files as they are
                    "tool": {...},                              for people, ignored
                    "layers": [label, ...]}                     unsat: what ``layer`` counts in
                    "decimals": {index: "0.1", ...}}            sat: exact inputs, see rule R13
+                   "norm": "2" | "inf" | "1",                  lipschitz, which has no spec_sha256:
+                   "domain": null | [low, high]}               of input differences, of every input
 
     group          int64 (G, 6)   kind, cases, nodes, and entries of combine, column, hint
     case           uint32         per group: the cases it refutes, as numbers in the order of
@@ -27,7 +29,17 @@
     multiplier     uint16         per leaf of a neuron group: one for each split above, root first
     weight         uint16         per entry of ``combine`` and per leaf of a neuron group: one for
                                   each row of the case
+    constant       float64        per group of kind 3: a weight for each input, then multipliers as
+                                  in a file of constants; may be missing if there is no such group
     x<i>           the type of input i, sat only: a witness
+
+and of a file with the verdict lipschitz, all float64, see rule R14::
+
+    multiplier     one for each value that curves make, curve by curve in the order of the file's
+                   nodes, row-major; where slopes are all the same they are not looked at
+    share          one for each input: weights of the inputs
+    outputs        the constant of each output
+    pairs          of the differences of outputs 1 and 0, 2 and 0, 2 and 1, 3 and 0, ...
 
 A group of kind 0 splits inputs; its roots are the distinct boxes of its cases in order of
 appearance, and a node is a box with the cases still open there. A group of kind 1 splits neurons;
@@ -42,8 +54,10 @@ where a line from the far end touches it, to the outer end of the interval. Mult
 are the upper 16 bits of a binary32.
 A neuron is a label and a position: see `onnxcert.checker.model`.
 
-Everything is a hint or a decision; no bound is believed. What is missing, left over, of another
-type, or unknown makes the file invalid.
+A group of kind 3 has no trees: Lipschitz constants refute its cases (rule R14).
+
+Everything is a hint or a decision, or the claim itself; no bound is believed. What is missing, left
+over, of another type, or unknown makes the file invalid.
 """
 
 from __future__ import annotations
@@ -82,6 +96,8 @@ ARRAYS = {
     "multiplier": ("<u2", 0),
     "weight": ("<u2", 0),
 }
+EXTRA = {"constant": ("<f8", 0)}
+CONSTANTS = dict.fromkeys(("multiplier", "share", "outputs", "pairs"), ("<f8", 0))
 _DAMAGE = (
     ValueError,
     KeyError,
@@ -102,7 +118,12 @@ _HEADER = re.compile(
     rb"\{'descr': '([<|][fiu][1248])', 'fortran_order': False, 'shape': \(([\d, ]{0,99})\), \} *\n"
 )
 
-_KEYS = {"format", "verdict", "semantics", "model_sha256", "spec_sha256", "tool"}
+_KEYS = {"format", "verdict", "semantics", "model_sha256", "tool"}
+_OWN_KEYS = {
+    "unsat": {"spec_sha256", "layers"},
+    "sat": {"spec_sha256", "decimals"},
+    "lipschitz": {"norm", "domain"},
+}
 
 
 def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, Array]]:
@@ -119,20 +140,28 @@ def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, Array]]:
             raise ValueError("a member that is no array")
     except _DAMAGE as error:
         raise Rejected("container", "file", f"it cannot be read: {error!r}") from error
-    keys = {"unsat": _KEYS | {"layers"}, "sat": _KEYS | {"decimals"}}
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise Rejected("container", "header.json", f"the format is not {FORMAT}")
     verdict = header.get("verdict")
-    if not isinstance(verdict, str) or set(header) != keys.get(verdict):
+    own = _OWN_KEYS.get(verdict) if isinstance(verdict, str) else None
+    if own is None or set(header) != _KEYS | own:
         raise Rejected("container", "header.json", "unknown or missing keys")
+    if not isinstance(header.get("layers", []), list):
+        raise Rejected("container", "header.json", "the layers are no list")
     if verdict == "unsat":
-        if not isinstance(header["layers"], list) or set(arrays) != set(ARRAYS):
-            raise Rejected("container", "arrays", f"not these: {sorted(set(arrays) ^ set(ARRAYS))}")
-        for name, (kind, width) in ARRAYS.items():
-            array, tail = arrays[name], (width,)[: width > 0]
-            if array.dtype.str != kind or array.ndim != 1 + len(tail) or array.shape[1:] != tail:
-                raise Rejected("container", name, f"not an array of type {kind}, width {width}")
+        _check_arrays(arrays, ARRAYS | {name: EXTRA[name] for name in EXTRA.keys() & arrays.keys()})
+    if verdict == "lipschitz":
+        _check_arrays(arrays, CONSTANTS)
     return header, arrays
+
+
+def _check_arrays(arrays: Mapping[str, Array], wanted: Mapping[str, tuple[str, int]]) -> None:
+    if set(arrays) != set(wanted):
+        raise Rejected("container", "arrays", f"not these: {sorted(set(arrays) ^ set(wanted))}")
+    for name, (kind, width) in wanted.items():
+        array, tail = arrays[name], (width,)[: width > 0]
+        if array.dtype.str != kind or array.ndim != 1 + len(tail) or array.shape[1:] != tail:
+            raise Rejected("container", name, f"not an array of type {kind}, width {width}")
 
 
 def pack(header: Mapping[str, Any], arrays: Mapping[str, Array]) -> bytes:

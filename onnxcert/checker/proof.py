@@ -16,6 +16,7 @@ R11  Bounds of a set hold for its subsets.
 R12  (Reserved: derived cuts.)
 R13  A witness lies in the specification exactly, with the outputs that exact rational arithmetic
      gives (exact-replay) or those that onnxruntime computes (ort-replay).
+R14  Lipschitz constants (`onnxcert.checker.lipschitz`).
 """
 
 from __future__ import annotations

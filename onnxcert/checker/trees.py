@@ -17,8 +17,10 @@ from onnxcert.checker.audit import FORKS, Auditor
 from onnxcert.checker.bounds import Bounder, Columns, Hint, Relaxation
 from onnxcert.checker.curves import Array
 from onnxcert.checker.errors import Expired, Rejected
+from onnxcert.checker.lipschitz import refute
 from onnxcert.checker.network import Curve, distinct
 from onnxcert.checker.proof import Boxes, Combined, Paths, Prover, Rows
+from onnxcert.checker.quadratic import Quadratic
 from onnxcert.checker.spec import Case
 
 _NUMBERS = 1 << 20
@@ -214,6 +216,9 @@ class Group:
             Rejected: a leaf is not refuted, or the group is not as described.
         """
         kind, _, nodes, combined, columns, hints = header.tolist()
+        if kind == 3 and not self._regions:
+            self._by_constants(cases, (nodes, combined, columns, hints), place)
+            return
         if (kind == 2) != bool(self._regions):
             raise Rejected("R10", f"group {place}", "halves of a region must follow it")
         region = self._regions.pop() if kind == 2 else Region(cases)
@@ -232,6 +237,36 @@ class Group:
         else:
             raise Rejected("container", f"group {place}", f"unknown kind {kind}")
         self.leaves += int((op == 0).sum())
+
+    def _by_constants(
+        self, cases: Sequence[Case], counts: tuple[int, int, int, int], place: int
+    ) -> None:
+        """Rule R14 for all cases of a group."""
+        if any(counts):
+            raise Rejected("container", f"group {place}", "counts that do not fit its kind")
+        if self.bounder.executed:
+            raise Rejected("R14", f"group {place}", "constants are those of the real numbers")
+        network = self.bounder.network
+        self._look_at_the_clock()
+        form = Quadratic(network)
+        weights, multipliers = (
+            self.arrays.take("constant", count) for count in (network.n_inputs, form.neurons)
+        )
+        prover = Prover(self.bounder, Rows.of(cases, network.n_inputs, len(network.output)))
+        self.leaves += 1
+        try:
+            refuted = refute(prover, cases, form, multipliers, weights)
+        except Rejected:
+            if self.refused is None:
+                raise
+            refuted = np.zeros(len(cases), bool)
+        if refuted.all():
+            return
+        number = int(refuted.argmin())
+        if self.refused is None:
+            raise Rejected("R14", f"group {place}", f"case {number} of it is not refuted")
+        case, left = cases[number], np.flatnonzero(~refuted)
+        self.refused.append(Refusal(place, 0, left, case.lower, case.upper, 0.0))
 
     def finish(self) -> None:
         """Nothing may have been handed on in vain."""

@@ -15,7 +15,7 @@ and believes no number of the certificate. stdout gets one line,
   VERIFIED UNSAT (real)            or another verdict and what was proved (exit code 0)
   REJECTED: rule, place, reason    the certificate proves nothing (exit code 1)
 Exit code 2: a file cannot be read, or is not understood exactly.
-`python -m onnxcert.checker PROOF MODEL SPEC` is the same, and loads nothing else of onnxcert.
+`python -m onnxcert.checker PROOF MODEL [SPEC]` is the same, and loads nothing else of onnxcert.
 """
 
 
@@ -28,7 +28,11 @@ def run(words: Sequence[str], console: Console, clock: Clock) -> int:
     parser = arguments.Parser("check", _DESCRIPTION)
     parser.add_argument("proof", metavar="PROOF", help="certificate, as --certificate writes it")
     parser.add_argument("--model", required=True, metavar="MODEL", help=".onnx file, or .onnx.gz")
-    parser.add_argument("--spec", required=True, metavar="SPEC", help=".vnnlib file, or .vnnlib.gz")
+    parser.add_argument(
+        "--spec",
+        metavar="SPEC",
+        help=".vnnlib file, or .vnnlib.gz; a certificate of constants has none",
+    )
     parser.add_argument(
         "--semantics",
         choices=("real", arguments.EXECUTED),

@@ -33,6 +33,11 @@ def run(words: Sequence[str], console: Console, clock: Clock) -> int:
         help="of every input: constants on that box alone, also where there are none elsewhere",
     )
     parser.add_argument("--pairs", action="store_true", help="also every difference of outputs")
+    parser.add_argument(
+        "--certificate",
+        metavar="FILE",
+        help="write a proof to this file, for `onnxcert check`; the constants are those it proves",
+    )
     parser.add_argument("--json", metavar="FILE", help="write all constants to this file")
     parser.add_argument(
         "--seed", type=arguments.natural, default=0, metavar="N", help="of the random points"
@@ -54,6 +59,7 @@ def run(words: Sequence[str], console: Console, clock: Clock) -> int:
         norm=options.norm,
         domain=None if options.domain is None else tuple(options.domain),
         seed=options.seed,
+        certificate=options.certificate,
     )
     console.answer(lipschitz_page(bound, pairs=options.pairs))
     if options.json is not None:
@@ -89,6 +95,8 @@ def lipschitz_page(bound: LipschitzBound, *, pairs: bool) -> str:
         f"  method    {bound.method}\n"
         f"  rests on  {bound.rests_on}\n"
     ]
+    if bound.proof is not None:
+        parts[0] += f"  proof     accepted by the checker, {bound.proof.path}\n"
     numbers = ("output", "pair", "bound", "seen", "norm")
     outputs = [
         (str(k), _up(value), _number(seen))

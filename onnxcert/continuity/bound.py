@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import math
 import os
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from onnxcert.arrays import Array, FloatArray
 from onnxcert.bounds.interval import interval_bounds
+from onnxcert.continuity.certificate import Hints, certify_constants, require_provable
 from onnxcert.continuity.ellipsoid import (
     Plan,
     choose_closed_form,
@@ -27,11 +29,13 @@ from onnxcert.continuity.product import Calculus
 from onnxcert.continuity.refine import Objective, refined
 from onnxcert.continuity.sampled import converging_norm, sampled_constants
 from onnxcert.errors import UsageError
+from onnxcert.files import check_writable, write_file
 from onnxcert.frontend.onnx import Model, load_model
 from onnxcert.frontend.replay import check_lowering
 from onnxcert.graph import Graph
 from onnxcert.ops import Affine
 from onnxcert.sets import Box
+from onnxcert.verdict import Proof
 
 if TYPE_CHECKING:
     import onnx
@@ -86,6 +90,7 @@ class LipschitzBound:
         seen_outputs, seen_pairs: lower bounds from gradients at random points, in floating point.
         layers: norms of the affine operators.
         multipliers: of the last recursion that was run, per curve; empty for ``product``.
+        proof: of the certificate, if one was asked for; outputs and pairs are then what it proves.
     """
 
     model: Model
@@ -98,6 +103,7 @@ class LipschitzBound:
     seen_pairs: FloatArray
     layers: tuple[LayerNorm, ...]
     multipliers: Mapping[str, FloatArray] = field(default_factory=dict)
+    proof: Proof | None = None
 
     @property
     def rests_on(self) -> str:
@@ -117,6 +123,7 @@ def lipschitz(
     domain: tuple[float, float] | None = None,
     samples: int = 256,
     seed: int = 0,
+    certificate: str | os.PathLike[str] | None = None,
     expired: Callable[[], bool] = lambda: False,
 ) -> LipschitzBound:
     """Bound how far the outputs of a model can move when its input does.
@@ -130,12 +137,18 @@ def lipschitz(
             continuous only on it are accepted.
         samples: points of the lower bound.
         seed: of those points.
+        certificate: where to write a certificate, for `onnxcert.check` without a specification. The
+            constants are then those that the checker proves; they may be larger where the network
+            is no chain or a product of norms is better.
         expired: asked between steps of the descent.
 
     Raises:
-        ModelError: the model cannot be read, or has an operator without a constant.
+        ModelError: the model cannot be read, or has an operator without a constant, or the checker
+            cannot prove its constants.
         UsageError: the arguments make no sense, or the method cannot hold the network.
     """
+    if certificate is not None:
+        check_writable(certificate)
     norm = norm_name(norm)
     if method not in ("auto", *METHODS):
         raise UsageError(f"there is no method {method!r}", help=f"auto, {', '.join(METHODS)}")
@@ -150,6 +163,8 @@ def lipschitz(
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         network = Network.read(graph, box)
         _compare(read, box, rng)
+        if certificate is not None:
+            require_provable(network)
         plan = Plan.of(network)
         chosen = _choose(method, plan)
         calculus = Calculus(network, norm)
@@ -157,17 +172,40 @@ def lipschitz(
         if chosen != "product":
             best = best.with_recursion(plan, norm, refine=chosen == "refined", expired=expired)
         seen = sampled_constants(graph, norm, rng, points=samples, domain=box)
-    return LipschitzBound(
-        read,
-        chosen,
-        norm,
-        domain,
-        best.outputs,
-        best.pairs,
-        *seen,
-        tuple(_layers(calculus, rng)),
-        best.multipliers,
+        bound = LipschitzBound(
+            read,
+            chosen,
+            norm,
+            domain,
+            best.outputs,
+            best.pairs,
+            *seen,
+            tuple(_layers(calculus, rng)),
+            best.multipliers,
+        )
+        return bound if certificate is None else _certified(bound, plan, best.hints, certificate)
+
+
+def _certified(
+    bound: LipschitzBound, plan: Plan, hints: Hints | None, path: str | os.PathLike[str]
+) -> LipschitzBound:
+    """Prove the constants to the checker, and write what it accepts."""
+    if hints is None:  # a product of norms, which those multipliers imply in a chain
+        diagonal = input_diagonal(plan.graph.input_size, bound.norm)
+        found = enclose(plan, choose_closed_form(plan.network), diagonal)
+        hints = Hints({} if found is None else found[1], diagonal)
+    started = time.perf_counter()
+    known = bound.outputs, bound.pairs
+    done = certify_constants(bound.model, plan.network, bound.norm, hints, *known)
+    write_file(path, done.data)
+    proof = Proof(
+        accepted=True,
+        claims=done.verified.claims,
+        bytes=len(done.data),
+        seconds=time.perf_counter() - started,
+        path=os.fspath(path),
     )
+    return replace(bound, outputs=done.outputs, pairs=done.pairs, proof=proof)
 
 
 def certified_radius(
@@ -291,38 +329,48 @@ class _Best:
 
     outputs: FloatArray
     pairs: FloatArray
-    multipliers: Mapping[str, FloatArray]
+    hints: Hints | None = None
+
+    @property
+    def multipliers(self) -> Mapping[str, FloatArray]:
+        return {} if self.hints is None else self.hints.multipliers
 
     @classmethod
     def of_product(cls, calculus: Calculus) -> _Best:
         size = calculus.network.graph.output_size
         outputs = calculus.outputs(np.eye(size))
         pairs = np.stack([calculus.outputs(pair_forms(size, i)) for i in range(size)])
-        return cls(outputs, _tidy(pairs), {})
+        return cls(outputs, _tidy(pairs))
 
     def with_recursion(
         self, plan: Plan, norm: str, *, refine: bool, expired: Callable[[], bool]
     ) -> _Best:
         size = plan.graph.input_size
         network = plan.network
-        found = enclose(plan, choose_closed_form(network), input_diagonal(size, norm))
+        diagonal = input_diagonal(size, norm)
+        found = enclose(plan, choose_closed_form(network), diagonal)
         if found is None:
             _log.info("the recursion fails in rounding; the product stands")
             return self
-        best = self._improved(*found)
+        best = self._improved(*found, diagonal)
         if not refine or not plan.gates:
             return best
         objective = Objective(plan, norm)
         for variables in refined(objective, objective.pack(found[1]), expired):
-            found = enclose_near(plan, *objective.unpack(variables))
+            multipliers, diagonal = objective.unpack(variables)
+            found = enclose_near(plan, multipliers, diagonal)
             if found is not None:
-                best = best._improved(*found)
+                best = best._improved(*found, diagonal)
         return best
 
-    def _improved(self, matrix: FloatArray, used: Mapping[str, FloatArray]) -> _Best:
+    def _improved(
+        self, matrix: FloatArray, used: Mapping[str, FloatArray], diagonal: FloatArray
+    ) -> _Best:
         outputs, pairs = constants(np.eye(len(matrix)), matrix), pair_constants(matrix)
         return _Best(
-            np.fmin(self.outputs, outputs), np.minimum(self.pairs, _tidy(pairs)), dict(used)
+            np.fmin(self.outputs, outputs),
+            np.minimum(self.pairs, _tidy(pairs)),
+            Hints(dict(used), diagonal),
         )
 
 

@@ -15,15 +15,16 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxcert.arrays import Array, IntArray
+from onnxcert.arrays import Array, FloatArray, IntArray
 from onnxcert.checker import Rejected, Unusable, Verified
 from onnxcert.checker.certificate import EXECUTED, REAL, Session
-from onnxcert.checker.container import FORMAT, pack
+from onnxcert.checker.container import ARRAYS, FORMAT, pack
 from onnxcert.checker.errors import Expired
+from onnxcert.checker.network import Network
 from onnxcert.checker.trees import Refusal
 from onnxcert.proof.trace import InputTrees, NeuronTrees, Trace
 from onnxcert.proof.writer import CaseNumbers, Writer
-from onnxcert.spec import Problem
+from onnxcert.spec import Problem, Query
 
 __all__ = [
     "EXECUTED",
@@ -36,7 +37,15 @@ __all__ = [
     "Rejected",
     "Unusable",
     "Verified",
+    "natural_semantics",
 ]
+
+
+def natural_semantics(query: Query) -> str:
+    """What ``unsat`` has to speak of: the reals if the query says so, else every execution."""
+    if query.version == "1.0" or all(tensor.element_type == "real" for tensor in query.tensors):
+        return REAL
+    return EXECUTED
 
 
 @dataclass(frozen=True)
@@ -109,12 +118,44 @@ class Certifier:
         """
         self._cases.add(problem)
 
-    def refutation(self, trace: Trace) -> Certificate:
-        """The certificate of ``unsat`` for a finished search."""
+    def refutation(
+        self,
+        trace: Trace,
+        constant: Callable[[Network], FloatArray] = lambda network: np.zeros(0),
+    ) -> Certificate:
+        """The certificate of ``unsat`` for a finished search.
+
+        Args:
+            trace: of the search.
+            constant: hints for cases that Lipschitz constants refute, for the checker's network.
+        """
         writer = Writer(self._cases)
-        arrays = writer.arrays(trace)
+        hints = constant(self.session.network) if trace.constant else np.zeros(0)
+        arrays = writer.arrays(trace, hints)
         header = self._header("unsat", self.semantics) | {"layers": list(writer.layers)}
         return Certificate(pack(header, arrays), writer.leaves, writer.groups)
+
+    def by_constants(self, shares: FloatArray, multipliers: FloatArray) -> Certificate:
+        """A certificate of ``unsat`` that rests on Lipschitz constants (rule R14).
+
+        Args:
+            shares: a weight for each input.
+            multipliers: one for each neuron, in the checker's order.
+
+        Raises:
+            Unusable: the checker does not understand one of the files.
+        """
+        count = sum(1 for _ in self.session.query.cases())
+        arrays = {
+            name: np.zeros((0, width) if width else 0, kind)
+            for name, (kind, width) in ARRAYS.items()
+        }
+        if count:
+            arrays["group"] = np.array([[3, count, 0, 0, 0, 0]], ARRAYS["group"][0])
+            arrays["case"] = np.arange(count, dtype=ARRAYS["case"][0])
+            arrays["constant"] = np.concatenate([shares, multipliers])
+        header = self._header("unsat", self.semantics) | {"layers": []}
+        return Certificate(pack(header, arrays), leaves=1)
 
     def doubts(self, certificate: Certificate, refused: Sequence[Refusal]) -> list[Doubt]:
         """Where the search has to go on after leaves were refused."""

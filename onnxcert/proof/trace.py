@@ -290,10 +290,12 @@ class Trace:
         plain: cases that the bounds of `onnxcert.bounds.crown` refute on the whole of their box:
             their problem, their numbers in it, and weights of their rows.
         groups: trees of which every leaf is closed.
+        constant: cases that Lipschitz constants refute, numbered as in ``Problem.case_disjunct``.
     """
 
     plain: list[tuple[Problem, IntArray, FloatArray]] = field(default_factory=list)
     groups: list[InputTrees | NeuronTrees] = field(default_factory=list)
+    constant: set[int] = field(default_factory=set)
 
     def refuted(self, problem: Problem, cases: IntArray, weights: Array | None = None) -> None:
         """Cases (K,) of a problem that need no more than plain bounds.
@@ -308,6 +310,7 @@ class Trace:
 
     def forget(self, disjuncts: set[int]) -> None:
         """Drop what refuted some cases on the whole of their box, or by splits of neurons."""
+        self.constant -= disjuncts
         plain, self.plain = self.plain, []
         for problem, cases, weights in plain:
             kept = ~np.isin(problem.case_disjunct[cases], list(disjuncts))

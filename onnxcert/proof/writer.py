@@ -25,6 +25,7 @@ from onnxcert.spec import Problem
 
 _BoxKey = tuple[bytes, bytes]
 _NOTHING: IntArray = np.zeros(0, np.int64)
+_NO_HINTS: FloatArray = np.zeros(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,8 +129,20 @@ class Writer:
         self._parts: dict[str, list[Array]] = {name: [] for name in ARRAYS}
         self.leaves = 0
 
-    def arrays(self, trace: Trace) -> dict[str, Array]:
-        """All arrays of the certificate for a finished trace."""
+    def arrays(self, trace: Trace, constant: FloatArray = _NO_HINTS) -> dict[str, Array]:
+        """All arrays of the certificate for a finished trace.
+
+        Args:
+            trace: of the search.
+            constant: what `onnxcert.checker.container` says of groups of kind 3.
+        """
+        made = {}
+        if trace.constant:
+            numbers = sorted(self.cases[disjunct].number for disjunct in trace.constant)
+            self._group(3, numbers, 0, 0, 0, 0)
+            self.groups.append((None, _NOTHING, np.array(numbers)))
+            made["constant"] = constant
+            self.leaves += 1
         if trace.plain:
             self._plain(trace.plain)
         for group in trace.groups:
@@ -137,7 +150,7 @@ class Writer:
                 self._input_trees(group)
             else:
                 self._neuron_trees(group)
-        return {name: self._joined(name) for name in ARRAYS}
+        return {name: self._joined(name) for name in ARRAYS} | made
 
     def _joined(self, name: str) -> Array:
         kind, width = ARRAYS[name]

@@ -8,6 +8,7 @@ sri_resnet_a 4091 and _b 5594 take 4 CPU seconds so and 16 otherwise, resnet_2b 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -63,6 +64,9 @@ _EXACT_SHARE = 0.3
 """Share of the time left that linear programs may take without being on the way to an end."""
 
 _ROOT_BATCH = 256
+
+_FEW_BOXES = 16
+"""At most so many boxes whose inputs are split are put to constants, one by one."""
 
 _MARGIN = 1e-9
 """A proof that failed by a hair is repaired with bounds above this."""
@@ -124,6 +128,7 @@ class Solver:
         report: called with every `Progress`.
         trace: what refuted each case, for the certificate.
         follow: told of trees over inputs before they grow.
+        by_constants: says which cases of one box Lipschitz constants refute.
         execution_unit: unit roundoff of executions that the answer must hold for, 0 for the reals;
             then the graph must be the one that is executed, node by node.
     """
@@ -144,6 +149,7 @@ class Solver:
     trace: Trace = field(default_factory=Trace)
     execution_unit: float = 0.0
     follow: Callable[[InputTrees], None] = lambda trees: None
+    by_constants: Callable[[Problem, Array], Array] | None = None
 
     def __post_init__(self) -> None:
         settings, attacked = self.settings, self.graph.to(self.device, GradientAttack.precision)
@@ -193,6 +199,7 @@ class Solver:
             None when the trace is complete again, else as `solve`.
         """
         self._enter("repair", len(failures))
+        self.by_constants = None  # what the checker did not accept of them, it never will
         answer: Counterexample | Reason | None = None
         groups: dict[int, list[Failure]] = {}
         for failure in failures:
@@ -266,7 +273,7 @@ class Solver:
         number: int,
         open_cases: Array,
     ) -> Counterexample | Reason | None:
-        """Root bounds, optimised root bounds, a longer attack, neuron splits; for one input box.
+        """Root bounds, constants, optimised root bounds, a longer attack, neuron splits; for a box.
 
         Optimised bounds of every neuron take many times as long as CROWN's. Before them the slopes
         of the rows are optimised over those, and neurons are split for about as long as that took.
@@ -284,6 +291,8 @@ class Solver:
             open_cases, lower = self._bound_cases(cases, bounds, open_cases)
             if len(open_cases) == 0:
                 return None
+        if self._refute_by_constants(problem, open_cases):
+            return None
         splits = plan.splitting != "none"
         root: _Root | None = None
         for steps in sorted({0, self.settings.layer_steps}):
@@ -305,6 +314,17 @@ class Solver:
         missing = -float(root.lower.min())
         brancher = self._neuron_split(cases, root, root.trees)
         return self._split_neurons(brancher, missing, _REGION_COST * root.seconds, candidates)
+
+    def _refute_by_constants(self, problem: Problem, open_cases: Array) -> bool:
+        """Whether Lipschitz constants refute all open cases of a few boxes."""
+        boxes = problem.case_box[open_cases]
+        numbers = np.unique(boxes)
+        if self.by_constants is None or len(numbers) > _FEW_BOXES:
+            return False
+        if not all(self.by_constants(problem, open_cases[boxes == n]).all() for n in numbers):
+            return False
+        self.trace.constant.update(problem.case_disjunct[open_cases].tolist())
+        return True
 
     def _split_briefly(
         self, cases: Cases, root: _Root, candidates: Candidates, limit: float
@@ -409,7 +429,16 @@ class Solver:
         trees = InputTrees(cases.problem)
         self.follow(trees)
         brancher = InputSplit(graph, cases, open_cases, trees, self.execution_unit)
-        answer = self._branch(brancher, candidates, open_cases)
+        calls = itertools.count()
+
+        def enough(lowest: float) -> bool:
+            """After the first batch, which are the boxes themselves, constants are asked once."""
+            del lowest
+            return next(calls) == 1 and self._refute_by_constants(cases.problem, open_cases)
+
+        answer = self._branch(brancher, candidates, open_cases, enough=enough)
+        if self.trace.constant.issuperset(cases.problem.case_disjunct[open_cases].tolist()):
+            return None
         if answer is None:
             self.trace.groups.append(trees)
         return answer

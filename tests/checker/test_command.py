@@ -139,7 +139,7 @@ def test_files_that_are_not_understood_are_unusable(proofs: Proofs, tmp_path: Pa
     "arguments",
     [
         (),
-        ("p", "m"),
+        ("p",),
         ("p", "m", "s", "more"),
         ("p", "m", "s", "--semantics=auto"),
         ("p", "m", "s", "--audit=-1"),

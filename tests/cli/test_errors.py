@@ -84,8 +84,7 @@ def test_wrong_options(call: Call, files: Files, options: tuple[str, ...], messa
         ),
         (
             ("check", "p.onnxcert"),
-            "the following arguments are required: --model, --spec\n"
-            "  help: see `onnxcert check --help`",
+            "the following arguments are required: --model\n  help: see `onnxcert check --help`",
         ),
         (
             ("check", "p", "--model=m", "--spec=s", "--jobs=0"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 from onnxcert import certified_radius
 from tests.cli.conftest import Call, Files
 from tests.continuity.test_bottom import classifier, grid, run
-from tests.frontend.onnx_models import single
+from tests.frontend.onnx_models import model_of, single
 
 
 @pytest.fixture
@@ -112,3 +114,64 @@ def test_bad_calls_end_in_three_lines(
 
 def test_models_of_other_commands_work(call: Call, files: Files) -> None:
     assert call("lipschitz", files.model).code == 0
+
+
+@pytest.mark.parametrize("method", ["product", "recursion", "refined"])
+@pytest.mark.parametrize("norm", ["2", "inf", "1"])
+def test_constants_are_certified(
+    call: Call, model: Path, tmp_path: Path, method: str, norm: str
+) -> None:
+    proof, record_path = tmp_path / "proof.onnxcert", tmp_path / "constants.json"
+    words = ("--method", method, "--norm", norm, "--json", record_path)
+    assert call("lipschitz", model, *words).code == 0
+    plain = json.loads(record_path.read_text())
+    assert plain["proof"] is None
+    ended = call("lipschitz", model, *words, "--certificate", proof)
+    assert (ended.code, ended.err) == (0, "")
+    assert f"  proof     accepted by the checker, {proof}\n" in ended.out
+    record = json.loads(record_path.read_text())
+    assert record["proof"]["path"] == str(proof)
+    assert (np.array(record["outputs"]) >= np.array(plain["outputs"])).all()
+    assert (np.array(record["pairs"]) >= np.array(plain["pairs"])).all()
+    if norm != "inf":
+        # Pairs may be best at different stages of a descent; one stage is certified.
+        limit = 1e-2 if method == "refined" else 1e-6
+        assert np.allclose(record["pairs"], plain["pairs"], rtol=limit)
+    ended = call("check", proof, "--model", model)
+    assert (ended.code, ended.err) == (0, "")
+    line = f"VERIFIED LIPSCHITZ (real, norm {norm}, for all inputs, outputs up to "
+    assert ended.out.startswith(line)
+    command = [sys.executable, "-m", "onnxcert.checker", str(proof), str(model)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == ended.out
+
+
+def test_certificates_need_the_right_files(call: Call, model: Path, tmp_path: Path) -> None:
+    proof = tmp_path / "proof.onnxcert"
+    words = ("lipschitz", model, "--domain", "0", "1", "--certificate")
+    assert call(*words, proof).code == 0
+    assert "for inputs in [0.0, 1.0]" in call("check", proof, "--model", model).out
+    spec = tmp_path / "any.vnnlib"
+    spec.write_text("(declare-const X_0 Real)(declare-const Y_0 Real)(assert (<= X_0 Y_0))")
+    ended = call("check", proof, "--model", model, "--spec", spec)
+    assert (ended.code, ended.out) == (2, "")
+    other = tmp_path / "other.onnx"
+    onnx.save(single("Relu", (1, 2)), other)
+    ended = call("check", proof, "--model", other)
+    assert (ended.code, ended.out[:12]) == (1, "REJECTED: R0")
+    ended = call(*words, tmp_path)
+    assert ended.code == 2
+
+
+def test_what_cannot_be_certified_is_refused(call: Call, tmp_path: Path) -> None:
+    path, proof = tmp_path / "wide.onnx", tmp_path / "proof.onnxcert"
+    nodes = [
+        onnx.helper.make_node("Relu", ["x"], ["h"]),
+        onnx.helper.make_node("ReduceSum", ["h"], ["y"], keepdims=0),
+    ]
+    onnx.save(model_of(nodes, {"x": (1, 6000)}, ["y"]), path)
+    ended = call("lipschitz", path, "--method", "product", "--certificate", proof)
+    assert (ended.code, ended.out) == (3, "")
+    assert "would have 12000 rows" in ended.err
+    assert not proof.exists()
+    assert call("lipschitz", path, "--method", "product").code == 0
