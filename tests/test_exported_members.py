@@ -26,6 +26,7 @@ PUBLIC = {
     "Settings",
     "SpecError",
     "Specification",
+    "Trained",
     "Unknown",
     "UnsupportedModel",
     "UnsupportedSpec",
@@ -44,6 +45,7 @@ PUBLIC = {
     "load_model",
     "read_query",
     "save_vnnlib",
+    "train",
     "verify",
     "with_bottom_logit",
 }
