@@ -76,7 +76,7 @@ def train(
         UsageError: PyTorch is missing, the arguments make no sense, or training diverges.
         InputError: the state cannot be read.
     """
-    chosen = Options.of(eps, options)
+    chosen = Options.of({"eps": eps} | options)
     x, labels, count = _checked(x, labels)
     if test is None:
         (x, labels), test = _held_back(x, labels, chosen.seed)

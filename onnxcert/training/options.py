@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -116,8 +116,8 @@ class Options:
         return json.dumps(asdict(self), sort_keys=True)
 
     @classmethod
-    def of(cls, eps: float, chosen: dict[str, Any]) -> Options:
-        """From keywords.
+    def of(cls, chosen: Mapping[str, Any]) -> Options:
+        """From keywords, eps among them.
 
         Raises:
             UsageError: there is no such option, or it is out of its range.
@@ -126,6 +126,6 @@ class Options:
         for name in chosen:
             if name not in known:
                 raise UsageError(f"there is no option {name!r}", help=f"one of {', '.join(known)}")
-        options = cls(eps, **chosen)
+        options = cls(**chosen)
         options.check()
         return options
