@@ -556,9 +556,9 @@ def _describe(
         "semantics": "ieee32-any-order",
         "version": __version__,
     }
-    for name, value in facts.items():
-        entry = proto.metadata_props.add()
-        entry.key, entry.value = f"onnxcert.{name}", value
+    told = {entry.key: entry.value for entry in proto.metadata_props}
+    told |= {f"onnxcert.{name}": value for name, value in facts.items()}
+    helper.set_model_props(proto, told)
 
 
 def _compare(

@@ -85,8 +85,6 @@ def train(
         count, test = max(count, given[2]), (given[0], given[1])
     if x.shape[1:] != test[0].shape[1:]:
         raise UsageError(f"inputs have shape {list(x.shape[1:])}, tests {list(test[0].shape[1:])}")
-    if len(x) < chosen.batch:
-        raise UsageError(f"{len(x)} inputs do not fill a batch of {chosen.batch}")
     images = len(x.shape) > 2
     if (chosen.shift or chosen.warp or chosen.flip) and not images:
         raise UsageError("only images can be moved, warped or mirrored", help="store x as images")

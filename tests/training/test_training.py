@@ -225,7 +225,6 @@ def test_divergence_is_said() -> None:
         ({"labels": np.full(320, -1)}, "labels lie from -1"),
         ({"labels": np.full(320, 400)}, "labels lie from 400"),
         ({"test": (np.zeros((3, 3)), np.zeros(3, int))}, "tests \\[3\\]"),
-        ({"batch": 400}, "do not fill a batch"),
         ({"shift": 1}, "only images"),
         ({"device": "cuda:99"}, "no device"),
         ({"net": "4C3F"}, "takes images"),
