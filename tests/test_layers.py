@@ -18,7 +18,7 @@ from onnxcert.ops import OPERATORS
 PACKAGE = Path(onnxcert.__file__).parent
 LAYERS = [
     {"errors", "arrays", "checker"},
-    {"sets", "files", "processes"},
+    {"sets", "files", "pictures", "processes"},
     {"ops"},
     {"graph", "spec", "settings", "verdict"},
     {"frontend", "passes"},

@@ -27,23 +27,23 @@ def run(words: Sequence[str], console: Console, clock: Clock) -> int:
     if options is None:
         return 0
     console.configure(options.verbosity)
-    from onnxcert.files import check_writable, write_file
+    from onnxcert.files import check_output, write_file
 
-    for path in (options.out, options.state):
-        if path is not None:
-            check_writable(path)
+    inputs = [path for path in (options.data, options.test) if path is not None]
+    check_output(options.out, inputs)
+    if options.state is not None:
+        check_output(options.state, [*inputs, options.out])
     from onnxcert.cli.certify import certification_page
     from onnxcert.continuity.certified import read_data
     from onnxcert.errors import InputError
     from onnxcert.training.api import train
 
     sets = []
-    for path in (options.data, options.test):
-        if path is not None:
-            x, labels = read_data(path)
-            if labels is None:
-                raise InputError("there is no array y", place=path, help="y holds the labels")
-            sets.append((x, labels))
+    for path in inputs:
+        x, labels = read_data(path)
+        if labels is None:
+            raise InputError("there is no array y", place=path, help="y holds the labels")
+        sets.append((x, labels))
     trained = train(
         *sets[0],
         eps=options.eps,

@@ -14,7 +14,7 @@ from tests.cli.conftest import Call
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 needs_torch = pytest.mark.skipif(not HAS_TORCH, reason="no PyTorch")
 
-WORDS = ("--net", "mlp:8", "--epochs", "6", "--batch", "16", "--learning-rate", "0.02")
+WORDS = ("-q", "--net", "mlp:8", "--epochs", "6", "--batch", "16", "--learning-rate", "0.02")
 
 
 def blobs() -> tuple[np.ndarray, np.ndarray]:
@@ -81,6 +81,9 @@ def test_a_failed_run_leaves_no_file(call: Call, data: Path, tmp_path: Path) -> 
     assert ended.code == 2
     assert "mlp:256,128" in ended.err
     assert not model.exists()
+    ended = call("train", "--data", data, "--eps", "0.2", "-o", data)
+    assert ended.code == 2
+    assert "overwrite an input" in ended.err
 
 
 def test_help_names_every_option(call: Call) -> None:
