@@ -53,12 +53,12 @@ def draw_accuracy(path: str | os.PathLike[str], done: Certification) -> None:
     if done.radius is not None:
         radii, shares = accuracy_curve(done)
         axis.step(radii, 100.0 * shares, where="post", label="global constants")
-    axis.plot(done.eps, 100.0 * done.certified, "o", color="C1", label=done.method)
+    axis.plot(done.eps, 100.0 * done.certified, "o", color="C1", label=f"method {done.method}")
     axis.set_xlim(0.0, _BEYOND * max(done.eps) or 1.0)
     axis.set_ylim(0.0, 100.0)
     axis.set_xlabel(f"radius, norm {done.norm}")
     what = "correct" if done.labels is not None else "with a class"
     axis.set_ylabel(f"{what} and robust, % of {len(done.predicted)} inputs")
     axis.grid(alpha=0.3)
-    axis.legend()
+    axis.legend(loc="lower left")
     save_figure(figure, path)
