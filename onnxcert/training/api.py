@@ -119,7 +119,8 @@ def _checked(x: Array, labels: Array) -> tuple[Array, Array, int]:
         raise UsageError(f"x holds inputs along its first axis, not type {x.dtype}, {x.ndim}-d")
     if labels.dtype.kind not in "iu" or labels.shape != x.shape[:1] or len(x) == 0:
         raise UsageError(f"labels have type {labels.dtype}, shape {list(labels.shape)}")
-    x = x.astype(np.float32)
+    with np.errstate(over="ignore"):
+        x = x.astype(np.float32)
     if not np.isfinite(x).all():
         raise UsageError("the inputs are not all finite")
     if labels.min() < 0 or labels.max() > len(labels):

@@ -199,6 +199,12 @@ class _Run:
                 place=os.fspath(path),
                 help="choose another file, or delete this one",
             )
+        shapes = {name: value.shape for name, value in self.network.state().items()}
+        for k, parameter in enumerate(self.network.parameters):
+            shapes |= {f"{name}/{k}": tuple(parameter.shape) for name in _MOMENTS}
+        shapes |= {"epoch": (), "steps": (), "run": ()}
+        if {name: value.shape for name, value in arrays.items()} != shapes:
+            raise InputError("the state is not whole", place=os.fspath(path))
         self.network.restore(arrays)
         for k, parameter in enumerate(self.network.parameters):
             self.optimiser.state[parameter] = {

@@ -205,6 +205,13 @@ def test_states_that_are_refused(tmp_path: Path) -> None:
         state.write_bytes(content)
         with pytest.raises(InputError, match="cannot be read"):
             train(*data, eps=0.2, test=data, state=state, **QUICK)
+    state.write_bytes(whole)
+    with np.load(state) as stored:
+        arrays = dict(stored)
+    arrays["0/weight"] = arrays["0/weight"][:1]
+    np.savez(state, **arrays)
+    with pytest.raises(InputError, match="not whole"):
+        train(*data, eps=0.2, test=data, state=state, **QUICK)
     np.savez(state, x=np.zeros(3))
     with pytest.raises(InputError, match="no state"):
         train(*data, eps=0.2, test=data, state=state, **QUICK)
@@ -221,6 +228,7 @@ def test_divergence_is_said() -> None:
     [
         ({"x": np.zeros(3)}, "inputs along its first axis"),
         ({"x": np.full((320, 2), np.nan)}, "not all finite"),
+        ({"x": np.full((320, 2), 1e200)}, "not all finite"),
         ({"labels": np.zeros(320)}, "labels have type float64"),
         ({"labels": np.full(320, -1)}, "labels lie from -1"),
         ({"labels": np.full(320, 400)}, "labels lie from 400"),
