@@ -356,7 +356,7 @@ def extended(options: argparse.Namespace) -> None:
         plain, more = session(path), session(model)
         name = plain.get_inputs()[0].name
         times = {plain: np.inf, more: np.inf}
-        for _ in range(9):  # by turns
+        for _ in range(40):  # by turns
             for one, least in times.items():
                 started = time.process_time()
                 one.run(None, {name: x})

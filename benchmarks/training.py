@@ -36,6 +36,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "small, emma": SMALL | {"loss": "emma"},
     "2C2F": {"net": "2C2F", "epochs": 10, "shift": 1},
     "liresnet": {"net": "liresnet:2x16", "epochs": 10, "shift": 1},
+    "medium": {"net": "mlp:512,256,128", "epochs": 40, "shift": 1},
     "large": {"net": "mlp:1024,512,256", "epochs": 40, "shift": 1},
     "small, 1.58": SMALL | {"eps": 1.58, "train_eps": 1.75},
     "large, 1.58": {
