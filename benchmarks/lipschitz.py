@@ -366,8 +366,12 @@ def extended(options: argparse.Namespace) -> None:
         label = logits.argmax(axis=1)
         graph = load_model(path).graph
         sure = np.flatnonzero(certified)[: options.count]
-        points = attacked(graph, x[sure].astype(float), label[sure], options.eps)
-        broken = plain.run(None, {name: points.astype(np.float32)})[0].argmax(axis=1) != label[sure]
+        rows = x[sure].reshape(len(sure), graph.input_size).astype(float)
+        points = rows.astype(np.float32)
+        if len(sure):
+            points = attacked(graph, rows, label[sure], options.eps).astype(np.float32)
+        after = plain.run(None, {name: points.reshape(-1, *x.shape[1:])})[0].argmax(axis=1)
+        broken = after != label[sure]
         facts = {entry.key: entry.value for entry in model.metadata_props}
         row(
             Path(path).stem,
