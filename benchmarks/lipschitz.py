@@ -9,6 +9,7 @@
     python benchmarks/lipschitz.py deep --peer-python PYTHON
     python benchmarks/lipschitz.py shares MODEL.onnx... --data DATA.npz [--count N]
     python benchmarks/lipschitz.py extended MODEL.onnx... --data DATA.npz
+    python benchmarks/lipschitz.py nodes MODEL.onnx... --data DATA.npz
 
 DATA.npz holds ``x`` (inputs as the models want them) and ``y`` (labels). PYTHON is an interpreter
 with eclipse-nn and cvxpy, which run there and nowhere else. Times are CPU seconds; set
@@ -19,6 +20,7 @@ rigor: dense norms against rational arithmetic. mlps: mean constant over pairs o
 method. two-layer: LipSDP as a semidefinite program. deep: ECLipsE and ECLipsE-Fast on random nets
 of their generator's kind. shares: certified and correct at several radii, and what an attack
 leaves. extended: the cost of the certifying model in onnxruntime; an attack on what it certifies.
+nodes: what its new nodes cost, from the runtime's profile, whose clock is that of the wall.
 """
 
 from __future__ import annotations
@@ -274,8 +276,10 @@ def deep(options: argparse.Namespace) -> None:
         row(f"{depth} x {width}", *(f"{v:.5g}" for v in (found["product"][0], *cells)))
 
 
-def session(model: Any) -> Any:
+def session(model: Any, profile: str = "") -> Any:
     options = onnxruntime.SessionOptions()
+    if profile:
+        options.enable_profiling, options.profile_file_prefix = True, profile
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     data = model if isinstance(model, (str, bytes)) else model.SerializeToString()
@@ -352,7 +356,7 @@ def extended(options: argparse.Namespace) -> None:
         plain, more = session(path), session(model)
         name = plain.get_inputs()[0].name
         times = {plain: np.inf, more: np.inf}
-        for _ in range(9):  # by turns
+        for _ in range(40):  # by turns
             for one, least in times.items():
                 started = time.process_time()
                 one.run(None, {name: x})
@@ -362,8 +366,12 @@ def extended(options: argparse.Namespace) -> None:
         label = logits.argmax(axis=1)
         graph = load_model(path).graph
         sure = np.flatnonzero(certified)[: options.count]
-        points = attacked(graph, x[sure].astype(float), label[sure], options.eps)
-        broken = plain.run(None, {name: points.astype(np.float32)})[0].argmax(axis=1) != label[sure]
+        rows = x[sure].reshape(len(sure), graph.input_size).astype(float)
+        points = rows.astype(np.float32)
+        if len(sure):
+            points = attacked(graph, rows, label[sure], options.eps).astype(np.float32)
+        after = plain.run(None, {name: points.reshape(-1, *x.shape[1:])})[0].argmax(axis=1)
+        broken = after != label[sure]
         facts = {entry.key: entry.value for entry in model.metadata_props}
         row(
             Path(path).stem,
@@ -379,6 +387,37 @@ def extended(options: argparse.Namespace) -> None:
     onnx.checker.check_model(model)
 
 
+def nodes(options: argparse.Namespace) -> None:
+    """Least microseconds of 15 runs for each new node, added up by kind."""
+    with np.load(options.data) as data:
+        x = data["x"].astype(np.float32)
+    row("network", "reads of the input", "gathers", "others", "nodes")
+    for path in options.models:
+        model = with_bottom_logit(path, options.eps)
+        inputs = {value.name for value in model.graph.input}
+        new = [node for node in model.graph.node if node.name.startswith("onnxcert/")]
+        kinds = {
+            node.name: "reads" if inputs & set(node.input) else node.op_type
+            for node in new
+            if inputs & set(node.input) or node.op_type == "Gather"
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            measured = session(model, profile=str(Path(folder) / "profile"))
+            name = measured.get_inputs()[0].name
+            for _ in range(15):
+                measured.run(None, {name: x})
+            events = json.loads(Path(measured.end_profiling()).read_text(encoding="utf-8"))
+        least: dict[str, float] = {}
+        for event in events:
+            if event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
+                node = event["name"].removesuffix("_kernel_time")
+                least[node] = min(least.get(node, np.inf), event["dur"])
+        sums = dict.fromkeys(("reads", "Gather", "others"), 0.0)
+        for node in new:
+            sums[kinds.get(node.name, "others")] += least[node.name]
+        row(Path(path).stem, *(f"{v:.0f}" for v in sums.values()), len(new))
+
+
 COMMANDS = {
     "norms": norms,
     "rigor": rigor,
@@ -387,6 +426,7 @@ COMMANDS = {
     "deep": deep,
     "shares": shares,
     "extended": extended,
+    "nodes": nodes,
 }
 
 

@@ -28,6 +28,7 @@ _HOMES = {
     "Settings": "settings",
     "SpecError": "errors",
     "Specification": "spec.build",
+    "Trained": "training.api",
     "Unknown": "verdict",
     "Unsat": "verdict",
     "UnsupportedModel": "errors",
@@ -45,6 +46,7 @@ _HOMES = {
     "load_model": "frontend.onnx",
     "read_query": "frontend.vnnlib",
     "save_vnnlib": "frontend.write",
+    "train": "training.api",
     "verify": "verifier",
     "with_bottom_logit": "continuity.bottom",
 }
@@ -66,6 +68,7 @@ __all__ = [
     "Settings",
     "SpecError",
     "Specification",
+    "Trained",
     "Unknown",
     "Unsat",
     "UnsupportedModel",
@@ -84,6 +87,7 @@ __all__ = [
     "load_model",
     "read_query",
     "save_vnnlib",
+    "train",
     "verify",
     "with_bottom_logit",
 ]
@@ -110,6 +114,7 @@ if TYPE_CHECKING:
     from onnxcert.region.regions import Region
     from onnxcert.settings import Settings
     from onnxcert.spec.build import Specification, box, linf_ball
+    from onnxcert.training.api import Trained, train
     from onnxcert.verdict import Counterexample, Progress, Reason, Result, Sat, Unknown, Unsat
     from onnxcert.verifier import BoundsReport, compute_bounds, verify
 

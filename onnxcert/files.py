@@ -10,6 +10,7 @@ import errno
 import os
 import stat
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from onnxcert.errors import UsageError
@@ -52,6 +53,17 @@ def check_writable(path: str | os.PathLike[str]) -> None:
                 pass
     except OSError as error:
         raise _unwritable(path, error) from error
+
+
+def check_output(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]]) -> None:
+    """`check_writable`, and the file is none of those that are read.
+
+    Raises:
+        UsageError: it is, or it cannot be written.
+    """
+    if os.path.realpath(path) in map(os.path.realpath, inputs):
+        raise UsageError("the output would overwrite an input", place=os.fspath(path))
+    check_writable(path)
 
 
 def make_folder(path: str | os.PathLike[str]) -> None:

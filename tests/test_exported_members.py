@@ -27,6 +27,7 @@ PUBLIC = {
     "Settings",
     "SpecError",
     "Specification",
+    "Trained",
     "Unknown",
     "UnsupportedModel",
     "UnsupportedSpec",
@@ -45,6 +46,7 @@ PUBLIC = {
     "load_model",
     "read_query",
     "save_vnnlib",
+    "train",
     "verify",
     "with_bottom_logit",
 }

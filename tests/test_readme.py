@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import onnxcert
@@ -123,6 +125,24 @@ def test_global_bound_commands(readme: str, repository: Path, tmp_path: Path) ->
     assert run(constants, repository, folder).stdout.startswith("model digits.onnx\n")
     assert run(extend, repository, folder).stdout.startswith("wrote robust.onnx\n")
     assert (folder / "robust.onnx").is_file()
+
+
+@pytest.mark.skipif(
+    not all(importlib.util.find_spec(name) for name in ("torch", "matplotlib")),
+    reason="no PyTorch or no matplotlib",
+)
+def test_training_commands(readme: str, repository: Path, tmp_path: Path) -> None:
+    """On images of our own, of two classes."""
+    train, certify = blocks(readme, "console")[5].splitlines()
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, size=64)
+    x = rng.uniform(size=(64, 1, 4, 4)).astype(np.float32) * 0.2
+    x[labels == 1, :, :2] += 0.7
+    for name in ("train.npz", "test.npz"):
+        np.savez(tmp_path / name, x=x, y=labels)
+    assert run(train, repository, tmp_path).stdout.startswith("inputs 64, correct ")
+    assert len(run(certify, repository, tmp_path).stdout.splitlines()) == 7
+    assert (tmp_path / "mnist.png").is_file()
 
 
 def test_names_of_the_api_exist(readme: str) -> None:

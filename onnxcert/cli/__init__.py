@@ -36,6 +36,7 @@ COMMANDS = (
     "lipschitz",
     "certify",
     "gloro",
+    "train",
 )
 
 EXIT_FAULT = 4
@@ -51,6 +52,7 @@ usage: onnxcert MODEL SPEC [options]
        onnxcert lipschitz MODEL [--method product|recursion|refined] [--norm 2|inf|1] [--pairs]
        onnxcert certify MODEL --data IMAGES.npz --eps E[,E2...] [--norm 2|inf]
        onnxcert gloro MODEL --eps E -o ROBUST.onnx
+       onnxcert train --data IMAGES.npz --eps E [--net NET] -o MODEL.onnx
        onnxcert bench INSTANCES.csv --out DIR [--timeout S] [--jobs N] [--resume]
        onnxcert supports CAPABILITY
        onnxcert --name | --version | --help

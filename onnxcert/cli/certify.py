@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -50,15 +51,15 @@ def run(words: Sequence[str], console: Console, clock: Clock) -> int:
         "--limit", type=arguments.positive, metavar="N", help="only the first N inputs"
     )
     parser.add_argument("--out", metavar="FILE", help="write one line for each input (CSV)")
+    parser.add_argument(
+        "--plot", metavar="FILE", help="draw the share over radii (needs the extra plot)"
+    )
     parser.add_verbosity()
     options = parser.read(words)
     if options is None:
         return 0
     console.configure(options.verbosity)
-    if options.out is not None:
-        from onnxcert.files import check_writable
-
-        check_writable(options.out)
+    _check_outputs(options)
     from onnxcert.continuity.certified import certify, read_data
 
     x, labels = read_data(options.data, options.limit)
@@ -77,7 +78,23 @@ def run(words: Sequence[str], console: Console, clock: Clock) -> int:
         from onnxcert.files import write_file
 
         write_file(options.out, certification_lines(done))
+    if options.plot is not None:
+        from onnxcert.continuity.plot import draw_accuracy
+
+        draw_accuracy(options.plot, done)
     return 0
+
+
+def _check_outputs(options: argparse.Namespace) -> None:
+    """Find out now, not after the work, that results have no place to go."""
+    from onnxcert.files import check_output
+
+    for path in filter(None, (options.out, options.plot)):
+        check_output(path, (options.model, options.data))
+    if options.plot is not None:
+        from onnxcert.pictures import check_format
+
+        check_format(options.plot)
 
 
 def certification_page(done: Certification) -> str:

@@ -286,7 +286,7 @@ def _check_outputs(options: argparse.Namespace) -> None:
         make_folder(options.out)
         check_writable(Path(options.out) / "regions.json")
     if options.plot is not None:
-        from onnxcert.region.plot import check_format
+        from onnxcert.pictures import check_format
 
         files = (options.model, options.input, options.spec, options.freeze, options.weights)
         inputs = [*filter(None, files), *(options.domain or ())]

@@ -7,7 +7,8 @@ For logits y, of which y_j is the largest, and constants K_ij of y_i - y_j the n
 (Leino, Wang, Fredrikson, ICML 2021). The maximum leaves out one position and not, as their code
 does, all logits that equal the largest: of two that tie one is left in, and the new logit wins.
 ``certified`` says that the new logit is below the largest; ``radius`` is the least
-(y_j - y_i - slack_ij) / K_ij, never negative. Where the input is not in the domain, or not a
+(y_j - y_i - slack_ij) / K_ij, never negative, computed as eps + (y_j - (y_i + eps K_ij + slack_ij))
+/ K_ij from what the new logit is the maximum of. Where the input is not in the domain, or not a
 number, the new logit is larger than any finite one, and the radius zero.
 
 The claim is about executions: whatever binary32 execution of the file computed y here, no execution
@@ -51,16 +52,15 @@ _FEW_NEURONS = 4000
 """Up to so many, backward bounds of the layers make the slack smaller."""
 
 _ARITHMETIC = 16.0
-"""Roundings of the new nodes, in units of the largest number that they meet."""
+"""Roundings of the new nodes, in units of the largest number that they meet; there are at most
+eight: two of eps K + slack where eps is an input, and one each of the sum with y_i, the difference
+from y_j, its quotient and the sum with eps, the last three times K, and of eps and K."""
 
 _REFUSAL = float(np.finfo(np.float32).max)
 """The new logit where nothing is claimed."""
 
 _FLUSHED = 2.0**-124
 """Lost where they meet subnormal numbers."""
-
-_SHRINK = np.float32(1.0 - 2.0**-20)
-"""Takes more from a radius than its division may have added."""
 
 _SMALLEST_CONSTANT = 1e-30
 
@@ -336,6 +336,14 @@ def _up(values: FloatArray) -> Array:
     return np.nextafter(single, np.float32(np.inf))
 
 
+def _down(value: float) -> Array:
+    """The largest float32 number that is not above, ()."""
+    single = np.float32(value)
+    return np.asarray(
+        np.nextafter(single, np.float32(-np.inf)) if float(single) > value else single
+    )
+
+
 @dataclass(eq=False)
 class _Writer:
     """Appends nodes to a model."""
@@ -354,39 +362,43 @@ class _Writer:
         )
 
     def extend(self, eps: float, domain: tuple[float, float], *, eps_input: bool) -> None:
-        """All new nodes and outputs."""
+        """All new nodes and outputs.
+
+        Numbers of one input are kept without a last axis of length 1 where they meet constants:
+        runtimes step through such an axis row by row.
+        """
         logits = self._make_room(eps_input=eps_input)
         axis = self.form.rank - 1
         diagonal = np.eye(self.form.classes, dtype=bool)
         slack = np.where(diagonal, np.float32(-np.inf), self.table.slack)
         constants = np.where(diagonal, np.float32(1.0), self.table.constants)
+        inside = self._inside(domain)
         winner = self._node("ArgMax", [logits], axis=axis, keepdims=0)
-        own_slack = self._node("Gather", [self._constant("slack", slack), winner])
         own_constants = self._node("Gather", [self._constant("constants", constants), winner])
         if eps_input:
+            own_slack = self._node("Gather", [self._constant("slack", slack), winner])
             reach = self._node("Mul", [own_constants, "eps"])
-            offset = self._node("Add", [reach, own_slack])
+            offset, proved = self._node("Add", [reach, own_slack]), "eps"
         else:
             total = _up(np.float64(eps) * constants.astype(np.float64) + slack)
             offset = self._node("Gather", [self._constant("offset", total), winner])
+            proved = self._constant("radius", _down(eps))
         raised = self._node("Add", [logits, offset])
-        bottom = self._reduced("ReduceMax", raised, [axis], keep=True)
+        bottom = self._reduced("ReduceMax", raised, [axis], keep=False)
         largest = self._reduced("ReduceMax", logits, [axis], keep=True)
-        lead = self._node("Sub", [largest, self._node("Add", [logits, own_slack])])
-        ratio = self._node("Div", [lead, own_constants])
-        radius = self._node("Relu", [self._reduced("ReduceMin", ratio, [axis], keep=True)])
-        radius = self._node("Mul", [radius, self._constant("shrink", np.array(_SHRINK))])
-        inside = self._inside(domain)
-        radius = self._where(inside, radius, 0.0)
+        beyond = self._node("Div", [self._node("Sub", [largest, raised]), own_constants])
+        beyond = self._reduced("ReduceMin", beyond, [axis], keep=False)
+        radius = self._node("Relu", [self._node("Add", [beyond, proved])])
         claimed = inside
         for test in self._radius_tests(eps) if eps_input else ():
             claimed = self._node("And", [claimed, test])
+        self._where(claimed, radius, 0.0, "radius")
         bottom = self._where(claimed, bottom, _REFUSAL)
         # Outside a logit may be infinite, above the refusal.
-        certified = self._node("And", [claimed, self._node("Less", [bottom, largest])])
+        leads = self._node("Less", [bottom, self._with_axes("Squeeze", largest, [axis], 13)])
+        self._node("And", [claimed, leads], "certified")
+        bottom = self._with_axes("Unsqueeze", bottom, [axis], 13)
         self._node("Concat", [logits, bottom], self.form.output, axis=axis)
-        self._squeezed(certified, axis, "certified")
-        self._squeezed(radius, axis, "radius")
         self._declare(eps_input=eps_input)
 
     def _make_room(self, *, eps_input: bool) -> str:
@@ -425,27 +437,29 @@ class _Writer:
                 value.name = new
 
     def _inside(self, domain: tuple[float, float]) -> str:
-        """Name of the booleans that say that inputs are in the domain, shaped as one logit."""
+        """Name of the booleans that say that inputs are in the domain, shaped as ``certified``."""
         tests = []
-        low, high = (np.array(np.float32(end)) for end in domain)
-        if float(low) < domain[0]:
-            low = np.nextafter(low, np.float32(np.inf))
-        if float(high) > domain[1]:
-            high = np.nextafter(high, np.float32(-np.inf))
+        low, high = -_down(-domain[0]), _down(domain[1])
         first = int(self.form.batched)
         for info in self.model.inputs:
             axes = list(range(first, len(info.shape)))
             least = self._reduced("ReduceMin", info.name, axes, keep=False)
             most = self._reduced("ReduceMax", info.name, axes, keep=False)
-            below = self._node("Less", [least, self._constant("low", low)])
-            above = self._node("Greater", [most, self._constant("high", high)])
-            tests += [self._node("Not", [name]) for name in (below, above)]
+            tests.append(self._at_most(self._constant("low", low), least))
+            tests.append(self._at_most(most, self._constant("high", high)))
             # Runtimes may leave NaN out of both, but never out of a sum.
             total = self._with_axes("ReduceSum", info.name, axes, 13, keepdims=0)
             largest = self._constant("largest", _REFUSAL)
             tests.append(self._node("Less", [total, largest]))
         inside = functools.reduce(lambda *pair: self._node("And", pair), tests)
-        return self._with_axes("Unsqueeze", inside, list(range(first, self.form.rank)), 13)
+        axes = list(range(1, self.form.rank - 1)) if self.form.batched else []
+        return self._with_axes("Unsqueeze", inside, axes, 13) if axes else inside
+
+    def _at_most(self, first: str, second: str) -> str:
+        """Whether one number is at most the other; which of NaN is not defined."""
+        if self.opset >= 12:
+            return self._node("LessOrEqual", [first, second])
+        return self._node("Not", [self._node("Less", [second, first])])
 
     def _radius_tests(self, eps: float) -> list[str]:
         """Names of booleans that say that the radius is one; no NaN passes these comparisons."""
@@ -453,16 +467,16 @@ class _Writer:
         below = self._constant("below_eps", np.array(np.float32(-_SMALLEST_CONSTANT)))
         return [self._node("Less", ["eps", above]), self._node("Greater", ["eps", below])]
 
-    def _where(self, condition: str, name: str, other: float) -> str:
+    def _where(self, condition: str, name: str, other: float, output: str = "") -> str:
         """The value, or another one where the condition does not hold."""
         if self.opset >= 9:
             otherwise = self._constant("otherwise", other)
-            return self._node("Where", [condition, name, otherwise])
+            return self._node("Where", [condition, name, otherwise], output)
         # Before there was Where: a bound that changes nothing, or is met by every number.
         operator, harmless = ("Max", -_REFUSAL) if other else ("Min", _REFUSAL)
         limits = self._constant("limits", np.array([other, harmless]))
         row = self._node("Cast", [condition], to=TensorProto.INT32)
-        return self._node(operator, [name, self._node("Gather", [limits, row])])
+        return self._node(operator, [name, self._node("Gather", [limits, row])], output)
 
     def _declare(self, *, eps_input: bool) -> None:
         graph = self.proto.graph
@@ -518,9 +532,6 @@ class _Writer:
         listed = self._constant("axes", np.array(axes))
         return self._node(operator, [name, listed], output, **attributes)
 
-    def _squeezed(self, name: str, axis: int, output: str) -> None:
-        self._with_axes("Squeeze", name, [axis], 13, output)
-
     def _reduced(self, operator: str, name: str, axes: list[int], *, keep: bool) -> str:
         return self._with_axes(operator, name, axes, 18, keepdims=int(keep))
 
@@ -556,9 +567,9 @@ def _describe(
         "semantics": "ieee32-any-order",
         "version": __version__,
     }
-    for name, value in facts.items():
-        entry = proto.metadata_props.add()
-        entry.key, entry.value = f"onnxcert.{name}", value
+    told = {entry.key: entry.value for entry in proto.metadata_props}
+    told |= {f"onnxcert.{name}": value for name, value in facts.items()}
+    helper.set_model_props(proto, told)
 
 
 def _compare(

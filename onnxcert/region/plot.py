@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from onnxcert.arrays import FloatArray
 from onnxcert.errors import UsageError
-from onnxcert.files import write_file
+from onnxcert.pictures import check_format, new_figure, save_figure
 
 _COLUMNS = 8
 _MOST = 32
@@ -62,7 +60,7 @@ def draw(
     chosen = dict(sorted(widths.items())[:_MOST])
     columns = min(_COLUMNS, len(chosen))
     rows = math.ceil(len(chosen) / columns)
-    figure = _figure(figsize=(1.9 * columns + 0.8, 2.1 * rows), layout="constrained")
+    figure = new_figure(figsize=(1.9 * columns + 0.8, 2.1 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     image = image_shape(shape, next(iter(chosen.values())).shape[1])
     largest = max(float(sides.sum(axis=0).max()) for sides in chosen.values())
@@ -82,35 +80,4 @@ def draw(
         axis.set_axis_off()
     if drawn is not None:
         figure.colorbar(drawn, ax=list(axes), shrink=0.8, label="width")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=_format(path), dpi=120)
-    write_file(path, buffer.getvalue())
-
-
-def check_format(path: str | os.PathLike[str]) -> None:
-    """See that `draw` can make a picture of the kind that the ending of the path says.
-
-    Raises:
-        UsageError: matplotlib is missing, or does not know it.
-    """
-    known = _figure().canvas.get_supported_filetypes()
-    if _format(path) not in known:
-        raise UsageError(
-            f"pictures cannot be {_format(path)!r}",
-            place=os.fspath(path),
-            help=f"one of {', '.join(sorted(known))}",
-        )
-
-
-def _format(path: str | os.PathLike[str]) -> str:
-    return Path(path).suffix.removeprefix(".").lower() or "png"
-
-
-def _figure(**options: Any) -> Any:
-    try:
-        from matplotlib.figure import Figure  # noqa: PLC0415 - optional
-    except ImportError as error:
-        raise UsageError(
-            "pictures need matplotlib", help="install onnxcert[plot], or leave --plot out"
-        ) from error
-    return Figure(**options)
+    save_figure(figure, path)

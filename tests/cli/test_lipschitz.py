@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -11,7 +12,9 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxcert import certified_radius
+from onnxcert import certified_radius, certify
+from onnxcert.continuity.certified import read_data
+from onnxcert.continuity.plot import accuracy_curve
 from tests.cli.conftest import Call, Files
 from tests.continuity.test_bottom import classifier, grid, run
 from tests.frontend.onnx_models import model_of, single
@@ -74,6 +77,50 @@ def test_shares(call: Call, model: Path, data: Path, tmp_path: Path) -> None:
     assert len(lines) == 26
     robust = sum(int(line[5]) for line in lines[1:])
     assert ended.out.splitlines()[-1].split() == ["0.1", str(robust), f"{4.0 * robust:.2f}", "%"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="no matplotlib")
+@pytest.mark.parametrize("method", ["lipschitz", "backward", "union"])
+def test_pictures(call: Call, model: Path, data: Path, tmp_path: Path, method: str) -> None:
+    picture = tmp_path / "curve.png"
+    words = ("certify", model, "--data", data, "--eps", "0.01,0.1", "--method", method)
+    ended = call(*words, "--plot", picture)
+    assert (ended.code, ended.err) == (0, "")
+    assert ended == call(*words)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert call(*words, "--plot", tmp_path / "curve.xyz").code == 2
+    assert not (tmp_path / "curve.xyz").exists()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("matplotlib") is not None, reason="matplotlib is here")
+def test_pictures_need_the_extra(call: Call, model: Path, data: Path, tmp_path: Path) -> None:
+    words = ("certify", model, "--data", data, "--eps", "0.1", "--plot", tmp_path / "curve.png")
+    ended = call(*words)
+    assert (ended.code, ended.out) == (2, "")
+    assert "onnxcert[plot]" in ended.err
+
+
+def test_outputs_are_no_inputs(call: Call, model: Path, data: Path) -> None:
+    kept = data.read_bytes()
+    for option in ("--out", "--plot"):
+        ended = call("certify", model, "--data", data, "--eps", "0.1", option, data)
+        assert ended.code == 2
+        assert "overwrite an input" in ended.err
+    assert data.read_bytes() == kept
+
+
+def test_the_curve_is_what_is_certified(model: Path, data: Path) -> None:
+    """At every radius the share is that of certify, and it never rises."""
+    x, labels = read_data(data)
+    radii = np.array([0.0, 0.02, 0.05, 0.1, 0.2])
+    done = certify(model, x, labels, eps=radii.tolist(), method="lipschitz")
+    places, shares = accuracy_curve(done)
+    assert places[0] == 0.0
+    assert places[-1] == 0.25
+    assert (np.diff(places) > 0.0).all()
+    assert (np.diff(shares) <= 0.0).all()
+    steps = np.searchsorted(places, radii, side="right") - 1
+    assert shares[steps].tolist() == done.certified.tolist()
 
 
 def test_models_are_written(call: Call, model: Path, tmp_path: Path) -> None:

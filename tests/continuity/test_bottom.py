@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,14 @@ import pytest
 from hypothesis import given
 from onnx import helper
 
-from onnxcert import ModelError, UnsupportedModel, UsageError, lipschitz, load_model
+from onnxcert import (
+    ModelError,
+    UnsupportedModel,
+    UsageError,
+    certified_radius,
+    lipschitz,
+    load_model,
+)
 from onnxcert import with_bottom_logit as extend
 from onnxcert.arrays import UNIT_ROUNDOFF_FLOAT32
 from onnxcert.bounds.crown import crown_bounds
@@ -88,6 +96,33 @@ def test_radius_as_an_input() -> None:
         before = certified
     for eps in (0.6, -0.1, np.nan):
         assert not run(model, x=x, eps=np.array(eps, np.float32))[1].any()
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-3, 0.1, 3.0])
+@pytest.mark.parametrize("eps_input", [False, True])
+def test_the_radius_is_rounded_down(eps: float, eps_input: bool) -> None:
+    """In rationals: within it no lead is used up, with the deviation of both executions."""
+    plain, x = classifier(), grid(9)
+    model = extend(plain, eps, eps_input=eps_input)
+    feeds = {"eps": np.array(0.5 * eps, np.float32)} if eps_input else {}
+    logits, certified, radius = run(model, x=x, **feeds)
+    read = load_model(plain)
+    pairs = lipschitz(read, domain=(0.0, 1.0)).pairs
+    deviation, _ = execution_deviation(
+        read.lowered, input_box(read.graph, 0.0, 1.0), UNIT_ROUNDOFF_FLOAT32
+    )
+    assert (radius > 0.0).mean() > 0.8
+    for row, distance in zip(logits[:, :-1], radius, strict=True):
+        winner = int(row.argmax())
+        for other in {*range(len(row))} - {winner}:
+            lead = Fraction(float(row[winner])) - Fraction(float(row[other]))
+            need = Fraction(float(distance)) * Fraction(float(pairs[winner, other]))
+            if distance > 0.0:
+                assert need + 2 * Fraction(float(deviation[winner, other])) <= lead
+    asked = float(feeds["eps"]) if eps_input else float(np.nextafter(np.float32(eps), 0.0))
+    assert (radius[certified] >= asked).all()
+    best = np.array([certified_radius(read, point, domain=(0.0, 1.0))[0] for point in x[:5]])
+    np.testing.assert_allclose(radius[:5], best, atol=1e-3 + 1e-6 * eps)
 
 
 def test_ties_are_not_certified() -> None:
