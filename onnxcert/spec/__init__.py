@@ -8,6 +8,7 @@ from onnxcert.spec.boxes import BoxUnion
 from onnxcert.spec.build import Specification, box, linf_ball
 from onnxcert.spec.decimals import Decimals
 from onnxcert.spec.describe import describe
+from onnxcert.spec.ellipsoid import Ellipsoid
 from onnxcert.spec.problem import Problem
 from onnxcert.spec.query import Query
 from onnxcert.spec.tree import And, Atom, Formula, Network, Or, Polynomial, Tensor, Term, Variable
@@ -17,6 +18,7 @@ __all__ = [
     "Atom",
     "BoxUnion",
     "Decimals",
+    "Ellipsoid",
     "Formula",
     "Network",
     "Or",
