@@ -23,7 +23,7 @@ from onnxcert.graph import Graph, Neurons
 from onnxcert.proof.trace import InputTrees, NeuronTrees, Trace
 from onnxcert.spec import Problem
 
-_BoxKey = tuple[bytes, bytes]
+_BoxKey = tuple[bytes, bytes, tuple[object, ...]]
 _NOTHING: IntArray = np.zeros(0, np.int64)
 
 
@@ -56,7 +56,8 @@ class CaseNumbers:
         self._boxes: dict[_BoxKey, int] = {}
         self._known: dict[int, NumberedCase] = {}
         for case in spec.cases():
-            key = _box_key(case.lower, case.upper)
+            ball = case.ball and (case.ball.inputs, case.ball.weights, case.ball.center)
+            key = _box_key(case.lower, case.upper, ball or ())
             self._boxes.setdefault(key, len(self._boxes))
             self._open[key, frozenset(case.rows)].append(self.count)
             self._rows.append(case.rows)
@@ -68,7 +69,12 @@ class CaseNumbers:
         Raises:
             Unusable: the checker reads the specification in another way.
         """
-        boxes = [_box_key(*sides) for sides in zip(problem.lower, problem.upper, strict=True)]
+        balls: list[tuple[object, ...]] = [()] * len(problem.lower)
+        for number, ellipsoid in enumerate(problem.ellipsoids):
+            if ellipsoid is not None:
+                balls[number] = ellipsoid.columns, ellipsoid.weights, ellipsoid.center
+        sides = zip(problem.lower, problem.upper, balls, strict=True)
+        boxes = [_box_key(*parts) for parts in sides]
         rows = [_row(problem, number) for number in range(len(problem.output_rows))]
         for case, disjunct in enumerate(problem.case_disjunct.tolist()):
             used = [rows[number] for number in problem.case_rows[case] if number >= 0]
@@ -90,8 +96,8 @@ class CaseNumbers:
         return {disjunct for disjunct, case in self._known.items() if case.number in wanted}
 
 
-def _box_key(lower: Array, upper: Array) -> _BoxKey:
-    return (lower + 0.0).tobytes(), (upper + 0.0).tobytes()  # one sign of zero
+def _box_key(lower: Array, upper: Array, ball: tuple[object, ...]) -> _BoxKey:
+    return (lower + 0.0).tobytes(), (upper + 0.0).tobytes(), ball  # one sign of zero
 
 
 def _row(problem: Problem, number: int) -> Row:
