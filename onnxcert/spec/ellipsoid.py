@@ -77,10 +77,9 @@ class Ellipsoid:
             center[column] = float(exact)
             axes[column] = root_up(Fraction(0), 1 / weight)
             moved += weight * (exact - Fraction(center[column])) ** 2
-        growth = 1.0 + root_up(Fraction(0), moved)
-        if growth > 1.0:
+        if moved:
             # Two roundings of products of positive numbers, and that of 1 + root.
-            axes *= growth * (1.0 + 2.0**-50)
+            axes *= (1.0 + root_up(Fraction(0), moved)) * (1.0 + 2.0**-50)
         return center, axes
 
     def misses(self, limits: Callable[[int], tuple[Fraction | None, Fraction | None]]) -> bool:
