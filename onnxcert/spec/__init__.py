@@ -5,7 +5,7 @@ is asked, `build` makes queries in code, `describe` puts them into words.
 """
 
 from onnxcert.spec.boxes import BoxUnion
-from onnxcert.spec.build import Specification, box, linf_ball
+from onnxcert.spec.build import Specification, Squares, box, l2_ball, linf_ball
 from onnxcert.spec.decimals import Decimals
 from onnxcert.spec.describe import describe
 from onnxcert.spec.ellipsoid import Ellipsoid
@@ -26,10 +26,12 @@ __all__ = [
     "Problem",
     "Query",
     "Specification",
+    "Squares",
     "Tensor",
     "Term",
     "Variable",
     "box",
     "describe",
+    "l2_ball",
     "linf_ball",
 ]
