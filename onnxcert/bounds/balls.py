@@ -68,7 +68,10 @@ def divide(ball: Ball, rows: Array) -> tuple[Array, Array]:
             break
     away = -multiplier * scaled
     point = xp.clip(away, low, high)
-    part = xp.where(point == away, rows, -point / (multiplier * unit))
+    free = point == away
+    part = xp.where(free, rows, -point / (multiplier * unit))
+    # Where a corner of the box lies in the ellipsoid, that has no part in it.
+    part = xp.where(xp.where(free, square, 0.0).sum(axis=2, keepdims=True) > 0, part, 0.0)
     corner = xp.where(rows >= 0, ball.lower[:, None], ball.upper[:, None])
     least = xp.where(inside, ball.center[:, None] + axes * point, corner)
     return xp.where(inside, part, 0.0), least

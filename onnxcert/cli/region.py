@@ -125,7 +125,7 @@ def _add_boxes(parser: arguments.Parser) -> None:
         "--norm",
         choices=("inf", "2"),
         default="inf",
-        help="2: ellipsoids instead of boxes, without domain and certificate",
+        help="2: ellipsoids instead of boxes",
     )
     add("--shared", action="store_true", help="one vector of (symmetric) widths for all inputs")
     add("--freeze", metavar="FILE", help=".npy file: not zero where a value must not move")
