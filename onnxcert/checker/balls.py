@@ -39,6 +39,9 @@ class Ellipsoid:
     weights: tuple[Fraction, ...]
     center: tuple[Fraction, ...]
 
+    def __hash__(self) -> int:
+        return hash((self.inputs, self.weights[:1], self.center[:1]))  # all would take long
+
     def ends(self) -> dict[int, float]:
         """Faces of the box round it, rounded up: of x_v by v, of -x_v by ~v."""
         found = {}

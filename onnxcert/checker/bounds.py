@@ -315,11 +315,17 @@ class Form:
         Args:
             balls: ellipsoids in which the inputs lie as well, of a batch of B or 1.
         """
-        lower = self._over_boxes(self.rows, low, high) + self.constant
+        rows = self.rows
+        used = np.asarray(rows.any(axis=(0, 1)))
+        if balls is not None and 2 * used.sum() < len(used):
+            # Rows of a few neurons of an image read a window of it.
+            rows, low, high = rows[:, :, used], low[:, used], high[:, used]
+            balls = Balls(balls.center[:, used], balls.axes[:, used])
+        lower = self._over_boxes(rows, low, high) + self.constant
         if balls is not None:
             # What the boxes are charged with rounding covers that of the difference.
-            share, _ = balls.divide(self.rows, low, high)
-            rest = self._over_boxes(self.rows - share, low, high)
+            share, _ = balls.divide(rows, low, high)
+            rest = self._over_boxes(rows - share, low, high)
             over_balls = balls.least(share)
             both = rest + over_balls + self.constant
             lower = np.fmax(lower, both - 4 * U * (abs(rest) + abs(over_balls)))

@@ -224,15 +224,17 @@ class Spec:
             if len(found.balls) > 1:
                 raise Unusable("the specification has a disjunct with two ellipsoids")
             ball = found.balls[0] if found.balls else None
-            if ball and ball.misses({side: limit for side, limit, _ in found.box.values()}):
-                continue
             if last is None or found.box is not last[0] or ball is not last[1]:
-                last, (lower, upper) = (found.box, ball), self._bounds(found.box, ball)
-            yield Case(lower, upper, tuple(dict.fromkeys(found.rows)), ball)
+                last, sides = (found.box, ball), self._bounds(found.box, ball)
+            if sides is not None:
+                yield Case(*sides, tuple(dict.fromkeys(found.rows)), ball)
 
     def _bounds(
         self, box: _Box, ball: Ellipsoid | None
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+        """The part of a box round an ellipsoid; None if they do not meet."""
+        if ball and ball.misses({side: limit for side, limit, _ in box.values()}):
+            return None
         ends = {side: end for side, _, end in box.values()}
         for side, end in ball.ends().items() if ball else ():
             ends[side] = min(end, ends.get(side, end))

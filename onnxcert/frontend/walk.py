@@ -102,6 +102,7 @@ class Walk:
         # By identity of the formula; the query keeps the formulas alive.
         self._rows: dict[int, tuple[Row, ...]] = {}
         self._quadrics: dict[int, Quadric] = {}
+        self._missed: tuple[Region, Ellipsoid, bool] | None = None
         self._columns: dict[int, IntArray] = {}
         self._either: dict[int, Or] = {}
         self._about_inputs: dict[int, bool] = {}
@@ -119,9 +120,24 @@ class Walk:
             opened = case.next_choice()
             if opened is not None:
                 stack.append(self._alternatives(*opened))
-            elif case.ellipsoid is None or not case.ellipsoid.misses(case.region.limits):
+            elif not self._is_missed(case):
                 self._check_bounded(case)
                 yield case
+
+    def _is_missed(self, case: Case) -> bool:
+        """Whether the ellipsoid has no point in the box, exactly."""
+        region, ellipsoid = case.region, case.ellipsoid
+        if ellipsoid is None:
+            return False
+        if self._missed is None or self._missed[:2] != (region, ellipsoid):
+            sides = region.sides
+
+            def limits(column: int, center: Fraction) -> Limits:
+                inside = sides.lower_ceil[column] <= center <= sides.upper_floor[column]
+                return (None, None) if inside else region.limits(column)
+
+            self._missed = region, ellipsoid, ellipsoid.misses(limits)
+        return self._missed[2]
 
     def _alternatives(self, choice: _Choice, rest: Case) -> Iterator[Case]:
         if isinstance(choice, Or):

@@ -16,6 +16,7 @@ import numpy as np
 from onnxcert.arrays import Array, FloatArray, IntArray
 from onnxcert.bounds.hints import encode_multipliers
 from onnxcert.bounds.intermediate import RefinedRows, Refinement
+from onnxcert.checker.balls import Ellipsoid
 from onnxcert.checker.container import ARRAYS
 from onnxcert.checker.errors import Unusable
 from onnxcert.checker.spec import Row, Spec
@@ -23,7 +24,7 @@ from onnxcert.graph import Graph, Neurons
 from onnxcert.proof.trace import InputTrees, NeuronTrees, Trace
 from onnxcert.spec import Problem
 
-_BoxKey = tuple[bytes, bytes, tuple[object, ...]]
+_BoxKey = tuple[bytes, bytes, Ellipsoid | None]
 _NOTHING: IntArray = np.zeros(0, np.int64)
 
 
@@ -56,8 +57,7 @@ class CaseNumbers:
         self._boxes: dict[_BoxKey, int] = {}
         self._known: dict[int, NumberedCase] = {}
         for case in spec.cases():
-            ball = case.ball and (case.ball.inputs, case.ball.weights, case.ball.center)
-            key = _box_key(case.lower, case.upper, ball or ())
+            key = _box_key(case.lower, case.upper, case.ball)
             self._boxes.setdefault(key, len(self._boxes))
             self._open[key, frozenset(case.rows)].append(self.count)
             self._rows.append(case.rows)
@@ -69,10 +69,10 @@ class CaseNumbers:
         Raises:
             Unusable: the checker reads the specification in another way.
         """
-        balls: list[tuple[object, ...]] = [()] * len(problem.lower)
-        for number, ellipsoid in enumerate(problem.ellipsoids):
-            if ellipsoid is not None:
-                balls[number] = ellipsoid.columns, ellipsoid.weights, ellipsoid.center
+        balls: list[Ellipsoid | None] = [None] * len(problem.lower)
+        for number, ball in enumerate(problem.ellipsoids):
+            if ball is not None:
+                balls[number] = Ellipsoid(ball.columns, ball.weights, ball.center)
         sides = zip(problem.lower, problem.upper, balls, strict=True)
         boxes = [_box_key(*parts) for parts in sides]
         rows = [_row(problem, number) for number in range(len(problem.output_rows))]
@@ -96,7 +96,7 @@ class CaseNumbers:
         return {disjunct for disjunct, case in self._known.items() if case.number in wanted}
 
 
-def _box_key(lower: Array, upper: Array, ball: tuple[object, ...]) -> _BoxKey:
+def _box_key(lower: Array, upper: Array, ball: Ellipsoid | None) -> _BoxKey:
     return (lower + 0.0).tobytes(), (upper + 0.0).tobytes(), ball  # one sign of zero
 
 

@@ -41,6 +41,9 @@ class Ellipsoid:
     weights: tuple[Fraction, ...]
     center: tuple[Fraction, ...]
 
+    def __hash__(self) -> int:
+        return hash((self.columns, self.weights[:1], self.center[:1]))  # all would take long
+
     @property
     def reach(self) -> list[float]:
         """What none of its points exceeds in size, by column, rounded up."""
@@ -82,11 +85,16 @@ class Ellipsoid:
             axes *= (1.0 + root_up(Fraction(0), moved)) * (1.0 + 2.0**-50)
         return center, axes
 
-    def misses(self, limits: Callable[[int], tuple[Fraction | None, Fraction | None]]) -> bool:
-        """Whether it has no point within exact bounds of its inputs, given by column."""
+    def misses(self, limits: Callable[[int, Fraction], tuple[Fraction | None, ...]]) -> bool:
+        """Whether it has no point within exact bounds of its inputs.
+
+        Args:
+            limits: column and centre -> the lower and the upper bound; None for those that do not
+                matter because the centre keeps them, or are not there.
+        """
         total = Fraction(0)
         for column, weight, center in zip(self.columns, self.weights, self.center, strict=True):
-            lower, upper = limits(column)
+            lower, upper = limits(column, center)
             if lower is not None and lower > center:
                 total += weight * (lower - center) ** 2
             elif upper is not None and upper < center:

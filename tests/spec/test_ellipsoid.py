@@ -106,7 +106,7 @@ def test_boxes_that_miss_it(ellipsoid: Ellipsoid, corner: list[Fraction], width:
     ]
     parts = zip(ellipsoid.weights, nearest, ellipsoid.center, strict=True)
     expected = sum(w * (x - c) ** 2 for w, x, c in parts) > 1
-    assert ellipsoid.misses(limits.__getitem__) is expected
+    assert ellipsoid.misses(lambda column, center: limits[column]) is expected
     theirs = balls.Ellipsoid(ellipsoid.columns, ellipsoid.weights, ellipsoid.center)
     ends = {i: high for i, (_, high) in limits.items()}
     assert theirs.misses(ends | {~i: -low for i, (low, _) in limits.items()}) is expected
