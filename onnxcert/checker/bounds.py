@@ -316,11 +316,11 @@ class Form:
             balls: ellipsoids in which the inputs lie as well, of a batch of B or 1.
         """
         rows = self.rows
-        used = np.asarray(rows.any(axis=(0, 1)))
-        if balls is not None and 2 * used.sum() < len(used):
-            # Rows of a few neurons of an image read a window of it.
-            rows, low, high = rows[:, :, used], low[:, used], high[:, used]
-            balls = Balls(balls.center[:, used], balls.axes[:, used])
+        if balls is not None:
+            used = np.asarray(rows.any(axis=(0, 1)))
+            if 2 * used.sum() < len(used):  # rows of a few neurons read a window of an image
+                rows, low, high = rows[:, :, used], low[:, used], high[:, used]
+                balls = Balls(balls.center[:, used], balls.axes[:, used])
         lower = self._over_boxes(rows, low, high) + self.constant
         if balls is not None:
             # What the boxes are charged with rounding covers that of the difference.
