@@ -39,6 +39,7 @@ PUBLIC = {
     "certify",
     "largest_region",
     "largest_regions",
+    "l2_ball",
     "linf_ball",
     "lipschitz",
     "load_model",
