@@ -41,6 +41,7 @@ _HOMES = {
     "box": "spec.build",
     "largest_region": "region.api",
     "largest_regions": "region.api",
+    "l2_ball": "spec.build",
     "linf_ball": "spec.build",
     "lipschitz": "continuity.bound",
     "load_model": "frontend.onnx",
@@ -80,6 +81,7 @@ __all__ = [
     "certify",
     "check",
     "compute_bounds",
+    "l2_ball",
     "largest_region",
     "largest_regions",
     "linf_ball",
@@ -113,7 +115,7 @@ if TYPE_CHECKING:
     from onnxcert.region.api import largest_region, largest_regions
     from onnxcert.region.regions import Region
     from onnxcert.settings import Settings
-    from onnxcert.spec.build import Specification, box, linf_ball
+    from onnxcert.spec.build import Specification, box, l2_ball, linf_ball
     from onnxcert.training.api import Trained, train
     from onnxcert.verdict import Counterexample, Progress, Reason, Result, Sat, Unknown, Unsat
     from onnxcert.verifier import BoundsReport, compute_bounds, verify

@@ -676,7 +676,7 @@ def compute_bounds(
         for problem in instance.lowered.cases:
             cases = Cases.build(problem, Device())
             for number in range(len(problem.lower)):
-                box = Box(problem.lower[number][None], problem.upper[number][None])
+                box = problem.inputs.take(np.array([number]))
                 found = crown_bounds(graph, box, backward=method == "backward")
                 boxes = found.boxes
                 if method == "backward":

@@ -41,6 +41,7 @@ PUBLIC = {
     "certify",
     "largest_region",
     "largest_regions",
+    "l2_ball",
     "linf_ball",
     "lipschitz",
     "load_model",

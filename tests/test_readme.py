@@ -119,8 +119,15 @@ def test_region_commands(readme: str, repository: Path, tmp_path: Path) -> None:
     assert run(check, repository, folder).stdout == "VERIFIED UNSAT (real)\n"
 
 
+def test_ball_commands(readme: str, repository: Path, tmp_path: Path) -> None:
+    enter, verify, check = blocks(readme, "console")[4].splitlines()
+    folder = shutil.copytree(repository / enter.removeprefix("cd "), tmp_path / "models")
+    assert run(verify, repository, folder).stdout == "unsat\n"
+    assert run(check, repository, folder).stdout == "VERIFIED UNSAT (real)\n"
+
+
 def test_global_bound_commands(readme: str, repository: Path, tmp_path: Path) -> None:
-    enter, constants, extend = blocks(readme, "console")[4].splitlines()
+    enter, constants, extend = blocks(readme, "console")[5].splitlines()
     folder = shutil.copytree(repository / enter.removeprefix("cd "), tmp_path / "models")
     assert run(constants, repository, folder).stdout.startswith("model digits.onnx\n")
     assert run(extend, repository, folder).stdout.startswith("wrote robust.onnx\n")
@@ -157,7 +164,8 @@ def test_commands_exist(readme: str) -> None:
 
 def test_options_exist(readme: str, repository: Path) -> None:
     option = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
-    pages = [run(f"onnxcert {command} --help", repository).stdout for command in COMMANDS]
+    forms = (*COMMANDS, "MODEL")
+    pages = [run(f"onnxcert {form} --help", repository).stdout for form in forms]
     assert set(option.findall(blocks(readme, "")[0])) <= set(option.findall("".join(pages)))
 
 

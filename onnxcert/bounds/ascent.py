@@ -20,10 +20,11 @@ from dataclasses import dataclass
 
 from onnxcert.arrays import Array, array_module, concatenate
 from onnxcert.bounds.backward import Pulled, pull_back
+from onnxcert.bounds.balls import minimiser
 from onnxcert.bounds.optimised import Forms, FreeCurve, FreeRelaxation, round_down
 from onnxcert.graph import Graph
 from onnxcert.ops.base import Elementwise
-from onnxcert.sets import Box
+from onnxcert.sets import Ball, Box
 
 STEPS = 4
 """Steps after the first pass."""
@@ -143,9 +144,12 @@ def _move(
     rows = {name: row[:, 0] for name, row in pulled.activations.items()}
     parts = [(abs(row) * boxes[n].magnitude).max(axis=1, keepdims=True) for n, row in rows.items()]
     least = _NOTHING * xp.max(xp.stack(parts), axis=0)
-    radius = 0.5 * (box.upper - box.lower)
-    point = 0.5 * (box.lower + box.upper)
-    point = point - _signs(pulled.coefficients[:, 0] * radius, least) * radius
+    if isinstance(box, Ball):
+        point = minimiser(box, pulled.coefficients[:, 0])
+    else:
+        radius = 0.5 * (box.upper - box.lower)
+        point = 0.5 * (box.lower + box.upper)
+        point = point - _signs(pulled.coefficients[:, 0] * radius, least) * radius
     values = {graph.input: point}
     for node in graph.nodes:
         read = [values[name] for name in node.inputs]

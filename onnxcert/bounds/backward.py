@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module
+from onnxcert.bounds.balls import divide
 from onnxcert.bounds.execution import execution_error
 from onnxcert.graph import Graph, Node
 from onnxcert.ops.base import TINY, Affine, Elementwise, gamma
@@ -325,27 +326,32 @@ class _Pass:
         size = relaxation.graph.input_size
         rows = self.widen(*self.pending.pop(relaxation.graph.input), size)
         xp = array_module(rows)
-        box = relaxation.box
-        within = self._over_ball(box, rows) if isinstance(box, Ball) else None
+        box, before = relaxation.box, self.constant
         center, radius = relaxation.center_and_radius
         self.charge(rows, center)
         self.charge(abs(rows), radius, -1.0)
-        if within is not None:
-            self.constant = xp.fmax(self.constant, within)
+        if isinstance(box, Ball):
+            self.constant, over_box = before, self.constant
+            self.constant = xp.fmax(over_box, self._over_ball(box, rows))
         lower = xp.nan_to_num(self.constant, nan=-xp.inf, posinf=-xp.inf, neginf=-xp.inf)
         return Pulled(lower, rows, self.kept if all_rows else {})
 
     def _over_ball(self, ball: Ball, rows: Array) -> Array:
-        """The least value over a Euclidean ball: at the centre, less the radius times the length.
+        """The least value over the part of the box in the ellipsoid, (B, R).
 
-        Leaves the constant as it is; (B, R).
+        What the box is charged with rounding covers that of the difference of the rows.
         """
         xp = array_module(rows)
+        share, _ = divide(ball, rows)
+        rest = rows - share
+        center, radius = self.relaxation.center_and_radius
+        self.charge(rest, center)
+        self.charge(abs(rest), radius, -1.0)
         error = 2.0 * gamma(rows.shape[-1] + 16, UNIT_ROUNDOFF)
-        length = xp.sqrt((rows * rows).sum(axis=-1)) * (1.0 + error) + _UNDERFLOWN
-        reach: Array = ball.radius[:, None] * length * (1.0 + 4.0 * UNIT_ROUNDOFF)
-        size: Array = (abs(rows) @ abs(ball.center)[:, :, None])[:, :, 0] * error
-        value: Array = self.constant + (rows @ ball.center[:, :, None])[:, :, 0]
+        scaled = share * ball.axes[:, None]
+        reach: Array = xp.sqrt((scaled * scaled).sum(axis=-1)) * (1.0 + error) + _UNDERFLOWN
+        size: Array = (abs(share) @ abs(ball.center)[:, :, None])[:, :, 0] * error
+        value: Array = self.constant + (share @ ball.center[:, :, None])[:, :, 0]
         rounding = 4.0 * UNIT_ROUNDOFF * (reach + size + abs(self.constant))
         lower: Array = value - reach - SLACK * (size + rounding + TINY)
         return lower

@@ -76,7 +76,7 @@ def crown_bounds(
     known = known or {}
     boxes = {graph.input: box}
     relaxation = Relaxation(graph, box, execution_unit)
-    empty = xp.zeros(len(box), dtype=bool)
+    empty = box.empty
     forms = ForwardForms.begin(graph, box, execution_unit) if backward else None
     for number, node in enumerate(graph.nodes):
         current = enclose(graph, node, boxes, execution_unit)
@@ -119,9 +119,7 @@ def _refine(
     unstable = unstable_neurons(graph, node.name, box)
     if not unstable.any():
         return box
-    # A window of a ball is no ball.
-    within_ball = isinstance(relaxation.box, Ball)
-    patch = None if within_ball else find_patch(graph, node.name, box.lower)
+    patch = find_patch(graph, node.name, box.lower)
     if patch is None:
         rows = _Rows(node.name, box.lower.copy(), box.upper.copy(), unstable)
         order = rows.order(graph.ranks[node.name])

@@ -31,6 +31,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module
+from onnxcert.bounds import balls
 from onnxcert.bounds.backward import Curve, Multipliers, Pulled, Relaxation, pull_back
 from onnxcert.bounds.hints import round_multipliers, round_positions
 from onnxcert.graph import Graph, Node
@@ -571,7 +572,7 @@ def optimise(
         )
         lower = pulled.lower[:, 0] + constant
         variables.keep_better(round_down(lower))
-        minimiser = _minimiser(relaxation.box, pulled.coefficients[:, 0])
+        minimiser = balls.minimiser(relaxation.box, pulled.coefficients[:, 0])
         if number == steps or bool((variables.lower > 0.0).all()) or expired():
             break
         _step(free, forms, target, pulled, minimiser, variables, splits, number)
@@ -583,11 +584,6 @@ def optimise(
 def round_down(total: Array) -> Array:
     """Charge the rounding of the sum that made each entry."""
     return total - 4.0 * UNIT_ROUNDOFF * abs(total)  # type: ignore[no-any-return]
-
-
-def _minimiser(box: Box, coefficients: Array) -> Array:
-    xp = array_module(coefficients)
-    return xp.where(coefficients >= 0, box.lower, box.upper)  # type: ignore[no-any-return]
 
 
 def _row_size(graph: Graph, name: str, pulled: Pulled) -> Array | float:

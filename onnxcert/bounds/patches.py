@@ -27,7 +27,7 @@ from onnxcert.bounds.optimised import FreeCurve, FreeRelaxation
 from onnxcert.graph import Graph, Node
 from onnxcert.ops import Relu, Select
 from onnxcert.ops.base import Affine, Elementwise, Operator
-from onnxcert.sets import Box
+from onnxcert.sets import Ball, Box
 
 _WORTHWHILE = 0.7
 """Patches are used where their passes take less than this share of the work of whole images."""
@@ -150,7 +150,10 @@ class View:
         return padded.ravel()[numbers]  # type: ignore[no-any-return]
 
     def box(self, name: str, box: Box) -> Box:
-        """The part of a box."""
+        """The part of a box; of an ellipsoid, which casts one as its shadow."""
+        if isinstance(box, Ball):
+            sides = box.lower, box.upper, box.center, box.axes
+            return Ball(*(self.pick(name, side) for side in sides))
         return Box(self.pick(name, box.lower), self.pick(name, box.upper))
 
     def relaxation(self, whole: Relaxation) -> Relaxation:

@@ -15,6 +15,10 @@ once: what a bound is worth to the sum of all forms is known when its turn comes
 the positions of free slopes fall out of the same pass: that is alpha-CROWN (Xu et al., 2021) with
 slopes that all rows of one layer share.
 
+Over an ellipsoid the derivative by a semi-axis a_i follows from the Lagrangian: with the share b of
+the form that the ellipsoid bounds (`onnxcert.bounds.balls`) it is ``b_i (x*_i - c_i) / a_i``. Faces
+that touch the ellipsoid move with the axis, each by half of it; those that cut it stay.
+
 Where an interval bound is better than the backward row, it is what is differentiated. Derivatives
 of lines and of intervals of curves are central differences of a thousandth of the width, entry by
 entry, so that no operator has to know of them. None of this has to be exact: derivatives say where
@@ -26,22 +30,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module
+from onnxcert.arrays import Array, array_module
 from onnxcert.bounds.backward import Pulled, Relaxation, pull_back, pull_units, unstable_neurons
+from onnxcert.bounds.balls import divide
 from onnxcert.bounds.crown import CHUNK_NUMBERS
 from onnxcert.bounds.execution import enclose
 from onnxcert.bounds.optimised import FreeRelaxation, round_down
 from onnxcert.graph import Graph, Node
-from onnxcert.ops.base import Affine, Elementwise, gamma
-from onnxcert.sets import Box, Lines
+from onnxcert.ops.base import Affine, Elementwise
+from onnxcert.sets import Ball, Box, Lines
 
 _STEP = 2.0**-10
 """Of differences, as a share of the width of the interval."""
 
 _LEAST_STEP = 1e-12
 
-_UNDERFLOW = 2.0**-511
-"""Root of the smallest normal number: what is smaller may have no square."""
+_TOUCHING = 1e-9
+"""Share of an axis within which a face touches the ellipsoid."""
 
 _KEPT_NUMBERS = 1 << 26
 """Numbers of backward rows that are kept for the reverse pass: 512 MB; others are made again."""
@@ -107,7 +112,6 @@ class LayerBounds:
         positions: those that rows of each layer took.
         free: lines for these bounds; its curves are those of the last layer.
         rule: the lines of every curve.
-        ball: whether the inputs are those of the ellipsoid in the box.
         blocks: pre-activation -> the rows that bound it.
     """
 
@@ -116,7 +120,6 @@ class LayerBounds:
     positions: dict[str, dict[str, Array]]
     free: FreeRelaxation
     rule: LineRule = CROWN
-    ball: bool = False
     blocks: dict[str, list[_Block]] = field(default_factory=dict)
 
 
@@ -159,30 +162,28 @@ def bound_layers(
     *,
     trace: bool = True,
     rule: LineRule = CROWN,
-    ball: bool = False,
 ) -> LayerBounds:
     """Backward bounds of every pre-activation, with slopes that the rows of a layer share.
 
     Args:
         graph: the network.
-        box: (B, input_size).
+        box: (B, input_size); a `Ball` for ellipsoids.
         positions: of free lines; the defaults where nothing is said.
         trace: keep what `differentiate` needs.
         rule: the lines of every curve.
-        ball: bound over the ellipsoid that touches every face of the box instead of the box:
-            ``center + radius * v`` with ``|v| <= 1`` in the Euclidean norm.
 
     Returns:
         Bounds that hold for the real-valued network in spite of rounding.
     """
     free = rule.begin(graph, box)
-    result = LayerBounds(graph, {graph.input: box}, {}, free, rule, ball)
+    result = LayerBounds(graph, {graph.input: box}, {}, free, rule)
+    round_inputs = isinstance(box, Ball)  # intervals are exact behind a box only
     kept = 0
     for node in graph.nodes:
         result.boxes[node.name] = enclose(graph, node, result.boxes, 0.0)
         free.add(node, result.boxes)
         reads_input_only = node.inputs == (graph.input,)
-        if node.name not in graph.pre_activations or (reads_input_only and not ball):
+        if node.name not in graph.pre_activations or (reads_input_only and not round_inputs):
             continue
         chosen = _choose(free, (positions or {}).get(node.name, {}))
         result.positions[node.name] = chosen
@@ -210,8 +211,6 @@ def bound_forms(
     pulled = pull_back(
         free.relaxation, layers.graph.output, rows.reshape(batch * count, 1, size), keep=True
     )
-    if layers.ball:
-        pulled = _in_ball(pulled, boxes[layers.graph.input])
     lower = round_down(pulled.lower.reshape(batch, count) + offset)
     return FormBounds(layers, lower, chosen, free.relaxation, boxes, pulled)
 
@@ -224,31 +223,20 @@ def differentiate(bounds: FormBounds, weights: Array) -> Derivatives:
     for node in reversed(bounds.layers.graph.nodes):
         run.visit(node)
     name = bounds.layers.graph.input
-    zero = array_module(weights).zeros(bounds.layers.boxes[name].lower.shape)
+    box, xp = bounds.layers.boxes[name], array_module(weights)
+    zero = xp.zeros(box.lower.shape)
     lower, upper = run.faces.get(name, (zero, zero))
+    if isinstance(box, Ball):
+        # Faces of the box that cut the ellipsoid do not move with its axes.
+        axes = (1.0 - _TOUCHING) * box.axes
+        lower = xp.where(box.lower <= box.center - axes, lower, 0.0) - 0.5 * run.axes
+        upper = xp.where(box.upper >= box.center + axes, upper, 0.0) + 0.5 * run.axes
     return Derivatives(lower, upper, run.positions)
-
-
-def _in_ball(pulled: Pulled, box: Box) -> Pulled:
-    """Rows bounded over the ellipsoid: ``|c| . r`` was charged, and ``|c * r|`` would have done.
-
-    Sums of n products are off by at most gamma_n of the sum of their sizes, which bounds the norm,
-    and squares that underflow by what `_UNDERFLOW` squared says.
-    """
-    xp = array_module(box.lower)
-    center = 0.5 * (box.lower + box.upper)
-    radius = xp.maximum(box.upper - center, center - box.lower)
-    parts = abs(pulled.coefficients) * radius[:, None]
-    total = parts.sum(axis=2)
-    count = parts.shape[2]
-    error = 8.0 * gamma(count + 16, UNIT_ROUNDOFF) * total + count * _UNDERFLOW
-    lower = pulled.lower + (total - xp.sqrt((parts * parts).sum(axis=2)) - error)
-    return replace(pulled, lower=round_down(xp.nan_to_num(lower, nan=-xp.inf)))
 
 
 def _repeat(box: Box, count: int) -> Box:
     xp = array_module(box.lower)
-    return Box(xp.repeat(box.lower, count, axis=0), xp.repeat(box.upper, count, axis=0))
+    return box.take(xp.repeat(xp.arange(len(box)), count))
 
 
 def _choose(free: FreeRelaxation, wanted: Mapping[str, Array]) -> dict[str, Array]:
@@ -284,8 +272,6 @@ def _refine(layers: LayerBounds, name: str, *, trace: bool, kept: int) -> int:
         for sign, target in ((1.0, lower), (-1.0, upper)):
             room = kept + index.size * before <= _KEPT_NUMBERS
             pulled = pull_units(relaxation, name, index, sign, keep=trace and room)
-            if layers.ball:
-                pulled = _in_ball(pulled, layers.boxes[layers.graph.input])
             old = target[here]
             taken = (pulled.lower > sign * old) & unstable[here]
             target[here] = xp.where(taken, sign * pulled.lower, old)
@@ -303,6 +289,7 @@ class _Reverse:
     Attributes:
         faces: value -> derivatives by its lower and its upper bounds, (B, n) each.
         positions: derivatives by positions.
+        axes: derivatives by the semi-axes of ellipsoids, (B, n), as far as forms hang on them.
     """
 
     def __init__(self, layers: LayerBounds) -> None:
@@ -310,6 +297,7 @@ class _Reverse:
         self.graph = layers.graph
         self.faces: dict[str, tuple[Array, Array]] = {}
         self.positions: dict[str, dict[str, Array]] = {}
+        self.axes: Array | float = 0.0
 
     def add(self, name: str, lower: Array, upper: Array) -> None:
         """Add derivatives by the bounds of a value."""
@@ -327,9 +315,9 @@ class _Reverse:
             bounds._boxes,
             bounds._pulled,
             weights,
-            ball=layers.ball,
         )
         gains.run()
+        self.axes += gains.axes.reshape(-1, count, gains.axes.shape[1]).sum(axis=1)
         positions: dict[str, Array] = {}
         for name, (lower, upper) in gains.by_bounds(bounds.positions, positions):
             shape = (-1, count, lower.shape[1])
@@ -362,8 +350,9 @@ class _Reverse:
             return
         layers = self.layers
         rows = block.rows(start)
-        gains = _Gains(layers.rule, block.relaxation, layers.boxes, rows, weights, ball=layers.ball)
+        gains = _Gains(layers.rule, block.relaxation, layers.boxes, rows, weights)
         gains.run()
+        self.axes += gains.axes
         for name, (lower, upper) in gains.by_bounds(self.layers.positions[start], positions):
             self.add(name, lower, upper)
 
@@ -392,7 +381,6 @@ class _Gains:
         boxes: bounds of every value.
         pulled: the rows, (B, R, n).
         weights: (B, R).
-        ball: whether the inputs are those of an ellipsoid.
     """
 
     def __init__(
@@ -402,31 +390,30 @@ class _Gains:
         boxes: Mapping[str, Box],
         pulled: Pulled,
         weights: Array,
-        *,
-        ball: bool,
     ) -> None:
-        self.rule, self.ball = rule, ball
+        self.rule = rule
         self.relaxation = relaxation
         self.graph = relaxation.graph
         self.boxes = boxes
         self.pulled = pulled
         self.weights = weights
         self.lines: dict[str, Lines] = {}
+        zero = array_module(weights).zeros(relaxation.box.lower.shape)
+        self.lower = self.upper = self.axes = zero
 
     def run(self) -> None:
         """Push the minimisers through the lines."""
         graph, box = self.graph, self.relaxation.box
         xp = array_module(self.weights)
         coefficients = self.pulled.coefficients
-        if self.ball:
-            center, radius = 0.5 * (box.lower + box.upper), 0.5 * (box.upper - box.lower)
-            parts = coefficients * radius[:, None]
-            norm = xp.sqrt((parts * parts).sum(axis=2, keepdims=True))
-            away = parts / xp.maximum(norm, 1e-290)
-            values = {graph.input: center[:, None] - radius[:, None] * away}
-            # Both faces move together: the centre is where it is.
-            self.lower = 0.5 * self._sum(coefficients * away)
-            self.upper = -self.lower
+        if isinstance(box, Ball):
+            share, points = divide(box, coefficients)
+            axes = box.axes[:, None]
+            away = xp.where(
+                axes > 0, (points - box.center[:, None]) / xp.maximum(axes, 1e-290), 0.0
+            )
+            self.axes = self._sum(share * away)
+            values = {graph.input: points}
         else:
             negative = xp.minimum(coefficients, 0.0)
             self.upper = self._sum(negative)

@@ -62,14 +62,18 @@ class Ascent:
             r = self._with_lines(free)
             rows: dict[int, Array] = {}
             found = self.bounder.pull(r, *form(r), kept=rows)
-            yield r, found.least(low, high)[:, 0]
+            yield r, found.least(low, high, r.balls)[:, 0]
             if number == _STEPS or not rows.keys() & curves.keys():
                 return
             rows = {k: row[:, 0] for k, row in rows.items()}
             least = _NOTHING * self._largest(rows)
-            radius = 0.5 * (high - low)
-            side = _signs(found.rows[:, 0] * radius, least)
-            values = self._path(r, rows, 0.5 * (low + high) - side * radius, least)
+            if r.balls is not None:
+                point = r.balls.divide(found.rows, low, high)[1][:, 0]
+            else:
+                radius = 0.5 * (high - low)
+                side = _signs(found.rows[:, 0] * radius, least)
+                point = 0.5 * (low + high) - side * radius
+            values = self._path(r, rows, point, least)
             for k, (mean, half) in steps.items():
                 if k not in rows:
                     continue

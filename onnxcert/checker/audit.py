@@ -92,10 +92,35 @@ class Auditor:
                 else:
                     constant += self._sum(r, number, block, i, a, pending)
         pending.pop(-1, None)
-        for i, a in pending.items():
-            constant += a * Fraction(box[0][i] if a > 0 else box[1][i])
-        if constant <= 0:
-            raise Rejected("R8", "audit", f"a leaf is not refuted: {float(constant)}")
+        lower = constant + _least(pending, box)
+        if lower <= 0 and not self._round(r, number, pending, constant, box):
+            raise Rejected("R8", "audit", f"a leaf is not refuted: {float(lower)}")
+
+    @staticmethod
+    def _round(
+        r: Relaxation,
+        number: int,
+        rows: Mapping[int, Fraction],
+        constant: Fraction,
+        box: tuple[list[float], list[float]],
+    ) -> bool:
+        """Whether a form is positive where the box is cut by an ellipsoid.
+
+        Over that the share b of the form is at least b . c - sqrt(sum (b s)^2).
+        """
+        if r.balls is None:
+            return False
+        ball = r.balls[np.array([number % len(r.balls.axes)])]
+        low, high = (np.array(side)[None] for side in box)
+        form = np.array([[[float(rows.get(i, 0)) for i in range(low.shape[1])]]])
+        found, _ = ball.divide(form, low, high)
+        share = {i: Fraction(float(found[0, 0, i])) for i in np.flatnonzero(found[0, 0]).tolist()}
+        rest = {i: rows.get(i, Fraction()) - share.get(i, 0) for i in {*rows, *share}}
+        lower, square = constant + _least(rest, box), Fraction()
+        for i, b in share.items():
+            lower += b * Fraction(float(ball.center[0, i]))
+            square += (b * Fraction(float(ball.axes[0, i]))) ** 2
+        return lower > 0 and lower * lower > square
 
     def _line(
         self, r: Relaxation, number: int, k: int, block: Curve, i: int, *, above: bool
@@ -144,6 +169,12 @@ class Auditor:
                     if error:
                         lost += Fraction(error) * Fraction(r.reach[number % len(r.reach), scalar])
         return constant - abs(a) * lost
+
+
+def _least(rows: Mapping[int, Fraction], box: tuple[list[float], list[float]]) -> Fraction:
+    """The least value of a linear form over a box."""
+    corners = ((i, box[0][i] if a > 0 else box[1][i]) for i, a in rows.items())
+    return sum((rows[i] * Fraction(x) for i, x in corners), Fraction())
 
 
 def _factors(term: Term, i: int) -> list[tuple[int, float, float]]:

@@ -3,7 +3,9 @@
 A batch of sets S_1 .. S_B is known by bounds on every scalar of the network. A linear form over
 scalars is pulled back, block by block, to the input (CROWN). Nothing is rounded in a direction:
 
-R1  Input boxes hold the exact decimals, rounded outward; a form is least at a corner.
+R1  Input boxes hold the exact decimals, rounded outward; a form is least at a corner. Where the
+    inputs lie in an ellipsoid, too, one part of the form is bounded over that
+    (`onnxcert.checker.balls`).
 R2  Affine, and R3, data movement (scalar numbers that occur again). Let g >= a . h + d hold on S
     and |h| <= H. Then g >= p . h + d - sum |a_i - p_i| H_i for *any* floats p (the absorption
     lemma). With p = fl(A W), a coefficient being a sum of at most N products in any order, the
@@ -29,6 +31,7 @@ from types import MappingProxyType
 import numpy as np
 
 from onnxcert.checker import curves
+from onnxcert.checker.balls import Balls
 from onnxcert.checker.curves import TINY, Array, U
 from onnxcert.checker.errors import Expired
 from onnxcert.checker.forward import Forms, parallel
@@ -266,6 +269,7 @@ class Relaxation:
         center, radius, reach: (B, scalars + 1) middle, half width and largest absolute value.
         curves: block number -> mean, half difference, mean offset, half offset plus noise.
         empty: (B,) whether bounds contradict each other.
+        balls: ellipsoids that the inputs lie in, of B sets or of one for all; None for none.
     """
 
     lower: Array
@@ -276,6 +280,7 @@ class Relaxation:
     reach: Array
     curves: dict[int, tuple[Array, Array, Array, Array]] = field(default_factory=dict)
     empty: Array = field(default_factory=lambda: np.zeros(1, bool))
+    balls: Balls | None = None
 
     def settle(self, block: Block, floor: float) -> None:
         """The bounds of a block are final; its numbers count as at least ``floor`` large."""
@@ -294,7 +299,7 @@ class Relaxation:
             k: (mean[index], half[index], middle[index], gap[index])
             for k, (mean, half, middle, gap) in items
         }
-        return Relaxation(**taken, curves=chosen)
+        return Relaxation(**taken, curves=chosen, balls=self.balls and self.balls[index])
 
 
 @dataclass(frozen=True)
@@ -304,17 +309,39 @@ class Form:
     rows: Array
     constant: Array
 
-    def least(self, low: Array, high: Array) -> Array:
-        """A lower bound over boxes (B, n_in): (B, R); -inf where arithmetic gave no number."""
+    def least(self, low: Array, high: Array, balls: Balls | None = None) -> Array:
+        """A lower bound over boxes (B, n_in): (B, R); -inf where arithmetic gave no number.
+
+        Args:
+            balls: ellipsoids in which the inputs lie as well, of a batch of B or 1.
+        """
+        rows = self.rows
+        if balls is not None:
+            used = np.asarray(rows.any(axis=(0, 1)))
+            if 2 * used.sum() < len(used):  # rows of a few neurons read a window of an image
+                rows, low, high = rows[:, :, used], low[:, used], high[:, used]
+                balls = Balls(balls.center[:, used], balls.axes[:, used])
+        lower = self._over_boxes(rows, low, high) + self.constant
+        if balls is not None:
+            # What the boxes are charged with rounding covers that of the difference.
+            share, _ = balls.divide(rows, low, high)
+            rest = self._over_boxes(rows - share, low, high)
+            over_balls = balls.least(share)
+            both = rest + over_balls + self.constant
+            lower = np.fmax(lower, both - 4 * U * (abs(rest) + abs(over_balls)))
+        lower = lower - 8 * U * (abs(self.constant) + abs(lower))
+        return np.where(np.isfinite(lower), lower, -np.inf)
+
+    @staticmethod
+    def _over_boxes(rows: Array, low: Array, high: Array) -> Array:
+        """The least values of rows (B, R, n_in) over boxes."""
         center = 0.5 * (low + high)
         radius = np.maximum(high - center, center - low) * (1 + 4 * U)
         error = 2 * gamma(low.shape[1] + 16) * (abs(center) + radius) + TINY
-        value = np.matmul(self.rows, center[:, :, None]) - np.matmul(
-            abs(self.rows), (radius + _SLACK * error)[:, :, None]
+        value = np.matmul(rows, center[:, :, None]) - np.matmul(
+            abs(rows), (radius + _SLACK * error)[:, :, None]
         )
-        lower = value[:, :, 0] + self.constant
-        lower = lower - 8 * U * (abs(self.constant) + abs(lower))
-        return np.where(np.isfinite(lower), lower, -np.inf)
+        return np.asarray(value[:, :, 0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -454,10 +481,17 @@ class Bounder:
     Args:
         executed: whether they shall hold for every binary32 execution.
         expired: asked between blocks of rows; once it says True, `Expired` is raised.
+        spherical: whether inputs may lie in ellipsoids; intervals are exact for sums of the inputs
+            of a box only.
     """
 
     def __init__(
-        self, network: Network, *, executed: bool, expired: Callable[[], bool] = lambda: False
+        self,
+        network: Network,
+        *,
+        executed: bool,
+        expired: Callable[[], bool] = lambda: False,
+        spherical: bool = False,
     ) -> None:
         self.network, self.executed, self._expired = network, executed, expired
         # Executors may take numbers below 2^-126 for zero, before and after every step. As the size
@@ -493,7 +527,7 @@ class Bounder:
         # block their numbers, and which of them the curves read.
         self.tracked: dict[int, tuple[Array, list[tuple[Curve, Array]]]] = {}
         for block in self.blocks:
-            for k in self._made_twice(block) if isinstance(block, Curve) else ():
+            for k in self._worthwhile(block, spherical) if isinstance(block, Curve) else ():
                 assert isinstance(block, Curve)
                 ids = distinct(block.ids)
                 ids = ids[self.block_of(ids) == k]
@@ -502,14 +536,14 @@ class Bounder:
         self.tracked = dict(sorted(self.tracked.items()))  # `bound` meets the blocks in order
         self.known_ids = np.concatenate([*(t[0] for t in self.tracked.values()), self.ends[:0]])
 
-    def _made_twice(self, block: Curve) -> list[int]:
-        """Affine blocks that a curve reads and that read more than the input."""
+    def _worthwhile(self, block: Curve, spherical: bool) -> list[int]:
+        """Affine blocks that a curve reads and that read more than the inputs of a box."""
         found = distinct(self.block_of(block.ids[block.ids >= 0]))
         return [
             int(k)
             for k in found
             if isinstance(self.blocks[k], Affine)
-            and any(max(p.reads) for p in self.parts[int(k)] if p.reads)
+            and any(spherical or max(p.reads) for p in self.parts[int(k)] if p.reads)
         ]
 
     def block_of(self, ids: Array) -> Array:
@@ -528,6 +562,7 @@ class Bounder:
         backward: bool = True,
         hints: Mapping[int, Sequence[Hint]] = MappingProxyType({}),
         columns: Columns = Columns({}, {}),
+        balls: Balls | None = None,
     ) -> Relaxation:
         """Bound every scalar over input boxes (B, n_in).
 
@@ -537,11 +572,12 @@ class Bounder:
             backward: bound unstable neurons by linear forms, too.
             hints: block -> forms to pull back with slopes of their own, where B is 1.
             columns: the neurons that those slopes belong to.
+            balls: ellipsoids that the inputs lie in.
         """
         shape = (len(low), self.network.size + 1)
         lower, upper, noise, center, radius, reach = (np.zeros(shape) for _ in range(6))
-        empty = np.zeros(len(low), bool)
-        r = Relaxation(lower, upper, noise, center, radius, reach, {}, empty)
+        empty = np.zeros(len(low), bool) if balls is None else balls.apart(low, high)
+        r = Relaxation(lower, upper, noise, center, radius, reach, {}, empty, balls)
         r.lower[:, : low.shape[1]], r.upper[:, : low.shape[1]] = low, high
         forms = Forms.begin(low, high, self.network.size, self.widest_read)
         column = 0
@@ -721,7 +757,7 @@ class Bounder:
         noise = np.broadcast_to(r.noise, (len(ids), r.noise.shape[1]))
         start = offset - np.take_along_axis(noise, ids, axis=1) * _SLACK
         n = self.network.n_inputs
-        return self.pull(r, pending, start).least(r.lower[:, :n], r.upper[:, :n])
+        return self.pull(r, pending, start).least(r.lower[:, :n], r.upper[:, :n], r.balls)
 
     # Backward
 

@@ -92,6 +92,11 @@ class Session:
                 if tensor.element_type not in ("real", element_type):
                     raise Unusable(f"{tensor.name} has another type than the model's {name}")
 
+    def bounder(self, *, executed: bool, expired: Callable[[], bool] = lambda: False) -> Bounder:
+        """Bounds for the network over the inputs of the specification."""
+        spherical = self.query.has_balls
+        return Bounder(self.network, executed=executed, expired=expired, spherical=spherical)
+
     def check(
         self,
         certificate: bytes,
@@ -146,7 +151,7 @@ class Session:
     ) -> Verified:
         stream = Arrays({"constant": np.zeros(0)} | arrays)
         executed = header["semantics"] == EXECUTED
-        bounder = Bounder(self.network, executed=executed, expired=expired)
+        bounder = self.bounder(executed=executed, expired=expired)
         auditor = Auditor(bounder, audit, int((arrays["op"] == 0).sum()))
         group = Group(bounder, header["layers"], stream, auditor, jobs, refused, expired, known)
         headers = stream.take("group", len(arrays["group"]))

@@ -30,6 +30,7 @@ import numpy as np
 
 from onnxcert.checker.ascent import Ascent
 from onnxcert.checker.audit import Auditor
+from onnxcert.checker.balls import Balls, Ellipsoid
 from onnxcert.checker.bounds import Bounder, Columns, Form, Relaxation, gamma
 from onnxcert.checker.curves import TINY, Array, U
 from onnxcert.checker.network import distinct
@@ -78,16 +79,19 @@ class Boxes:
         low, high: (B, n_in) input boxes.
         cases: (B, C) cases still open, as positions in `Rows`, -1 for none.
         known: bounds of ``Bounder.known_ids`` that hold there, (B, .) each.
+        balls: ellipsoids that cut the boxes; None if none does.
     """
 
     low: Array
     high: Array
     cases: Array
     known: tuple[Array, Array]
+    balls: Balls | None = None
 
     def __getitem__(self, index: Array | slice) -> Boxes:
         known = self.known[0][index], self.known[1][index]
-        return Boxes(self.low[index], self.high[index], self.cases[index], known)
+        balls = self.balls and self.balls[index]
+        return Boxes(self.low[index], self.high[index], self.cases[index], known, balls)
 
     @staticmethod
     def joined(parts: Sequence[Boxes]) -> Boxes:
@@ -97,6 +101,7 @@ class Boxes:
             np.pad(p.cases, ((0, 0), (0, width - p.cases.shape[1])), constant_values=-1)
             for p in parts
         ]
+        balls = [part.balls for part in parts if part.balls is not None]
         return Boxes(
             np.concatenate([part.low for part in parts]),
             np.concatenate([part.high for part in parts]),
@@ -105,6 +110,8 @@ class Boxes:
                 np.concatenate([part.known[0] for part in parts]),
                 np.concatenate([part.known[1] for part in parts]),
             ),
+            # All are parts of the boxes of one group.
+            Balls.joined(balls) if balls else None,
         )
 
 
@@ -200,7 +207,7 @@ class Prover:
         """Bound all rows of cases (B, C): the forms, their bounds, and which cases are refuted."""
         form = self.bounder.pull(r, *self.forms(r, cases))
         some = np.maximum(cases, 0)
-        lower = form.least(low, high).reshape(*cases.shape, -1)
+        lower = form.least(low, high, r.balls).reshape(*cases.shape, -1)
         positive = (lower > 0) | (self.rows.strict[some] & (lower >= 0))
         refuted = (positive & self.rows.used[some]).any(axis=2) | r.empty[:, None] | (cases < 0)
         return form, lower, refuted
@@ -208,10 +215,11 @@ class Prover:
     # Trees over inputs
 
     def roots(self, cases: Sequence[Case]) -> Boxes:
-        """One node per distinct box of the cases, in order of appearance."""
-        boxes: dict[bytes, list[int]] = {}
+        """One node per distinct set of inputs of the cases, in order of appearance."""
+        boxes: dict[tuple[bytes, Ellipsoid | None], list[int]] = {}
         for position, case in enumerate(cases):
-            boxes.setdefault(case.lower.tobytes() + case.upper.tobytes(), []).append(position)
+            sides = case.lower.tobytes() + case.upper.tobytes()
+            boxes.setdefault((sides, case.ball), []).append(position)
         width = max(map(len, boxes.values()))
         table = np.full((len(boxes), width), -1)
         for number, members in enumerate(boxes.values()):
@@ -219,7 +227,8 @@ class Prover:
         firsts = [cases[members[0]] for members in boxes.values()]
         nothing = np.full((len(boxes), len(self.bounder.known_ids)), np.inf)
         low, high = np.stack([c.lower for c in firsts]), np.stack([c.upper for c in firsts])
-        return Boxes(low, high, table, (-nothing, nothing))
+        balls = Balls.of([c.ball for c in firsts], low.shape[1])
+        return Boxes(low, high, table, (-nothing, nothing), balls)
 
     def boxes(
         self, ids: Array, nodes: Boxes, leaf: Array, combined: Combined, auditor: Auditor
@@ -270,7 +279,9 @@ class Prover:
         What a sum does not refute by its bound is tried with better lines (`ascend`). At leaves a
         case without a sum is tried with the row that has the best bound.
         """
-        r = self.bounder.bound(nodes.low, nodes.high, nodes.known, backward=backward)
+        r = self.bounder.bound(
+            nodes.low, nodes.high, nodes.known, backward=backward, balls=nodes.balls
+        )
         form, lower, refuted = self.refute(r, nodes.cases, nodes.low, nodes.high)
         shape = (*lower.shape, -1)
         coefficients, constant = form.rows.reshape(shape), form.constant.reshape(lower.shape)
@@ -282,7 +293,8 @@ class Prover:
             wobble = ((weights[:, None] @ abs(coefficients[node, column]))[:, 0] * size).sum(axis=1)
             total = weights * constant[node, column]
             kept = total.sum(axis=1) - lost * (wobble + abs(total).sum(axis=1)) - TINY
-            least = Form(mixed[:, None], kept[:, None]).least(nodes.low[node], nodes.high[node])
+            there = nodes[node]
+            least = Form(mixed[:, None], kept[:, None]).least(there.low, there.high, there.balls)
             used = self.rows.used[np.maximum(nodes.cases, 0)[node, column]]
             right = ((weights == 0) | used).all(axis=1) & (least[:, 0] > 0)
             refuted[node[right], column[right]] = True
@@ -309,7 +321,7 @@ class Prover:
         cases = np.where(refuted, -1, nodes.cases)
         used = np.asarray((cases >= 0).any(axis=0))
         cases = cases[:, used] if used.any() else cases[:, :1]
-        return np.asarray(refuted.all(axis=1)), Boxes(low, high, cases, known), worst
+        return np.asarray(refuted.all(axis=1)), Boxes(low, high, cases, known, nodes.balls), worst
 
     def _ascend(
         self, r: Relaxation, index: Array, nodes: Boxes, weights: Array, auditor: Auditor
@@ -378,7 +390,14 @@ class Prover:
         auditor.audit(r, number, rows, constant, (low, high))
 
     def _clip(self, nodes: Boxes, coefficients: Array, lower: Array) -> tuple[Array, Array]:
-        """Per case the part of the box where all its rows can be <= 0, (B, C, n_in) each."""
+        """Per case the part of the box where all its rows can be <= 0, (B, C, n_in) each.
+
+        In an ellipsoid the bounds are not those over the box, and nothing is clipped.
+        """
+        if nodes.balls is not None:
+            shape = (*nodes.cases.shape, nodes.low.shape[1])
+            low, high = nodes.low[:, None], nodes.high[:, None]
+            return np.broadcast_to(low, shape), np.broadcast_to(high, shape)
         used = self.rows.used[np.maximum(nodes.cases, 0)]
         room = np.where(used, -lower, np.inf)[..., None]
         size = abs(coefficients)
@@ -431,7 +450,7 @@ class Prover:
         form = bounder.pull(r, pending, start, multipliers)
         n = bounder.network.n_inputs
         low, high = root.lower[:, :n], root.upper[:, :n]
-        lower = form.least(low, high)[:, 0]
+        lower = form.least(low, high, root.balls)[:, 0]
         used = self.rows.used[paths.case] | (paths.weights == 0)
         positive = (lower > 0) & used.all(axis=1)
         for number in auditor.choose(np.flatnonzero(positive)):

@@ -6,6 +6,10 @@ disjunctive normal form. Comparisons of one input with a number cut the box of a
 others are rows. Both enclose: bounds are rounded outward, strict bounds count as closed, offsets of
 rows are rounded down. So each point that satisfies the file lies in some case (rule R0).
 
+A comparison of a sum of squares of inputs, all with positive factors, is an ellipsoid, of which a
+case has one at most; its box is cut to what that reaches. Where squares are completed to those of a
+point or of nothing, bounds or a false comparison take their place.
+
 A variable is an integer v: input v where v >= 0, output ``~v`` where v < 0, in the flat vectors.
 Nothing recurses, so nesting costs memory only. What is not understood exactly is refused.
 """
@@ -24,6 +28,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxcert.checker.balls import Ellipsoid
 from onnxcert.checker.errors import Unusable
 
 _LARGEST_TEXT = 2**25  # bytes, decompressed; reading takes up to forty times the memory
@@ -71,11 +76,15 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """Bounds (n_inputs,) of a box with a point, rounded outward, read-only; and distinct rows."""
+    """Bounds (n_inputs,) of a box with a point, rounded outward, read-only; and distinct rows.
+
+    With an ellipsoid the point is in both.
+    """
 
     lower: NDArray[np.float64]
     upper: NDArray[np.float64]
     rows: tuple[Row, ...]
+    ball: Ellipsoid | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +113,22 @@ class _Atom(NamedTuple):
         return value < 0 or (value == 0 and not self.strict)
 
 
+class _Quadric(NamedTuple):
+    """``sum(terms) + sum(c * x[v]^2) + constant <= 0``, or ``< 0``; also as an ellipsoid."""
+
+    terms: tuple[tuple[int, Fraction], ...]
+    squares: tuple[tuple[int, Fraction], ...]
+    constant: Fraction
+    strict: bool
+    ball: Ellipsoid
+
+    def holds(self, inputs: Sequence[Fraction], outputs: Sequence[Fraction]) -> bool:
+        del outputs
+        value = sum((c * inputs[v] for v, c in self.terms), self.constant)
+        value += sum(c * inputs[v] ** 2 for v, c in self.squares)
+        return value < 0 or (value == 0 and not self.strict)
+
+
 class _Node(NamedTuple):
     """All of the children, or at least one of them."""
 
@@ -111,10 +136,12 @@ class _Node(NamedTuple):
     children: tuple[_Formula, ...]
 
 
-_Formula: TypeAlias = "_Atom | _Node"
+_Formula: TypeAlias = "_Atom | _Quadric | _Node"
 _Bound: TypeAlias = "tuple[int, Fraction, float]"  # v for x or ~v for -x; exact, and rounded up
 _Box: TypeAlias = "dict[int, _Bound]"  # by side
-_Sum: TypeAlias = "dict[int | None, Fraction]"  # coefficients by variable; None is the constant
+# Coefficients by variable, by pair of variables for their product, and None for the constant.
+_Key: TypeAlias = "int | tuple[int, int] | None"
+_Sum: TypeAlias = "dict[_Key, Fraction]"
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,14 +174,23 @@ class Spec:
         return truth[id(self.formula)]
 
     @cached_property
-    def _readers(self) -> dict[int, list[_Atom]]:
+    def _readers(self) -> dict[int, list[_Atom | _Quadric]]:
         """Input -> atoms of the outermost conjunction that read it."""
-        readers: dict[int, list[_Atom]] = {}
+        readers: dict[int, list[_Atom | _Quadric]] = {}
         for child in self.formula.children if self.formula.is_and else ():
-            if isinstance(child, _Atom):
-                for variable, _ in child.terms:
+            if not isinstance(child, _Node):
+                squares = child.squares if isinstance(child, _Quadric) else child.terms
+                for variable, _ in squares:
                     readers.setdefault(variable, []).append(child)
         return readers
+
+    @cached_property
+    def has_balls(self) -> bool:
+        """Whether there are ellipsoids anywhere."""
+        nodes = [self.formula]
+        for node in nodes:
+            nodes += (child for child in node.children if isinstance(child, _Node))
+        return any(isinstance(child, _Quadric) for node in nodes for child in node.children)
 
     def excludes(
         self, number: Fraction, position: int, inputs: Sequence[Fraction], outputs: list[Fraction]
@@ -165,59 +201,93 @@ class Spec:
         return not all(a.holds(other, outputs) for a in bounds) or not self.holds(other, outputs)
 
     def cases(self) -> Iterator[Case]:
-        """The disjuncts whose box is not exactly empty, depth first and one at a time.
+        """The disjuncts whose inputs are not exactly empty, depth first and one at a time.
 
         Successive cases with one box share its arrays. While it runs, `Unusable` is raised for a
-        case that leaves an input without a bound.
+        case that leaves an input without a bound, or has two ellipsoids.
         """
-        # What comes next; a chain of disjunctions not yet opened; the box; the rows.
-        stack: list[tuple[_Formula, Any, _Box, tuple[Row, ...]]] = [(self.formula, None, {}, ())]
-        last: _Box | None = None
+        # What comes next; a chain of disjunctions not yet opened; what was found on the way.
+        stack: list[tuple[_Formula, Any, _Found]] = [(self.formula, None, _Found({}, (), ()))]
+        last: tuple[_Box, Ellipsoid | None] | None = None
         while stack:
-            branch, choices, outer, rows = stack.pop()
-            box, pending, found, opened = outer, [branch], list(rows), list[_Node]()
-            while pending:
-                formula = pending.pop()
-                if isinstance(formula, _Node) and formula.is_and:
-                    pending += reversed(formula.children)
-                elif isinstance(formula, _Node):
-                    opened.append(formula)
-                elif formula.row is not None:
-                    found.append(formula.row)
-                elif formula.bound is None:
-                    if not formula.holds((), ()):
-                        break
-                elif formula.bound[0] not in box or formula.bound[1] < box[formula.bound[0]][1]:
-                    side, limit, _ = formula.bound
-                    if ~side in box and box[~side][1] + limit < 0:
-                        break
-                    box = box.copy() if box is outer else box
-                    box[side] = formula.bound
-            else:
-                for node in reversed(opened):
-                    choices = node, choices
-                if choices is not None:
-                    children, choices = choices[0].children, choices[1]
-                    stack += ((c, choices, box, tuple(found)) for c in reversed(children))
-                    continue
-                if box is not last:
-                    last, (lower, upper) = box, self._bounds(box)
-                yield Case(lower, upper, tuple(dict.fromkeys(found)))
+            branch, choices, outer = stack.pop()
+            settled = _settle(branch, outer)
+            if settled is None:
+                continue
+            found, opened = settled
+            for node in reversed(opened):
+                choices = node, choices
+            if choices is not None:
+                children, choices = choices[0].children, choices[1]
+                stack += ((c, choices, found) for c in reversed(children))
+                continue
+            if len(found.balls) > 1:
+                raise Unusable("the specification has a disjunct with two ellipsoids")
+            ball = found.balls[0] if found.balls else None
+            if last is None or found.box is not last[0] or ball is not last[1]:
+                last, sides = (found.box, ball), self._bounds(found.box, ball)
+            if sides is not None:
+                yield Case(*sides, tuple(dict.fromkeys(found.rows)), ball)
 
-    def _bounds(self, box: _Box) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _bounds(
+        self, box: _Box, ball: Ellipsoid | None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+        """The part of a box round an ellipsoid; None if they do not meet."""
+        if ball and ball.misses({side: limit for side, limit, _ in box.values()}):
+            return None
+        ends = {side: end for side, _, end in box.values()}
+        for side, end in ball.ends().items() if ball else ():
+            ends[side] = min(end, ends.get(side, end))
         sides = [v for i in range(self.n_inputs) for v in (i, ~i)]
-        if free := [max(v, ~v) for v in sides if v not in box]:
+        if free := [max(v, ~v) for v in sides if v not in ends]:
             raise Unusable(f"the specification leaves input {free[0]} without a bound on one side")
-        bounds = np.array([box[v][2] for v in sides]).reshape(-1, 2).T
+        bounds = np.array([ends[v] for v in sides]).reshape(-1, 2).T
         upper, lower = bounds[0].copy(), 0.0 - bounds[1]  # not minus zero
         lower.flags.writeable = upper.flags.writeable = False
         return lower, upper
 
 
-def _atom(difference: _Sum, strict: bool) -> _Atom:
+class _Found(NamedTuple):
+    """What the formulas on the way to a case say; the box is shared while nothing cuts it."""
+
+    box: _Box
+    balls: tuple[Ellipsoid, ...]
+    rows: tuple[Row, ...]
+
+
+def _settle(branch: _Formula, outer: _Found) -> tuple[_Found, list[_Node]] | None:
+    """Add a formula, conjunctions taken apart, and list its disjunctions; None if it is false."""
+    box, balls, rows = outer.box, outer.balls, list(outer.rows)
+    pending, opened = [branch], list[_Node]()
+    while pending:
+        formula = pending.pop()
+        if isinstance(formula, _Node) and formula.is_and:
+            pending += reversed(formula.children)
+        elif isinstance(formula, _Node):
+            opened.append(formula)
+        elif isinstance(formula, _Quadric):
+            balls = tuple(dict.fromkeys((*balls, formula.ball)))
+        elif formula.row is not None:
+            rows.append(formula.row)
+        elif formula.bound is None:
+            if not formula.holds((), ()):
+                return None
+        elif formula.bound[0] not in box or formula.bound[1] < box[formula.bound[0]][1]:
+            side, limit, _ = formula.bound
+            if ~side in box and box[~side][1] + limit < 0:
+                return None
+            box = box.copy() if box is outer.box else box
+            box[side] = formula.bound
+    return _Found(box, balls, tuple(rows)), opened
+
+
+def _atom(difference: _Sum, strict: bool) -> _Formula:
     """The comparison of a sum with zero; ValueError if its row or bound does not fit float64."""
     constant = difference.get(None, _ZERO)
-    terms = tuple((v, c) for v, c in difference.items() if v is not None)
+    terms = tuple((v, c) for v, c in difference.items() if isinstance(v, int))
+    products = {v: c for v, c in difference.items() if isinstance(v, tuple)}
+    if products:
+        return _quadric(terms, products, constant, strict)
     if not terms:
         return _Atom(terms, constant, strict)
     if len(terms) == 1 and terms[0][0] >= 0:
@@ -231,6 +301,32 @@ def _atom(difference: _Sum, strict: bool) -> _Atom:
     outputs = tuple((~v, float(n)) for v, n in reversed(exact) if v < 0)
     inputs = tuple((v, float(n)) for v, n in exact if v >= 0)
     return _Atom(terms, constant, strict, Row(outputs, inputs, _down(constant * factor), strict))
+
+
+def _quadric(
+    terms: tuple[tuple[int, Fraction], ...],
+    products: dict[tuple[int, int], Fraction],
+    constant: Fraction,
+    strict: bool,
+) -> _Formula:
+    """A comparison with products; ValueError unless it is an ellipsoid, a point or nothing."""
+    _need(all(v == w >= 0 for v, w in products), "products of different variables, or of outputs")
+    squares, linear = {v: c for (v, _), c in products.items()}, dict(terms)
+    _need(min(squares.values()) > 0, "squares with a negative factor, which is not convex")
+    _need(linear.keys() <= squares.keys(), "a variable beside squares that has none itself")
+    center = {v: -linear.get(v, _ZERO) / (2 * c) for v, c in sorted(squares.items())}
+    room = sum((squares[v] * c * c for v, c in center.items()), -constant)
+    if room < 0 or (room == 0 and strict):
+        return _Atom((), _ONE, strict=False)
+    if room == 0:
+        sides = [
+            _atom({v: a, None: -a * c}, False) for v, c in center.items() for a in (_ONE, -_ONE)
+        ]
+        return _Node(True, tuple(sides))
+    weights = tuple(squares[v] / room for v in center)
+    ball = Ellipsoid(tuple(center), weights, tuple(center.values()))
+    _need(math.inf not in ball.ends().values(), "an ellipsoid beyond float64")
+    return _Quadric(terms, tuple(squares.items()), constant, strict, ball)
 
 
 def _need(truth: bool, otherwise: str) -> None:
@@ -360,7 +456,7 @@ class _Reader:
             return None
         self.start = match.start(2)
         (variable,) = self._operand(match[2])
-        if variable is None or variable < 0:
+        if not isinstance(variable, int) or variable < 0:
             return None
         self.end = match.end()
         if match[1] == "<":
@@ -420,11 +516,28 @@ class _Reader:
         return _Node(not strict, (one_side, other_side))
 
     def _product(self, factors: list[_Sum]) -> _Sum:
+        numbers = [factor for factor in factors if not factor.keys() - {None}]
         others = [factor for factor in factors if factor.keys() - {None}] or [{None: _ONE}]
-        _need(len(others) == 1, "products of variables are not read")
-        for number in (factor.get(None, _ZERO) for factor in factors if not factor.keys() - {None}):
-            others = [self._add({}, others, number)]
-        return others[0]
+        _need(len(others) <= 2, "products of more than two variables are not read")
+        total = others[0] if len(others) == 1 else self._times(*others)
+        for number in (factor.get(None, _ZERO) for factor in numbers):
+            total = self._add({}, [total], number)
+        return total
+
+    def _times(self, left: _Sum, right: _Sum) -> _Sum:
+        """The product of two sums of variables and numbers."""
+        parts: list[_Sum] = []
+        self.work += len(left) * len(right)
+        _need(self.work <= _LARGEST_WORK, "products are too long")
+        for v, c in left.items():
+            for w, d in right.items():
+                key = v if w is None else w
+                if v is not None and w is not None:
+                    if isinstance(v, tuple) or isinstance(w, tuple):
+                        raise ValueError("products of more than two variables are not read")
+                    key = min(v, w), max(v, w)
+                parts.append({key: c * d})
+        return self._add({}, parts, _ONE)
 
     def _add(self, total: _Sum, others: list[_Sum], factor: Fraction) -> _Sum:
         """``total + factor * sum(others)`` without zeros, in place."""

@@ -429,7 +429,7 @@ class Group:
             raise Rejected("R1", f"group {place}", "cases over different boxes")
         known = region.known
         if known is None:
-            root = self.bounder.bound(roots.low, roots.high)
+            root = self.bounder.bound(roots.low, roots.high, balls=roots.balls)
             known = self._known(root)
         if given or region.known is not None:
             root = self.bounder.bound(
@@ -440,6 +440,7 @@ class Group:
                 backward=False,
                 hints=given,
                 columns=chosen,
+                balls=roots.balls,
             )
         if handed.any():
             rest = [case for case, on in zip(region.cases, handed[first], strict=True) if on]

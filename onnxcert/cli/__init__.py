@@ -44,6 +44,7 @@ EXIT_INTERRUPTED = 130
 
 HELP = """\
 usage: onnxcert MODEL SPEC [options]
+       onnxcert MODEL --norm 2|inf --eps E --input FILE.npy [--label K] [--domain LO HI] [options]
        onnxcert verify SPEC --network NAME=MODEL [options]
        onnxcert check PROOF --model MODEL --spec SPEC [options]
        onnxcert inspect MODEL [SPEC]

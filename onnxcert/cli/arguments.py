@@ -10,6 +10,7 @@ import argparse
 import math
 import re
 from collections.abc import Sequence
+from decimal import Decimal, InvalidOperation
 from itertools import pairwise
 from typing import NoReturn
 
@@ -122,6 +123,30 @@ def from_zero(text: str) -> float:
 def radius(text: str) -> float:
     """A finite number, at least zero."""
     return _number_from_zero(text, "a radius")
+
+
+def exact(text: str) -> Decimal:
+    """A finite number, exactly as it is written; not beyond 1e300, and not smaller than 1e-300."""
+    try:
+        value = Decimal(text)
+    except InvalidOperation:
+        value = Decimal("nan")
+    if not value.is_finite() or (value and abs(value.adjusted()) > 300) or len(text) > 400:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return value
+
+
+def exact_radius(text: str) -> Decimal:
+    """A finite number from 0, exactly as it is written."""
+    value = exact(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a radius")
+    return value
+
+
+def label(text: str) -> int | None:
+    """A class, or None for ``auto``."""
+    return None if text == "auto" else natural(text)
 
 
 def _positive_number(text: str, unit: str) -> float:

@@ -66,7 +66,13 @@ def _add_options(parser: arguments.Parser) -> None:
         "--index", type=_numbers, metavar="I[,J...]", help="which of several inputs (default: 0)"
     )
     which.add_argument("--all", action="store_true", help="all of them")
-    add("--label", type=_label, default=None, metavar="auto|K", help="class (default: the model's)")
+    add(
+        "--label",
+        type=arguments.label,
+        default=None,
+        metavar="auto|K",
+        help="class (default: the model's)",
+    )
     add(
         "--margin",
         type=arguments.from_zero,
@@ -119,7 +125,7 @@ def _add_boxes(parser: arguments.Parser) -> None:
         "--norm",
         choices=("inf", "2"),
         default="inf",
-        help="2: ellipsoids instead of boxes, without domain and certificate",
+        help="2: ellipsoids instead of boxes",
     )
     add("--shared", action="store_true", help="one vector of (symmetric) widths for all inputs")
     add("--freeze", metavar="FILE", help=".npy file: not zero where a value must not move")
@@ -146,10 +152,6 @@ def _is_number(text: str) -> bool:
 
 def _numbers(text: str) -> list[int]:
     return [arguments.natural(part) for part in text.split(",")]
-
-
-def _label(text: str) -> int | None:
-    return None if text == "auto" else arguments.natural(text)
 
 
 class _Search:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from itertools import combinations
 from typing import TYPE_CHECKING, cast
 
-from onnxcert.cli import arguments
+from onnxcert.cli import arguments, ball
 from onnxcert.cli.clock import Clock
 from onnxcert.cli.console import Console, status_text
 from onnxcert.cli.interrupts import no_interrupts
@@ -35,11 +35,14 @@ EXIT_CODES = {"sat": 10, "unsat": 20, "unknown": 30, "timed-out": 40}
 
 def run_short(words: Sequence[str], console: Console, clock: Clock) -> int:
     """The short form: a query over one network, whatever the name of that."""
-    usage = "onnxcert MODEL SPEC [options]"
+    usage = (
+        "onnxcert MODEL SPEC [options]\n       onnxcert MODEL --norm 2|inf --eps E --input FILE.npy"
+    )
     parser = arguments.Parser("", _DESCRIPTION, usage=usage)
     parser.add_argument("model", metavar="MODEL", help=".onnx file, or .onnx.gz")
-    parser.add_argument("spec", metavar="SPEC", help=".vnnlib file, or .vnnlib.gz")
+    parser.add_argument("spec", metavar="SPEC", nargs="?", help=".vnnlib file, or .vnnlib.gz")
     parser.set_defaults(networks=[])
+    ball.add_options(parser)
     return _run(parser, words, console, clock)
 
 
@@ -57,6 +60,7 @@ def run(words: Sequence[str], console: Console, clock: Clock) -> int:
         help="the model of a declared network; once per network that is not equal-to another "
         "(VNN-LIB 1.0 declares no name: any will do)",
     )
+    parser.set_defaults(norm=None, save_spec=None)
     return _run(parser, words, console, clock)
 
 
@@ -68,6 +72,8 @@ def _run(parser: arguments.Parser, words: Sequence[str], console: Console, clock
     if options is None:
         return 0
     console.configure(options.verbosity)
+    if not options.networks:
+        ball.check_options(options)
     _check_order(options)
     settings = Settings.parse(options.assignments)
     with _errors_recorded(options, console):
@@ -122,18 +128,20 @@ def _check_order(options: argparse.Namespace) -> None:
     """A model in the place of the specification would be refused in words that help nobody."""
     model = options.networks[0][1] if options.networks else options.model
     looks_like_spec = model.removesuffix(".gz").endswith(".vnnlib")
-    if looks_like_spec and options.spec.removesuffix(".gz").endswith(".onnx"):
+    if looks_like_spec and options.spec and options.spec.removesuffix(".gz").endswith(".onnx"):
         raise UsageError("the model comes first, then the specification")
 
 
 def _check_outputs(options: argparse.Namespace) -> None:
     """Find out now, not after an hour of search, that a result has no place to go."""
-    given = {option: getattr(options, option) for option in ("json", "witness", "certificate")}
+    names = ("json", "witness", "certificate", "save_spec")
+    given = {name.replace("_", "-"): getattr(options, name) for name in names}
     files = {option: path for option, path in given.items() if path is not None}
     for (one, path), (other, second) in combinations(files.items(), 2):
         if os.path.realpath(path) == os.path.realpath(second):
             raise UsageError(f"--{one} and --{other} name the same file", place=path)
-    inputs = [options.spec, *(path for _, path in options.networks or [("", options.model)])]
+    query = options.input if options.norm else options.spec
+    inputs = [query, *(path for _, path in options.networks or [("", options.model)])]
     for option, path in files.items():
         if os.path.realpath(path) in map(os.path.realpath, inputs):
             raise UsageError(f"--{option} would overwrite an input", place=path)
@@ -168,7 +176,7 @@ def _errors_recorded(options: argparse.Namespace, console: Console) -> Iterator[
 
 def _files(options: argparse.Namespace) -> dict[str, str]:
     model = options.networks[0][1] if options.networks else options.model
-    return {"model": model, "spec": options.spec}
+    return {"model": model, "spec": options.input if options.norm else options.spec}
 
 
 def _verify(
@@ -177,9 +185,12 @@ def _verify(
     query = None
     try:
         _check_outputs(options)
-        from onnxcert.frontend.vnnlib import read_query
+        if options.norm:
+            query = ball.make_query(options)
+        else:
+            from onnxcert.frontend.vnnlib import read_query
 
-        query = read_query(options.spec)
+            query = read_query(options.spec)
         model = match_networks(query, options.networks) if options.networks else options.model
         return _search(model, query, options, settings, console, clock)
     except (KeyboardInterrupt, MemoryError) as error:

@@ -17,9 +17,11 @@ import numpy as np
 
 from onnxcert.arrays import FloatArray
 from onnxcert.errors import UnsupportedSpec
-from onnxcert.frontend.regions import Region
-from onnxcert.frontend.rows import Layout, Row, place
+from onnxcert.frontend.quadrics import read_quadric
+from onnxcert.frontend.regions import Region, Sides
+from onnxcert.frontend.rows import Layout, Row
 from onnxcert.frontend.walk import Case, Walk
+from onnxcert.spec.ellipsoid import Ellipsoid
 from onnxcert.spec.problem import Problem
 from onnxcert.spec.query import Query
 from onnxcert.spec.tree import atoms
@@ -71,11 +73,11 @@ class Lowered:
 
 
 def lower_query(query: Query) -> Lowered:
-    """Prepare a query with one network and linear comparisons.
+    """Prepare a query with one network, and with comparisons that are linear or ellipsoids.
 
     Raises:
-        UnsupportedSpec: it relates several networks, multiplies variables, or has coefficients
-            that float64 cannot represent.
+        UnsupportedSpec: it relates several networks, multiplies variables in another way than
+            `onnxcert.frontend.quadrics` reads, or has coefficients that float64 cannot represent.
     """
     if len(query.networks) != 1:
         names = ", ".join(network.name for network in query.networks)
@@ -84,12 +86,8 @@ def lower_query(query: Query) -> Lowered:
         )
     layout = Layout.of(query)
     for atom in atoms(query.assertions):
-        for term in atom.polynomial.terms:
-            if len(term.variables) > 1:
-                product = "*".join(query.label(variable) for variable in term.variables)
-                raise UnsupportedSpec(
-                    f"products of variables are not supported: {product}", place=place(query, atom)
-                )
+        if not atom.polynomial.is_linear:
+            read_quadric(atom, layout, query)
     return Lowered(query, layout)
 
 
@@ -98,8 +96,9 @@ class _Batch:
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        self.regions: list[Region] = []
-        self.boxes: dict[bytes, int] = {}
+        self.regions: list[tuple[Region, Ellipsoid | None]] = []
+        self.sides: list[Sides] = []
+        self.boxes: dict[tuple[bytes, Ellipsoid | None], int] = {}
         self.rows: dict[Row, int] = {}
         self.touches_inputs = False
         self.cases: list[tuple[int, tuple[int, ...], int]] = []
@@ -116,15 +115,16 @@ class _Batch:
         all_rows = case.all_rows()
         self.touches_inputs |= any(row.inputs for row in all_rows)
         rows = tuple(self.rows.setdefault(row, len(self.rows)) for row in all_rows)
-        self.cases.append((self._box(case.region), rows, number))
+        self.cases.append((self._box(case.region, case.ellipsoid), rows, number))
 
-    def _box(self, region: Region) -> int:
-        if self.regions and self.regions[-1] is region:
+    def _box(self, region: Region, ellipsoid: Ellipsoid | None) -> int:
+        if self.regions and self.regions[-1][0] is region and self.regions[-1][1] is ellipsoid:
             return len(self.regions) - 1
         digest = sha256(b"".join(side.tobytes() for side in region.sides)).digest()
-        number = self.boxes.setdefault(digest, len(self.regions))
+        number = self.boxes.setdefault((digest, ellipsoid), len(self.regions))
         if number == len(self.regions):
-            self.regions.append(region)
+            self.regions.append((region, ellipsoid))
+            self.sides.append(_cut(region.sides, ellipsoid))
         return number
 
     def problem(self) -> Problem:
@@ -135,8 +135,8 @@ class _Batch:
             case_rows[k, : len(rows)] = rows
         inputs = [row.inputs for row in self.rows]
         return Problem(
-            lower=np.stack([region.sides.lower_floor for region in self.regions]),
-            upper=np.stack([region.sides.upper_ceil for region in self.regions]),
+            lower=np.stack([sides.lower_floor for sides in self.sides]),
+            upper=np.stack([sides.upper_ceil for sides in self.sides]),
             output_rows=_dense([row.outputs for row in self.rows], self.layout.n_outputs),
             input_rows=_dense(inputs, self.layout.n_inputs) if self.touches_inputs else None,
             offset=np.array([row.offset for row in self.rows]),
@@ -144,16 +144,32 @@ class _Batch:
             case_box=np.array([box for box, _, _ in self.cases]),
             case_rows=case_rows,
             case_disjunct=np.array([number for _, _, number in self.cases]),
-            inner_lower=np.stack([region.sides.lower_ceil for region in self.regions]),
-            inner_upper=np.stack([region.sides.upper_floor for region in self.regions]),
+            inner_lower=np.stack([sides.lower_ceil for sides in self.sides]),
+            inner_upper=np.stack([sides.upper_floor for sides in self.sides]),
             exact_bounds=self._exact_bounds,
+            ellipsoids=tuple(ellipsoid for _, ellipsoid in self.regions),
         )
 
     def _exact_bounds(self, box: int, column: int) -> tuple[Fraction, Fraction]:
-        lower, upper = self.regions[box].limits(column)
+        region, ellipsoid = self.regions[box]
+        lower, upper = region.limits(column)
+        if ellipsoid is not None and column in ellipsoid.columns:
+            # Roots are no fractions; what is closest to the centre is inside if anything is.
+            nearest = ellipsoid.center[ellipsoid.columns.index(column)]
+            nearest = nearest if lower is None else max(lower, nearest)
+            nearest = nearest if upper is None else min(upper, nearest)
+            return nearest, nearest
         assert lower is not None  # unbounded inputs were refused
         assert upper is not None
         return lower, upper
+
+
+def _cut(sides: Sides, ellipsoid: Ellipsoid | None) -> Sides:
+    """Neighbours of the bounds of the part of a box in an ellipsoid."""
+    if ellipsoid is None:
+        return sides
+    theirs = Sides(*ellipsoid.box(len(sides.lower_floor)))
+    return Sides(*np.maximum(sides[:2], theirs[:2]), *np.minimum(sides[2:], theirs[2:]))
 
 
 def _dense(rows: Sequence[tuple[tuple[int, float], ...]], width: int) -> FloatArray:

@@ -16,10 +16,12 @@ from typing import Generic, NamedTuple, TypeAlias, TypeVar
 import numpy as np
 
 from onnxcert.arrays import IntArray
-from onnxcert.errors import SpecError
+from onnxcert.errors import SpecError, UnsupportedSpec
+from onnxcert.frontend.quadrics import Quadric, read_quadric
 from onnxcert.frontend.regions import Conditions, Disjunct, Limits, Piece, Region
-from onnxcert.frontend.rows import Layout, Row, make_rows
+from onnxcert.frontend.rows import Layout, Row, make_rows, place
 from onnxcert.spec.boxes import BoxUnion
+from onnxcert.spec.ellipsoid import Ellipsoid
 from onnxcert.spec.query import Query
 from onnxcert.spec.tree import And, Atom, Formula, Or, Polynomial, Term, compare, leaves
 
@@ -43,9 +45,10 @@ def _prepend(items: Iterable[T], chain: _Chain[T] | None) -> _Chain[T] | None:
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A branch of the walk: a box, rows, and what is still to be chosen."""
+    """A branch of the walk: a box, what cuts it, rows, and what is still to be chosen."""
 
     region: Region
+    ellipsoid: Ellipsoid | None = None
     rows: _Chain[tuple[Row, ...]] | None = None
     input_choices: _Chain[_Choice] | None = None
     other_choices: _Chain[_Choice] | None = None
@@ -76,6 +79,7 @@ class _Settled:
     bounds: dict[int, Limits] = field(default_factory=dict)
     disjuncts: list[Disjunct] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
+    ellipsoids: list[tuple[Atom, Ellipsoid]] = field(default_factory=list)
     choices: list[_Choice] = field(default_factory=list)
 
     def bound(self, column: int, lower: Fraction | None, upper: Fraction | None) -> bool:
@@ -97,12 +101,14 @@ class Walk:
         self.layout = layout
         # By identity of the formula; the query keeps the formulas alive.
         self._rows: dict[int, tuple[Row, ...]] = {}
+        self._quadrics: dict[int, Quadric] = {}
+        self._missed: tuple[Region, Ellipsoid, bool] | None = None
         self._columns: dict[int, IntArray] = {}
         self._either: dict[int, Or] = {}
         self._about_inputs: dict[int, bool] = {}
 
     def cases(self) -> Iterator[Case]:
-        """All cases whose box has a point, without open choices."""
+        """All cases whose inputs have a point, without open choices."""
         whole = Case(Region.everything(self.layout.n_inputs))
         root = self._extend(whole, self.query.assertions)
         stack: list[Iterator[Case]] = [iter(() if root is None else (root,))]
@@ -114,9 +120,24 @@ class Walk:
             opened = case.next_choice()
             if opened is not None:
                 stack.append(self._alternatives(*opened))
-            else:
-                self._check_bounded(case.region)
+            elif not self._is_missed(case):
+                self._check_bounded(case)
                 yield case
+
+    def _is_missed(self, case: Case) -> bool:
+        """Whether the ellipsoid has no point in the box, exactly."""
+        region, ellipsoid = case.region, case.ellipsoid
+        if ellipsoid is None:
+            return False
+        if self._missed is None or self._missed[:2] != (region, ellipsoid):
+            sides = region.sides
+
+            def limits(column: int, center: Fraction) -> Limits:
+                inside = sides.lower_ceil[column] <= center <= sides.upper_floor[column]
+                return (None, None) if inside else region.limits(column)
+
+            self._missed = region, ellipsoid, ellipsoid.misses(limits)
+        return self._missed[2]
 
     def _alternatives(self, choice: _Choice, rest: Case) -> Iterator[Case]:
         if isinstance(choice, Or):
@@ -142,10 +163,19 @@ class Walk:
             region = region and region.intersect(piece)
         if region is None:
             return None
+        ellipsoid = case.ellipsoid
+        for atom, other in settled.ellipsoids:
+            if ellipsoid not in (None, other):
+                raise UnsupportedSpec(
+                    "two ellipsoids in one disjunct are not supported",
+                    place=place(self.query, atom),
+                )
+            ellipsoid = other
         about_inputs = [c for c in settled.choices if self._is_about_inputs(c)]
         others = [c for c in settled.choices if not self._is_about_inputs(c)]
         return Case(
             region,
+            ellipsoid,
             _Chain(tuple(settled.rows), case.rows) if settled.rows else case.rows,
             _prepend(about_inputs, case.input_choices),
             _prepend(others, case.other_choices),
@@ -181,6 +211,8 @@ class Walk:
         polynomial = atom.polynomial
         if not polynomial.terms:
             return compare(polynomial.constant, atom.relation)
+        if not polynomial.is_linear:
+            return self._take_quadric(atom, settled)
         if atom.relation == "!=":
             settled.choices.append(self._either_side(atom))
             return True
@@ -195,6 +227,15 @@ class Walk:
             self._rows[id(atom)] = make_rows(atom, self.layout, self.query)
         settled.rows.extend(self._rows[id(atom)])
         return True
+
+    def _take_quadric(self, atom: Atom, settled: _Settled) -> bool:
+        if id(atom) not in self._quadrics:
+            self._quadrics[id(atom)] = read_quadric(atom, self.layout, self.query)
+        found = self._quadrics[id(atom)]
+        if found.ellipsoid is not None:
+            settled.ellipsoids.append((atom, found.ellipsoid))
+        fixed = (found.point or {}).items()
+        return not found.empty and all(settled.bound(i, value, value) for i, value in fixed)
 
     def _either_side(self, atom: Atom) -> Or:
         """``p < 0 or -p < 0`` for ``p != 0``."""
@@ -223,9 +264,11 @@ class Walk:
             self._columns[id(union)] = offsets[union.columns[:, 0]] + union.columns[:, 1]
         return Disjunct(union, number, self._columns[id(union)])
 
-    def _check_bounded(self, region: Region) -> None:
-        for side, word in ((region.sides.lower_floor, "lower"), (region.sides.upper_ceil, "upper")):
-            infinite = np.flatnonzero(np.isinf(side))
+    def _check_bounded(self, case: Case) -> None:
+        sides = case.region.sides
+        bounded = [] if case.ellipsoid is None else list(case.ellipsoid.columns)
+        for side, word in ((sides.lower_floor, "lower"), (sides.upper_ceil, "upper")):
+            infinite = np.setdiff1d(np.flatnonzero(np.isinf(side)), bounded)
             if len(infinite):
                 name = self.query.label(self.layout.input_at(int(infinite[0])))
                 more = f" and {len(infinite) - 1} more" if len(infinite) > 1 else ""

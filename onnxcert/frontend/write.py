@@ -207,6 +207,8 @@ class _Writer:
         polynomial = atom.polynomial
         if not polynomial.terms:
             return self._constant(compare(polynomial.constant, atom.relation))
+        if not polynomial.is_linear and (squares := self._squares(atom)):
+            return squares
         scale = math.lcm(
             *(_other_primes(term.coefficient.denominator) for term in polynomial.terms),
             _other_primes(polynomial.constant.denominator),
@@ -224,6 +226,29 @@ class _Writer:
         if constant or not right:
             right.append(self._number(-constant, terms[0][1]))
         return self._compare(atom.relation, is_flipped, _sum(left), _sum(right))
+
+    def _squares(self, atom: Atom) -> str:
+        """A sum of squares round a point, as people write it; empty where it is something else."""
+        squares: dict[Variable, Fraction] = {}
+        linear: dict[Variable, Fraction] = {}
+        for coefficient, variables in atom.polynomial.terms:
+            (squares if len(variables) == 2 else linear)[variables[0]] = coefficient
+            if len(variables) > 2 or variables[0] != variables[-1]:
+                return ""
+        if not linear.keys() <= squares.keys() or any(v.tensor in self.integers for v in squares):
+            return ""
+        parts, limit = [], -atom.polynomial.constant
+        try:
+            for variable, weight in squares.items():
+                center = -linear.get(variable, Fraction(0)) / (2 * weight)
+                limit += weight * center * center
+                name = self.variable(variable)
+                name = f"(- {name} {decimal(center)})" if center else name
+                factor = "" if weight == 1 else f"{decimal(weight)} "
+                parts.append(f"(* {factor}{name} {name})")
+            return self._compare(atom.relation, False, _sum(parts), decimal(limit))
+        except UsageError:  # a third is no decimal; the terms one by one can be multiplied by three
+            return ""
 
     def _compare(self, relation: Relation, is_flipped: bool, left: str, right: str) -> str:
         if relation == "!=" and self.version == "1.0":

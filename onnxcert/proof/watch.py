@@ -25,7 +25,6 @@ import numpy as np
 
 from onnxcert.arrays import IntArray
 from onnxcert.checker.audit import Auditor
-from onnxcert.checker.bounds import Bounder
 from onnxcert.checker.certificate import EXECUTED, Session, Verified
 from onnxcert.checker.errors import Expired, Rejected, Unusable
 from onnxcert.checker.proof import Boxes, Combined, Prover, Rows
@@ -158,7 +157,7 @@ class _Child:
 
     def __init__(self, model: bytes, spec: bytes, directory: Path | None, semantics: str) -> None:
         self.session = Session(model, spec, directory)
-        self.bounder = Bounder(self.session.network, executed=semantics == EXECUTED)
+        self.bounder = self.session.bounder(executed=semantics == EXECUTED)
         self.numbers = CaseNumbers(self.session.query)
         self.cases = list(self.session.query.cases())
         self.trees: dict[int, WatchedTrees] = {}

@@ -16,6 +16,7 @@ import numpy as np
 from onnxcert.arrays import Array, FloatArray, IntArray
 from onnxcert.bounds.hints import encode_multipliers
 from onnxcert.bounds.intermediate import RefinedRows, Refinement
+from onnxcert.checker.balls import Ellipsoid
 from onnxcert.checker.container import ARRAYS
 from onnxcert.checker.errors import Unusable
 from onnxcert.checker.spec import Row, Spec
@@ -23,7 +24,7 @@ from onnxcert.graph import Graph, Neurons
 from onnxcert.proof.trace import InputTrees, NeuronTrees, Trace
 from onnxcert.spec import Problem
 
-_BoxKey = tuple[bytes, bytes]
+_BoxKey = tuple[bytes, bytes, Ellipsoid | None]
 _NOTHING: IntArray = np.zeros(0, np.int64)
 _NO_HINTS: FloatArray = np.zeros(0)
 
@@ -57,7 +58,7 @@ class CaseNumbers:
         self._boxes: dict[_BoxKey, int] = {}
         self._known: dict[int, NumberedCase] = {}
         for case in spec.cases():
-            key = _box_key(case.lower, case.upper)
+            key = _box_key(case.lower, case.upper, case.ball)
             self._boxes.setdefault(key, len(self._boxes))
             self._open[key, frozenset(case.rows)].append(self.count)
             self._rows.append(case.rows)
@@ -69,7 +70,12 @@ class CaseNumbers:
         Raises:
             Unusable: the checker reads the specification in another way.
         """
-        boxes = [_box_key(*sides) for sides in zip(problem.lower, problem.upper, strict=True)]
+        balls: list[Ellipsoid | None] = [None] * len(problem.lower)
+        for number, ball in enumerate(problem.ellipsoids):
+            if ball is not None:
+                balls[number] = Ellipsoid(ball.columns, ball.weights, ball.center)
+        sides = zip(problem.lower, problem.upper, balls, strict=True)
+        boxes = [_box_key(*parts) for parts in sides]
         rows = [_row(problem, number) for number in range(len(problem.output_rows))]
         for case, disjunct in enumerate(problem.case_disjunct.tolist()):
             used = [rows[number] for number in problem.case_rows[case] if number >= 0]
@@ -91,8 +97,8 @@ class CaseNumbers:
         return {disjunct for disjunct, case in self._known.items() if case.number in wanted}
 
 
-def _box_key(lower: Array, upper: Array) -> _BoxKey:
-    return (lower + 0.0).tobytes(), (upper + 0.0).tobytes()  # one sign of zero
+def _box_key(lower: Array, upper: Array, ball: Ellipsoid | None) -> _BoxKey:
+    return (lower + 0.0).tobytes(), (upper + 0.0).tobytes(), ball  # one sign of zero
 
 
 def _row(problem: Problem, number: int) -> Row:

@@ -27,12 +27,12 @@ from onnxcert.region.options import (
     read_vector,
 )
 from onnxcert.region.paper import paper_boxes
-from onnxcert.region.prove import Answer, Statement, round_inward
+from onnxcert.region.prove import Answer, Statement, ellipsoid_inward, round_inward
 from onnxcert.region.regions import Region, Status
 from onnxcert.region.solver import STRETCHED, Found, Solver
 from onnxcert.region.task import Task, Widths
 from onnxcert.search.deadline import Deadline
-from onnxcert.sets import Box
+from onnxcert.sets import Ball, Box
 from onnxcert.verdict import Progress
 
 if TYPE_CHECKING:
@@ -49,6 +49,9 @@ _BATCH_NUMBERS = 1 << 25
 
 _CUTS = {1: 8, 2: 3, 3: 2}
 """Inputs -> parts that each side of a box is cut into before it is bounded."""
+
+_CUT_PACE = 0.25
+"""Size of the first steps for ellipsoids that the domain cuts, see `Solver`."""
 
 _SHRINK = (0.99, 0.95, 0.8)
 """Tried in turn for a box that the verifier does not prove in its time."""
@@ -100,9 +103,8 @@ def largest_regions(
               whose box is the domain unless one is given.
             * ``domain``: smallest and largest value of every input, numbers or arrays.
             * ``shape``: ``free``, ``symmetric`` or ``uniform``.
-            * ``norm``: ``2`` for ellipsoids with axes along the inputs, of all inputs without a
-              domain; bounds certify them with all rounding charged (``BOUNDED``), but neither
-              VNN-LIB nor certificates can speak of them.
+            * ``norm``: ``2`` for ellipsoids with axes along the inputs; what is certified is the
+              part of them in the domain.
             * ``shared``: one vector of widths for all points.
             * ``freeze``: (n,) inputs that do not move.
             * ``weights``: (n,) positive, of each input in the log-volume.
@@ -279,7 +281,10 @@ class _Run:
         box = task.box(found.widths)
         names = ("uniform", "uniform_log_volume", "margin", "rounds")
         uniform, level, margin, rounds = (to_host(getattr(found, name)) for name in names)
-        free, lower, upper = (to_host(array) for array in (task.free, box.lower, box.upper))
+        sides = box.lower, box.upper
+        if isinstance(box, Ball):
+            sides = box.center - box.axes, box.center + box.axes
+        free, lower, upper = (to_host(array) for array in (task.free, *sides))
         for k, region in enumerate(regions):
             filled = replace(
                 region,
@@ -312,6 +317,8 @@ class _Run:
         if self.options.norm == "2":
             if solver.shape == "free":
                 solver = replace(solver, shape="symmetric")
+            if np.isfinite(self.domain).any():
+                solver = replace(solver, pace=_CUT_PACE, slowest=min(solver.slowest, 0.5))
         else:
             task = replace(task, cuts=_CUTS.get(size, 1))
         return solver.solve(task, expired=self.deadline.expired, report=show)
@@ -323,8 +330,13 @@ class _Run:
         arrays = (to_device(a, self.device) for a in (points, lower, upper, rows, offset))
         points, lower, upper, rows, offset = arrays
         weights = to_device(self.weights, self.device)
-        ball = self.options.norm == "2"
-        return Task(self.graph, points, Box(lower, upper), weights, rows, offset, ball=ball)
+        domain = Box(lower, upper)
+        if self.options.norm != "2":
+            return Task(self.graph, points, domain, weights, rows, offset)
+        # From wall to wall: longer axes would hardly add to what is left in the domain.
+        longest = upper - lower
+        reach = Box(points - longest, points + longest)
+        return Task(self.graph, points, reach, weights, rows, offset, cut=domain)
 
     def _reach(self, regions: list[Region]) -> tuple[FloatArray, FloatArray]:
         """The domain, (B, n), which is the point itself where an input is frozen."""
@@ -337,10 +349,6 @@ class _Run:
         self, region: Region, first: FloatArray, last: FloatArray, condition: Condition
     ) -> Region:
         """Round the faces inward and have the verifier prove the box; smaller ones if it fails."""
-        if self.options.norm == "2":
-            lower, upper = _ellipsoid(region.point, first, last)
-            box = replace(region, status=Status.BOUNDED, certified_by="bounds", ball=True)
-            return replace(box, lower=lower, upper=upper)
         started = time.monotonic()
         point, status = region.point, Status.UNPROVED
         patience = max(_PATIENCE, _PATIENCE_SEARCHES * region.seconds["search"])
@@ -349,12 +357,11 @@ class _Run:
             lower, upper = first, last
             if factor < 1.0:
                 lower, upper = point + factor * (lower - point), point + factor * (upper - point)
-            lower, upper = round_inward(point, lower, upper, self.domain)
-            statement = Statement(self.model, self.source, condition, lower, upper)
-            box = replace(region, statement=statement, lower=lower, upper=upper)
+            box = self._stated(region, lower, upper, condition)
+            assert box.statement is not None
             if not self.options.certified:
                 return replace(box, status=Status.BOUNDED, certified_by="bounds")
-            answer = self._ask(statement, patience / 2.0 ** min(number, 3))
+            answer = self._ask(box.statement, patience / 2.0 ** min(number, 3))
             seconds = region.seconds | {"proof": time.monotonic() - started}
             if answer is not None and answer.holds and answer.certificate:
                 return replace(
@@ -368,6 +375,25 @@ class _Run:
                 status = Status.TIMEOUT
                 break
         return replace(region, status=status, seconds=seconds)
+
+    def _stated(
+        self, region: Region, lower: FloatArray, upper: FloatArray, condition: Condition
+    ) -> Region:
+        """The region with faces that are rounded inward, and what is to be proved of it."""
+        point = region.point
+        if self.options.norm != "2":
+            lower, upper = round_inward(point, lower, upper, self.domain)
+            statement = Statement(self.model, self.source, condition, lower, upper)
+            return replace(region, statement=statement, lower=lower, upper=upper)
+        # Halves of differences of rounded faces are off by their rounding.
+        axes = 0.5 * (upper - lower) - 2.0**-50 * (abs(point) + abs(upper) + abs(lower))
+        weights, low, high = ellipsoid_inward(point, np.maximum(axes, 0.0), self.domain)
+        squares = point, weights
+        statement = Statement(self.model, self.source, condition, low, high, squares)
+        axes = np.where(weights > 0, 1.0 / np.sqrt(np.where(weights > 0, weights, 1.0)), 0.0)
+        axes *= 1.0 - 2.0**-50
+        lower, upper = point - axes, point + axes
+        return replace(region, statement=statement, lower=lower, upper=upper, ball=True)
 
     def _grow(self, region: Region, condition: Condition) -> Region:
         """A larger box where the verifier finds one; its proof is repeated with a certificate."""
@@ -436,20 +462,3 @@ def _factors(region: Region, largest: float) -> Iterator[float]:
         step = (0.9 * inside / _SHRINK[-1]) ** (1.0 / _DESCENT)
         yield from (_SHRINK[-1] * step ** (number + 1) for number in range(_DESCENT))
         yield 0.5 * inside
-
-
-def _ellipsoid(
-    point: FloatArray, lower: FloatArray, upper: FloatArray
-) -> tuple[FloatArray, FloatArray]:
-    """The ellipsoid round the point inside the one whose centre is that of the box.
-
-    The bounds were those of the latter; rounding has moved its centre by a few units.
-    """
-    center = 0.5 * (lower + upper)
-    radius = np.minimum(upper - center, center - lower)
-    moving = radius > 0
-    shift = np.where(moving, (point - center) / np.where(moving, radius, 1.0), 0.0)
-    unit = 2.0**-50 * abs(point) / np.where(moving, radius, np.inf)
-    share = 1.0 - 1e-9 - 2.0 * float(np.linalg.norm(abs(shift) + unit))
-    axes = np.maximum(share, 0.0) * radius
-    return point - axes, point + axes

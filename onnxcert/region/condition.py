@@ -87,6 +87,8 @@ def from_specification(path: str | os.PathLike[str], margin: float = 0.0) -> Con
                 "a condition of inputs and outputs together has no largest box",
                 place=query.source,
             )
+        if any(problem.ellipsoids):
+            raise UnsupportedSpec("an ellipsoid is no domain of boxes", place=query.source)
         if len(problem.lower) > 1 or (
             box_of_all is not None
             and not (

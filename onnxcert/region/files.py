@@ -50,8 +50,7 @@ def write_region(folder: Path, region: Region) -> None:
     files: dict[str, str | bytes] = {}
     if region.found:
         files["widths.npy"] = _saved(np.save, region.widths)
-        if not region.ball:
-            files["region.vnnlib"] = region.to_vnnlib()
+        files["region.vnnlib"] = region.to_vnnlib()
     if region.certificate:
         files["region.onnxcert"] = region.certificate
     if region.witnesses:

@@ -61,14 +61,8 @@ def check_options(options: Options) -> None:
     ):
         if value not in known:
             raise UsageError(f"there is no {value!r}", help=f"one of {', '.join(known)}")
-    if options.norm == "2" and (
-        options.domain is not None
-        or options.spec is not None
-        or options.shared
-        or options.grow
-        or options.method == "paper"
-    ):
-        raise UsageError("ellipsoids have no domain, and do not grow or share their axes")
+    if options.norm == "2" and (options.shared or options.grow or options.method == "paper"):
+        raise UsageError("ellipsoids do not grow or share their axes")
     if options.method == "paper" and (
         options.shared or options.shape == "uniform" or options.weights is not None
     ):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from onnxcert.frontend.onnx import Model
 from onnxcert.frontend.write import format_vnnlib
 from onnxcert.region.condition import Condition
 from onnxcert.settings import Settings
+from onnxcert.spec import Squares
 from onnxcert.verdict import Counterexample, Progress, Reason, Result, Sat, Unknown, Unsat
 from onnxcert.verifier import verify
 
@@ -31,13 +33,15 @@ QUICK = Settings(attack_restarts=0, watch="off")
 
 @dataclass(frozen=True, eq=False)
 class Statement:
-    """A box and what cannot happen in it.
+    """A box, or its part in an ellipsoid, and what cannot happen in it.
 
     Attributes:
         model: of whom it speaks.
         source: that model, as a path or an object.
         condition: what cannot happen.
         lower, upper: (n,), exactly the numbers that are written.
+        squares: center and weights (n,) of the ellipsoid ``sum weights (x - center)^2 <= 1``, also
+            as written; None for the whole box.
     """
 
     model: Model
@@ -45,15 +49,19 @@ class Statement:
     condition: Condition
     lower: FloatArray
     upper: FloatArray
+    squares: tuple[FloatArray, FloatArray] | None = None
 
     @property
     def text(self) -> str:
-        """The VNN-LIB file: 1.0 for one input and one output, else 2.0."""
+        """The VNN-LIB file: 1.0 for boxes with one input and one output, else 2.0."""
         inputs, outputs = self.model.inputs, self.model.outputs
-        query = self.condition.specification(self.lower, self.upper).to_query(
-            [info.shape for info in inputs], [info.shape for info in outputs]
-        )
-        return format_vnnlib(query, "1.0" if len(inputs) == len(outputs) == 1 else "2.0")
+        asked = self.condition.specification(self.lower, self.upper)
+        if self.squares is not None:
+            center, weights = (tuple(map(Fraction, part.tolist())) for part in self.squares)
+            asked = replace(asked, squares=Squares(weights, center, Fraction(1)))
+        query = asked.to_query([info.shape for info in inputs], [info.shape for info in outputs])
+        old = len(inputs) == len(outputs) == 1 and self.squares is None
+        return format_vnnlib(query, "1.0" if old else "2.0")
 
     def ask(
         self,
@@ -132,3 +140,32 @@ def round_inward(
     low = np.where(coarse & (lower != domain[0]), np.ceil(lower / grid) * grid, lower)
     high = np.where(coarse & (upper != domain[1]), np.floor(upper / grid) * grid, upper)
     return np.minimum(low, point), np.maximum(high, point)
+
+
+def ellipsoid_inward(
+    point: FloatArray, axes: FloatArray, domain: tuple[FloatArray, FloatArray]
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """An ellipsoid with weights of few binary digits inside one with given semi-axes.
+
+    Args:
+        point: (n,) the centre.
+        axes: (n,) semi-axes; zero for inputs that do not move.
+        domain: faces that cut it.
+
+    Returns:
+        Its weights, zero for inputs that do not move, and a box that contains the part of it in the
+        domain: faces (n,) of short decimals, too, where they are not those of the domain.
+    """
+    moving = axes > 0
+    exact = 1.0 / np.where(moving, axes, 1.0) ** 2
+    grid = 2.0 ** np.floor(np.log2(exact)) * _GRID
+    weights = np.where(moving, (np.floor(exact / grid) + 2.0) * grid, 0.0)
+    step = np.where(moving, 2.0 ** np.floor(np.log2(np.where(moving, axes, 1.0))), 0.0) * _GRID
+    # Beyond 2^52 multiples rounding would not be exact; those faces are rounded as they are.
+    coarse = moving & (abs(point) + axes < step * 2.0**52)
+    step = np.where(coarse, step, 1.0)
+    low, high = point - axes, point + axes
+    low = np.where(coarse, (np.floor(low / step) - 1.0) * step, np.nextafter(low, -np.inf))
+    high = np.where(coarse, (np.ceil(high / step) + 1.0) * step, np.nextafter(high, np.inf))
+    low, high = (np.where(moving, face, point) for face in (low, high))
+    return weights, np.maximum(low, domain[0]), np.minimum(high, domain[1])

@@ -44,7 +44,8 @@ class Region:
         point: (n,), as given, flat.
         label: the class that is kept; None for conditions from a file.
         lower, upper: (n,) faces of the box; None without one. Of an ellipsoid, those of the box
-            that it touches: all ``point + a * v`` with a half their distance and ``|v| <= 1``.
+            that it touches: all ``point + a * v`` with a half their distance and ``|v| <= 1``. What
+            is certified is its part in the domain.
         ball: whether it is an ellipsoid.
         free: (n,) inputs that might move: neither fixed nor held by the domain.
         uniform: radius of the largest uniform box that was found on the way.
@@ -115,13 +116,13 @@ class Region:
         return self.mean_width / self.uniform_width if self.uniform_width > 0 else math.nan
 
     def to_vnnlib(self) -> str:
-        """The box and the negated condition as a VNN-LIB file, whose answer is ``unsat``.
+        """The box, or the ellipsoid in its domain, and the negated condition as a VNN-LIB file.
+
+        Its answer is ``unsat``.
 
         Raises:
-            UsageError: there is no box, or it is an ellipsoid.
+            UsageError: there is no box.
         """
-        if self.ball and self.found:
-            raise UsageError("an ellipsoid cannot be written in VNN-LIB's linear conditions")
         if self.statement is None:
             raise UsageError(f"there is no box: {self.status.value}")
         return self.statement.text

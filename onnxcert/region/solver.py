@@ -83,6 +83,8 @@ class Solver:
         slowest: where nothing has risen for some rounds, steps are halved down to this share of
             their size, and then it is over; multipliers of several cases that are tight at once
             settle only with small steps, which pays where few inputs matter much each.
+        pace: size of the first steps. It is small where the domain cuts ellipsoids: axes that it
+            cuts cost nothing until other forms are tight, so that large steps go to and fro.
         tolerance: it is over when the logarithm of the mean width and the margin that is left
             change by less in two rounds running, or have not risen by more in several.
         settled: the change from when on slopes are moved.
@@ -92,6 +94,7 @@ class Solver:
     shared: bool = False
     rounds: int = 30
     slowest: float = 1.0
+    pace: float = 1.0
     tolerance: float = 5e-3
     settled: float = 0.1
 
@@ -187,7 +190,7 @@ class _Run:
         self.multipliers: Array | None = None
         self.settled = xp.full(self.groups, -1)
         self.trust = xp.ones(self.groups)
-        self.pace = xp.ones(self.groups)
+        self.pace = xp.full(self.groups, solver.pace)
         self.relative = xp.zeros(self.groups)
         self.done = xp.zeros(self.groups, dtype=bool)
         self.calm = xp.zeros(self.groups, dtype=int)
@@ -247,7 +250,7 @@ class _Run:
         nothing = self.unit.scaled(xp.zeros(self.groups))
         margins = self.evaluate(self.actual(nothing), trace=True)
         self.center = margins.worst
-        if self.task.ball:  # the norm of a form has no derivative at the point itself
+        if self.task.cut is not None:  # the norm of a form has no derivative at the point itself
             size = _NEARBY * (1.0 + abs(self.task.points).max())
             margins = self.task.evaluate(self.unit.scaled(size * xp.ones(self.groups)), trace=True)
         near = xp.exp(-10.0 * (margins.cases / self.center[:, None] - 1.0))
@@ -341,7 +344,8 @@ class _Run:
         stuck = self.stale >= _STALE
         self.pace = xp.where(stuck, 0.5 * self.pace, self.pace)
         self.stale = xp.where(stuck, 0, self.stale)
-        self.done = self.done | (self.calm >= 2) | (self.pace < self.solver.slowest)
+        slow = self.pace < self.solver.slowest * self.solver.pace
+        self.done = self.done | (self.calm >= 2) | slow
 
     def _multipliers(self, cases: Array) -> Array:
         """The dual step: (B, K), summing to one in each group."""

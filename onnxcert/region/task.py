@@ -18,7 +18,7 @@ from onnxcert.bounds.sensitivity import (
     differentiate,
 )
 from onnxcert.graph import Graph
-from onnxcert.sets import Box
+from onnxcert.sets import Ball, Box
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +70,8 @@ class Task:
         rows: (B, K, R, m) forms over the output.
         offset: (B, K, R); -inf for padding.
         rule: the lines of every curve.
-        ball: ellipsoids in the boxes instead of the boxes; widths are twice the semi-axes.
+        cut: for ellipsoids round the points instead of boxes, whose semi-axes are the widths, what
+            cuts them, (B, n); the domain then says how long the axes may be.
         cuts: how many parts every side of a box is cut into before it is bounded.
     """
 
@@ -81,7 +82,7 @@ class Task:
     rows: Array
     offset: Array
     rule: LineRule = CROWN
-    ball: bool = False
+    cut: Box | None = None
     cuts: int = 1
 
     def __len__(self) -> int:
@@ -105,6 +106,7 @@ class Task:
             domain=Box(self.domain.lower[index], self.domain.upper[index]),
             rows=self.rows[index],
             offset=self.offset[index],
+            cut=self.cut and self.cut.take(index),
         )
 
     @property
@@ -118,8 +120,19 @@ class Task:
 
         The difference of two floats is rounded to nearest, which may be outward; two units of
         roundoff of the larger operand are given away. At its cap a face is that of the domain.
+
+        The semi-axes of ellipsoids are taken as they are.
         """
         xp = array_module(self.points)
+        if self.cut is not None:
+            axes = xp.minimum(widths.lower, widths.upper)
+            low, high = (xp.where(axes > 0, self.points + s * axes, self.points) for s in (-1, 1))
+            around = Box(
+                xp.where(axes > 0, xp.nextafter(low, -xp.inf), low),
+                xp.where(axes > 0, xp.nextafter(high, xp.inf), high),
+            )
+            box = around.intersect(self.cut)
+            return Ball(box.lower, box.upper, self.points, axes)
         unit = 2.0**-52
         low = self.points - widths.lower
         high = self.points + widths.upper
@@ -142,9 +155,7 @@ class Task:
     ) -> Margins:
         """Certified lower bounds of every case over the boxes, cell by cell."""
         cells = Cells.of(self.box(widths), self.cuts)
-        layers = bound_layers(
-            self.graph, cells.box, positions, trace=trace, rule=self.rule, ball=self.ball
-        )
+        layers = bound_layers(self.graph, cells.box, positions, trace=trace, rule=self.rule)
         xp = array_module(self.rows)
         batch, cases, forms, size = self.rows.shape
         rows, offset = (xp.repeat(array, cells.count, axis=0) for array in (self.rows, self.offset))

@@ -9,14 +9,17 @@ narrow witnesses hide inside. Gradients come from the operators' own transposes 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
 from onnxcert.arrays import Array, array_module, to_host
+from onnxcert.bounds.balls import minimiser
 from onnxcert.graph import Graph
 from onnxcert.search.candidates import Candidates
 from onnxcert.search.deadline import Deadline
+from onnxcert.sets import Ball, Box
 from onnxcert.verdict import Counterexample
 
 _FIRST_STEP, _LAST_STEP = 0.25, 0.005
@@ -58,11 +61,11 @@ class GradientAttack:
             points: (P, n_in) with P <= R, where the first restarts begin.
         """
         problem = candidates.cases.problem
-        lower, upper = (side[problem.case_box[cases]] for side in (problem.lower, problem.upper))
-        x = _starts(lower, upper, rng, points)
+        inputs = problem.inputs.take(problem.case_box[cases])
+        x = _starts(inputs, rng, points)
         xp = array_module(candidates.cases.offset)
-        x, low, high = (xp.asarray(part, dtype=self.precision) for part in (x, lower, upper))
-        width = high - low
+        x = xp.asarray(x, dtype=self.precision)
+        move = _Moves(inputs, xp, self.precision)
         case_column = xp.asarray(cases)[:, None]
         forms = candidates.cases.forms(case_column)
         rows = forms.rows.astype(self.precision)
@@ -94,7 +97,7 @@ class GradientAttack:
                 if found:
                     return found
             step = _FIRST_STEP * decay**number
-            x = xp.clip(x - step * width * xp.sign(gradient), low, high)
+            x = move(x, gradient, step)
         final = xp.concatenate([best, x])
         return candidates.test(final, xp.concatenate([case_column, case_column]))
 
@@ -190,8 +193,30 @@ class Falsifier:
             self._longest = max(self._longest, seconds)
 
 
-def _starts(lower: Array, upper: Array, rng: np.random.Generator, points: Array | None) -> Array:
-    """Given points first; else uniform ones, corners, some pushed towards the faces, one centre."""
+class _Moves:
+    """Steps against a gradient that stay within sets of inputs (R of them)."""
+
+    def __init__(self, inputs: Box, xp: Any, precision: type[np.floating]) -> None:
+        names = [part.name for part in fields(inputs)]
+        parts = [xp.asarray(getattr(inputs, name), dtype=precision) for name in names]
+        self.xp, self.inputs = xp, type(inputs)(*parts)
+
+    def __call__(self, x: Array, gradient: Array, step: float) -> Array:
+        """Points (R, n) after a step, given as a share of the width."""
+        inputs, xp = self.inputs, self.xp
+        if isinstance(inputs, Ball):
+            return x + 2.0 * step * (minimiser(inputs, gradient) - x)
+        width = inputs.upper - inputs.lower
+        moved: Array = xp.clip(x - step * width * xp.sign(gradient), inputs.lower, inputs.upper)
+        return moved
+
+
+def _starts(inputs: Box, rng: np.random.Generator, points: Array | None) -> Array:
+    """Given points first; else uniform ones, corners, some pushed towards the faces, one centre.
+
+    Over an ellipsoid those outside of it are drawn in towards its centre.
+    """
+    lower, upper = inputs.lower, inputs.upper
     share = rng.random(lower.shape)
     kind = np.arange(len(lower)) % 4
     share = np.where((kind == 1)[:, None], np.round(share), share)
@@ -202,4 +227,6 @@ def _starts(lower: Array, upper: Array, rng: np.random.Generator, points: Array 
     if points is not None:
         count = len(points)
         starts[:count] = np.clip(to_host(points), lower[:count], upper[:count])
+    if isinstance(inputs, Ball):
+        starts = inputs.towards_center(starts, np.maximum(inputs.norm(starts), 1.0))
     return starts

@@ -19,6 +19,7 @@ import numpy as np
 from onnxcert.arrays import Array, FloatArray, IntArray, array_module, to_host
 from onnxcert.graph import Graph
 from onnxcert.search.cases import Cases
+from onnxcert.sets import Ball
 from onnxcert.verdict import Counterexample
 
 Decimals = dict[int, Fraction]
@@ -26,6 +27,11 @@ Confirm = Callable[[FloatArray, Decimals], Counterexample | None]
 
 _NEAR = 1e-4
 """Relative violations up to this are worth a replay: binary32 may fall either way."""
+
+_INSIDE = 1e-9
+"""How far inside an ellipsoid a witness is put, as a share of its axes."""
+
+_TRIES = 6
 
 
 def representable_box(
@@ -75,6 +81,9 @@ class Candidates:
         rounded = np.clip(to_host(points).astype(self.dtype), low, high)
         middle = 0.5 * (problem.lower[box] + problem.upper[box])
         rounded = np.where(low > high, middle.astype(self.dtype), rounded)
+        inputs = problem.inputs
+        if isinstance(inputs, Ball):
+            rounded = _drawn_in(inputs.take(box), rounded, low, high)
         inputs = array_module(points).asarray(rounded, dtype=float)
         outputs = self.graph.forward(inputs)
         violation = to_host(self.cases.violation(inputs, outputs, cases)).min(axis=1)
@@ -108,3 +117,20 @@ class Candidates:
         found = self.confirm(point, decimals)
         self.unconfirmed += found is None
         return found
+
+
+def _drawn_in(ball: Ball, points: Array, low: FloatArray, high: FloatArray) -> Array:
+    """Points (P, n), rounded to their type, that rounding has moved out of an ellipsoid.
+
+    They are drawn towards its centre by a little more than they lie outside, and rounded again.
+    """
+    for number in range(_TRIES):
+        norm = ball.norm(points.astype(np.float64))
+        outside = norm > 1.0 - _INSIDE
+        if not outside.any():
+            break
+        factor = norm + (number + 1) * np.maximum(norm - 1.0, _INSIDE)
+        drawn = ball.towards_center(points.astype(np.float64), factor).astype(points.dtype)
+        fits = outside[:, None] & (low <= high)
+        points = np.where(fits, np.clip(drawn, low, high), points)
+    return points

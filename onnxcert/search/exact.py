@@ -40,7 +40,7 @@ from onnxcert.search.deadline import Deadline
 from onnxcert.search.frontier import Batch
 from onnxcert.search.linear import Polytope, Program, Solution, Triangles, available
 from onnxcert.search.neuron_split import NeuronSplit
-from onnxcert.sets import Box
+from onnxcert.sets import Ball, Box
 from onnxcert.verdict import Counterexample, Reason
 
 _LARGEST = 1_000_000
@@ -82,6 +82,7 @@ def applicable(graph: Graph, boxes: Mapping[str, Box]) -> bool:
     return (
         available()
         and isinstance(boxes[graph.input].lower, np.ndarray)
+        and not isinstance(boxes[graph.input], Ball)  # a linear program knows no ellipsoid
         and Program.expressible(graph)
         and 0 < Program.size(graph, boxes) <= _LARGEST
     )

@@ -29,6 +29,7 @@ import numpy as np
 
 from onnxcert.arrays import Array, IntArray, array_module, concatenate, to_host
 from onnxcert.bounds.ascent import Raised, raise_forms
+from onnxcert.bounds.balls import minimiser
 from onnxcert.bounds.crown import Bounds, crown_bounds
 from onnxcert.graph import Graph
 from onnxcert.proof.trace import NOTHING, InputTrees
@@ -37,7 +38,7 @@ from onnxcert.search.cases import Cases
 from onnxcert.search.clipping import clip_box, combine_rows
 from onnxcert.search.frontier import Batch, take
 from onnxcert.search.steepness import MOST_INPUTS, steepness
-from onnxcert.sets import Box
+from onnxcert.sets import Ball, Box
 
 _KNOWN_LIMIT = 20_000
 """Pre-activations up to which a subproblem remembers its parent's bounds."""
@@ -100,6 +101,8 @@ class _CaseForms:
         size = coefficients.shape[-1]
         coefficients = coefficients.reshape(*shape, -1, size)
         lower, used = lower.reshape(*shape, -1), used.reshape(*shape, -1)
+        if isinstance(box, Ball):
+            return cls._over_ball(box, coefficients, xp.where(used, lower, -xp.inf))
         best, weights = lower[:, :, 0].copy(), xp.ones(used.shape)
         rows, low, high = (xp.zeros((*shape, size)) for _ in range(3))
         rows[:] = coefficients[:, :, 0]
@@ -113,6 +116,21 @@ class _CaseForms:
         # What no row refutes alone may still be refuted by several, each from its side.
         empty = (low > high).any(axis=2) & ~(best > 0)
         return cls(xp.where(empty, xp.inf, best), rows, weights, low, high)
+
+    @classmethod
+    def _over_ball(cls, ball: Ball, coefficients: Array, lower: Array) -> _CaseForms:
+        """The best row of each case: the bounds are not those over the box, and clip nothing."""
+        xp = array_module(lower)
+        best = lower.argmax(axis=2)[:, :, None]
+        weights = 1.0 * (xp.arange(lower.shape[2]) == best)
+        shape = coefficients.shape[:2] + coefficients.shape[3:]
+        return cls(
+            xp.take_along_axis(lower, best, axis=2)[:, :, 0],
+            xp.take_along_axis(coefficients, best[:, :, :, None], axis=2)[:, :, 0],
+            weights,
+            xp.broadcast_to(ball.lower[:, None], shape).copy(),
+            xp.broadcast_to(ball.upper[:, None], shape).copy(),
+        )
 
     def improve(self, node: Array, column: Array, raised: Raised) -> None:
         """Take better bounds of some cases (P,) and the forms that have them."""
@@ -187,7 +205,7 @@ class InputSplit(Brancher):
             "upper": xp.asarray(problem.upper[used]),
             "cases": xp.asarray(cases),
         }
-        return batch | self._nothing_known(len(used))
+        return batch | self._ellipsoids(used) | self._nothing_known(len(used))
 
     def reopen(self, nodes: Array, lower: Array, upper: Array, cases: Array) -> Batch:
         """Both halves of leaves that turned out not to be refuted, cut at the widest input.
@@ -210,7 +228,22 @@ class InputSplit(Brancher):
         }
         batch["upper"][: len(nodes)][each, chosen] = xp.asarray(middle)
         batch["lower"][len(nodes) :][each, chosen] = xp.asarray(middle)
-        return batch | self._nothing_known(count)
+        inputs = self._ellipsoids(np.tile(self.cases.problem.case_box[cases.max(axis=1)], 2))
+        return batch | inputs | self._nothing_known(count)
+
+    def _ellipsoids(self, numbers: IntArray) -> Batch:
+        """What cuts some of the problem's boxes; nothing where it has no ellipsoids."""
+        inputs = self.cases.problem.inputs
+        if not isinstance(inputs, Ball):
+            return {}
+        xp = array_module(self.cases.offset)
+        return {name: xp.asarray(getattr(inputs, name)[numbers]) for name in ("center", "axes")}
+
+    @staticmethod
+    def _inputs(batch: Batch) -> Box:
+        if "center" in batch:
+            return Ball(batch["lower"], batch["upper"], batch["center"], batch["axes"])
+        return Box(batch["lower"], batch["upper"])
 
     def _nothing_known(self, count: int) -> Batch:
         xp = array_module(self.cases.offset)
@@ -228,7 +261,7 @@ class InputSplit(Brancher):
 
     def bound(self, batch: Batch, expired: Callable[[], bool]) -> Bounded:
         """CROWN bounds per box, one pass for the rows of all open cases, an ascent for the rest."""
-        box = Box(batch["lower"], batch["upper"])
+        box = self._inputs(batch)
         known = {
             name: Box(batch["known_lower"][:, columns], batch["known_upper"][:, columns])
             for name, columns in self._layers.items()
@@ -262,7 +295,7 @@ class InputSplit(Brancher):
         steep[node[guide]] = steepness(
             bounds.relaxation, bounds.boxes, node[guide], raised.take(guide), self._varying(box)
         )
-        minimiser = xp.where(found.coefficients[each, worst] >= 0, box.lower, box.upper)
+        least = minimiser(box, found.coefficients[each, worst])
         open_cases = xp.where(refuted, -1, cases)
         # One row by itself needs no weight where the box is closed: a leaf is tried without it.
         noted = summed & ((found.weights.shape[2] > 1) | ~closed[:, None])
@@ -276,7 +309,7 @@ class InputSplit(Brancher):
             (node, self._numbers(cases[node, column]), found.weights[node, column]),
         )
         case_lower = xp.where(bounds.empty[:, None], xp.inf, found.lower)
-        score, points = per_case[each, worst], minimiser[~closed]
+        score, points = per_case[each, worst], least[~closed]
         return Bounded(closed, score, points, open_cases[~closed], cases, case_lower, state)
 
     def _raise(
@@ -296,7 +329,7 @@ class InputSplit(Brancher):
         for start in range(0, len(node), step):
             part = slice(start, start + step)
             index = node[part]
-            boxes = {n: Box(b.lower[index], b.upper[index]) for n, b in bounds.boxes.items()}
+            boxes = {name: box.take(index) for name, box in bounds.boxes.items()}
             raised = raise_forms(
                 self.graph,
                 boxes,

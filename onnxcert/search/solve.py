@@ -279,8 +279,7 @@ class Solver:
         of the rows are optimised over those, and neurons are split for about as long as that took.
         """
         started = self.deadline.elapsed
-        sides = (problem.lower[number : number + 1], problem.upper[number : number + 1])
-        box = Box(*(to_device(side, self.device) for side in sides))
+        box = problem.inputs.take(np.array([number])).to(self.device)
         for backward in (False, True):  # what intervals refute needs no rows for every neuron
             self._enter("bounds", len(open_cases))
             expired = self.deadline.expired

@@ -5,9 +5,10 @@ is asked, `build` makes queries in code, `describe` puts them into words.
 """
 
 from onnxcert.spec.boxes import BoxUnion
-from onnxcert.spec.build import Specification, box, linf_ball
+from onnxcert.spec.build import Specification, Squares, box, l2_ball, linf_ball
 from onnxcert.spec.decimals import Decimals
 from onnxcert.spec.describe import describe
+from onnxcert.spec.ellipsoid import Ellipsoid
 from onnxcert.spec.problem import Problem
 from onnxcert.spec.query import Query
 from onnxcert.spec.tree import And, Atom, Formula, Network, Or, Polynomial, Tensor, Term, Variable
@@ -17,6 +18,7 @@ __all__ = [
     "Atom",
     "BoxUnion",
     "Decimals",
+    "Ellipsoid",
     "Formula",
     "Network",
     "Or",
@@ -24,10 +26,12 @@ __all__ = [
     "Problem",
     "Query",
     "Specification",
+    "Squares",
     "Tensor",
     "Term",
     "Variable",
     "box",
     "describe",
+    "l2_ball",
     "linf_ball",
 ]

@@ -1,5 +1,7 @@
 """Specifications made in code: boxes and balls round a point, and linear unsafe sets.
 
+A Euclidean ball is a box that touches it and a sum of squares.
+
 The number of outputs belongs to the model, which is not known yet, so these functions return a
 `Specification` that becomes a `Query` once the shapes are there. All are frozen; ``unsafe`` returns
 a new one. Floats mean exactly the binary number they are: write ``Fraction(1, 255)`` or
@@ -13,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -32,6 +34,14 @@ NETWORK = "N"
 _ONE = Fraction(1)
 
 
+class Squares(NamedTuple):
+    """``sum_i weights[i] (x_i - center[i])^2 <= limit``; inputs with a weight of zero are free."""
+
+    weights: tuple[Fraction, ...]
+    center: tuple[Fraction, ...]
+    limit: Fraction
+
+
 @dataclass(frozen=True)
 class Specification:
     """A box of inputs, and what would be a violation: any of the unsafe sets.
@@ -42,6 +52,7 @@ class Specification:
         label: if given, it is a violation when another output reaches that of the label.
         unsafe_sets: conjunctions of rows over the flat output.
         n_outputs: how many outputs those rows were written for; None without rows.
+        squares: the inputs lie in an ellipsoid as well; None if they fill the box.
     """
 
     lower: tuple[Fraction, ...]
@@ -49,6 +60,7 @@ class Specification:
     label: int | None = None
     unsafe_sets: tuple[tuple[LinearRow, ...], ...] = ()
     n_outputs: int | None = None
+    squares: Squares | None = None
 
     def unsafe(self, rows: ArrayLike | Sequence[Sequence[Number]], bounds: Any) -> Specification:
         """Add the unsafe set ``rows @ Y <= bounds``; several calls are alternatives.
@@ -91,7 +103,7 @@ class Specification:
             raise UsageError(
                 f"the specification has {len(self.lower)} inputs, the model has {n_inputs}"
             )
-        assertions: list[Formula] = [self._box(inputs)]
+        assertions: list[Formula] = [self._box(inputs), *self._ellipsoid(inputs)]
         sets = [
             *self._misclassified(_flat(outputs, len(inputs))),
             *self._sets(outputs, len(inputs)),
@@ -106,6 +118,20 @@ class Specification:
         lower = Decimals.from_fractions(self.lower).reshape(1, -1)
         upper = Decimals.from_fractions(self.upper).reshape(1, -1)
         return BoxUnion.build(columns, lower, upper, ((),))
+
+    def _ellipsoid(self, inputs: Sequence[Tensor]) -> list[Formula]:
+        if self.squares is None:
+            return []
+        terms: list[Term] = []
+        constant = -self.squares.limit
+        parts = zip(_flat(inputs, 0), self.squares.weights, self.squares.center, strict=True)
+        for variable, weight, center in parts:
+            if weight:
+                terms.append(Term(weight, (variable, variable)))
+                constant += weight * center * center
+            if weight and center:
+                terms.append(Term(-2 * weight * center, (variable,)))
+        return [Atom(Polynomial(tuple(terms), constant), "<=")]
 
     def _misclassified(self, outputs: Sequence[Variable]) -> list[Formula]:
         if self.label is None:
@@ -182,6 +208,23 @@ def linf_ball(
         low, high = exact_number(domain[0]), exact_number(domain[1])
         lower, upper = [max(v, low) for v in lower], [min(v, high) for v in upper]
     return replace(box(lower, upper), label=label)
+
+
+def l2_ball(
+    x: ArrayLike | Sequence[Number],
+    eps: Number,
+    *,
+    label: int | None = None,
+    domain: tuple[Number, Number] | None = None,
+) -> Specification:
+    """All inputs at a Euclidean distance of at most ``eps`` from ``x``; else as `linf_ball`.
+
+    Raises:
+        UsageError: as there.
+    """
+    inputs = linf_ball(x, eps, label=label, domain=domain)
+    centre, radius = _exact_vector(x), exact_number(eps)
+    return replace(inputs, squares=Squares((_ONE,) * len(centre), centre, radius * radius))
 
 
 def exact_number(value: Any) -> Fraction:

@@ -141,7 +141,10 @@ def _comparisons(query: Query) -> str:
         "with ==": sum(a.relation == "==" for a in rows),
         "with !=": sum(a.relation == "!=" for a in rows),
         "relating inputs and outputs": sum(_mixes(a, inputs) for a in rows),
-        "with products of variables": sum(not a.polynomial.is_linear for a in rows),
+        "with squares of inputs": sum(_has_squares(a, inputs) for a in rows),
+        "with products of variables": sum(
+            not (a.polynomial.is_linear or _has_squares(a, inputs)) for a in rows
+        ),
     }
     details = ", ".join(f"{n} {word}" for word, n in counts.items() if n)
     plural = "" if len(rows) == 1 else "s"
@@ -156,3 +159,11 @@ def _is_bound(atom: Atom, inputs: Iterable[int]) -> bool:
 def _mixes(atom: Atom, inputs: Iterable[int]) -> bool:
     sides: Sequence[bool] = [v.tensor in inputs for t in atom.polynomial.terms for v in t.variables]
     return any(sides) and not all(sides)
+
+
+def _has_squares(atom: Atom, inputs: Iterable[int]) -> bool:
+    """Whether all products in it are squares of inputs, and there are some."""
+    products = [t.variables for t in atom.polynomial.terms if len(t.variables) > 1]
+    return bool(products) and all(
+        len(v) == 2 and v[0] == v[1] and v[0].tensor in inputs for v in products
+    )

@@ -8,13 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 
 from onnxcert.arrays import BoolArray, FloatArray, IntArray
+from onnxcert.sets import Box
+from onnxcert.spec.ellipsoid import Ellipsoid, enclosing
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
     """Is there a case k and a point x in its box with all its rows true?
+
+    A box may be cut by an ellipsoid with axes along the inputs; then x is in both.
 
     The engine sees one flat input vector x (all declared inputs of the network, concatenated in
     order, row-major) and one flat output vector y (outputs, then hidden tensors, likewise). Row t
@@ -37,6 +42,7 @@ class Problem:
         inner_upper: (N, n_in) float64, rounded down.
         exact_bounds: box and input -> both bounds as written; for inputs whose interval contains
             no floating-point number at all.
+        ellipsoids: (N,) what cuts each box, None for nothing; empty where nothing cuts any.
     """
 
     lower: FloatArray
@@ -51,10 +57,18 @@ class Problem:
     inner_lower: FloatArray
     inner_upper: FloatArray
     exact_bounds: Callable[[int, int], tuple[Fraction, Fraction]]
+    ellipsoids: tuple[Ellipsoid | None, ...] = ()
 
     def __len__(self) -> int:
         """Number of cases."""
         return len(self.case_box)
+
+    @cached_property
+    def inputs(self) -> Box:
+        """The inputs of every box, (N, n_in): a `Ball` if there are ellipsoids."""
+        if not any(self.ellipsoids):
+            return Box(self.lower, self.upper)
+        return enclosing(self.ellipsoids, self.lower, self.upper)
 
     def portable(self) -> Problem:
         """The same without `exact_bounds`, a closure: for another process."""

@@ -183,7 +183,7 @@ def test_no_file_of_an_older_box_stays(call: Call, images: Path, tmp_path: Path)
     assert call(*words).code == 0
     (out / "0" / "witnesses.npz").write_bytes(b"of a box that had grown")
     assert call(*words, "--norm", "2").code == 0
-    assert [path.name for path in (out / "0").iterdir()] == ["widths.npy"]
+    assert not (out / "0" / "witnesses.npz").exists()
     assert call(*words, "--label", "0").code == 0
     assert list((out / "0").iterdir()) == []
 
@@ -238,12 +238,20 @@ def test_an_interrupt_keeps_what_was_found(
     assert [entry["status"] for entry in record["regions"]] == ["certified"]
 
 
-def test_ellipsoids_have_no_instance(call: Call, images: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("domain", [(), ("--domain", "0", "1")])
+def test_ellipsoids_have_an_instance(
+    call: Call, images: Path, tmp_path: Path, domain: tuple[str, ...]
+) -> None:
     out = tmp_path / "out"
-    ended = call("region", DIGITS, "--input", images, "--norm", "2", "--out", out)
+    ended = call("region", DIGITS, "--input", images, "--norm", "2", *domain, "--out", out)
     assert ended.code == 0
-    assert "bounded" in ended.out
-    assert [path.name for path in (out / "0").iterdir()] == ["widths.npy"]
+    assert "certified" in ended.out
+    found = [path.name for path in sorted((out / "0").iterdir())]
+    assert found == ["region.onnxcert", "region.vnnlib", "widths.npy"]
+    spec = out / "0" / "region.vnnlib"
+    assert call(DIGITS, spec).out == "unsat\n"
+    proof = out / "0" / "region.onnxcert"
+    assert call("check", proof, "--model", DIGITS, "--spec", spec).out == "VERIFIED UNSAT (real)\n"
 
 
 def test_which_inputs_are_images() -> None:

@@ -104,7 +104,16 @@ def boxes_and_sums(folder: Path) -> Files:
     return Files.write(folder, model, spec(*disjuncts, outputs=2))
 
 
-@pytest.mark.parametrize("make", [hard, boxes_and_sums])
+def ball(folder: Path) -> Files:
+    """A box that an ellipsoid cuts."""
+    files = hard(folder, 0.005)
+    squares = " ".join(f"(* X_{i} X_{i})" for i in range(4))
+    text = files.spec.read_text(encoding="utf-8")
+    files.spec.write_text(f"{text}(assert (<= (+ {squares}) 3.9))\n", encoding="utf-8")
+    return files
+
+
+@pytest.mark.parametrize("make", [hard, boxes_and_sums, ball])
 @pytest.mark.parametrize("semantics", ["real", "ieee32-any-order"])
 @pytest.mark.parametrize("batch_limit", [4096, 3])
 def test_what_was_walked_is_not_walked_again(

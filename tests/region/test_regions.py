@@ -13,6 +13,7 @@ import pytest
 
 import onnxcert
 from onnxcert import InputError, Settings, UsageError
+from onnxcert.frontend.lower import lower_query
 from onnxcert.region import api
 from onnxcert.region.options import Options
 from onnxcert.region.prove import round_inward
@@ -269,7 +270,8 @@ def test_ellipsoids(rng: np.random.Generator) -> None:
     region = onnxcert.largest_region(model, x, norm="2")
     level = onnxcert.largest_region(model, x, norm="2", shape="uniform")
     box = onnxcert.largest_region(model, x, shape="symmetric")
-    assert region.status is Status.BOUNDED
+    assert region.status is Status.CERTIFIED
+    assert onnxcert.largest_region(model, x, norm="2", certified=False).status is Status.BOUNDED
     assert region.log_volume > level.log_volume
     assert (region.widths[0] > 0).all()
     assert region.mean_width > box.mean_width  # the axes of a ball are longer than the cube's sides
@@ -278,8 +280,47 @@ def test_ellipsoids(rng: np.random.Generator) -> None:
     for axes in (region.widths[0], level.widths[0]):
         outputs = graph.forward(x + axes * directions)
         assert (outputs.argmax(axis=1) == region.label).all()
-    with pytest.raises(UsageError, match="ellipsoid"):
-        region.to_vnnlib()
+
+
+def test_an_ellipsoid_is_an_instance_like_any_other(tmp_path: Path) -> None:
+    """The file is answered unsat; what is only a little larger is not proved by its certificate."""
+    model = dense([8, 16, 16, 3], "Relu", 7)
+    x = np.random.default_rng(7).uniform(-0.2, 0.2, size=8)
+    for domain in (None, (x - 0.05, x + 0.6)):
+        region = onnxcert.largest_region(model, x, norm="2", domain=domain, freeze=[1] + [0] * 7)
+        spec, proof = tmp_path / "region.vnnlib", tmp_path / "region.onnxcert"
+        path = tmp_path / "model.onnx"
+        onnx.save(model, path)
+        spec.write_text(region.to_vnnlib(), encoding="utf-8")
+        proof.write_bytes(region.certificate)
+        assert onnxcert.verify(path, spec).word == "unsat"
+        assert onnxcert.check(proof, path, spec).verdict == "unsat"
+        (problem,) = lower_query(onnxcert.read_query(spec)).cases
+        (ellipsoid,) = problem.ellipsoids
+        assert ellipsoid is not None
+        assert ellipsoid.columns == tuple(range(1, 8))
+        axes = region.widths[0][1:]
+        # What is reported is no larger than what is in the file, and hardly smaller.
+        for weight, axis, center in zip(ellipsoid.weights, axes, ellipsoid.center, strict=True):
+            assert weight * Fraction(float(axis)) ** 2 <= 1
+            assert weight * Fraction(float(axis)) ** 2 > 1 - Fraction(1, 10**9)
+            assert float(center) == center
+        low, high = problem.lower[0], problem.upper[0]
+        assert low[0] == high[0] == x[0]
+        if domain is not None:
+            assert (low >= domain[0]).all()
+            assert (high <= domain[1]).all()
+            assert (region.widths[0] > 0.05).any()  # beyond the domain on one side
+
+
+def test_a_domain_makes_room_for_longer_axes() -> None:
+    """For 1 - a . x with x >= 0 nothing but the upper sides costs anything, from the same point."""
+    slope = np.array([1.0, -2.0, 4.0])
+    inside = onnxcert.largest_region(plane(slope), np.zeros(3), norm="2", domain=(0.0, 3.0))
+    assert inside.status is Status.CERTIFIED
+    # The second input can only help: its axis reaches the longest that it may be.
+    expected = [1 / np.sqrt(2), 3.0, 1 / (4 * np.sqrt(2))]
+    np.testing.assert_allclose(inside.widths[0], expected, rtol=0.05)
 
 
 def test_an_ellipsoid_has_a_known_optimum() -> None:
@@ -312,7 +353,7 @@ def test_time_runs_out() -> None:
         ({"weights": "abc"}, "weights"),
         ({"freeze": [1, 0]}, "freeze"),
         ({"norm": "1"}, "there is no '1'"),
-        ({"norm": "2", "domain": (0, 1)}, "ellipsoids"),
+        ({"norm": "2", "grow": 1.0}, "ellipsoids"),
         ({"shared": True}, "symmetric or uniform"),
         ({"label": [0, 1]}, "2 labels for 1 points"),
         ({"label": [0.5]}, "whole numbers"),

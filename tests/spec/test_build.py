@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import ArrayLike
 
 from onnxcert.errors import UsageError
-from onnxcert.spec import box, describe, linf_ball
+from onnxcert.spec import box, describe, l2_ball, linf_ball
 
 
 def test_ball_is_exact() -> None:
@@ -107,3 +107,18 @@ def test_rows_shorter_than_the_output_are_refused() -> None:
         box([0.0], [1.0]).unsafe([1.0, 0.0, 0.0], 0.0).to_query([(1,)], [(1, 2)])
     with pytest.raises(UsageError, match="rows of 2 coefficients after rows of 3"):
         box([0.0], [1.0]).unsafe([1.0, 0.0, 0.0], 0.0).unsafe([1.0, 1.0], 0.0)
+
+
+def test_euclidean_balls_are_exact() -> None:
+    query = l2_ball([0.5, 0.25], Fraction(5, 16), label=1).to_query([(1, 2)], [(1, 2)])
+    assert query.holds({"X": [[0.5 + 0.1875, 0.5]], "Y": [[0, 0]]})  # 3, 4, 5
+    assert not query.holds({"X": [[0.5 + 0.1875, np.nextafter(0.5, 1)]], "Y": [[0, 0]]})
+    assert not query.holds({"X": [[0.5 + 0.1875, 0.5]], "Y": [[0, 1]]})
+    inside = l2_ball([0.5, 0.25], 0.3125, domain=(0, 0.6)).to_query([(1, 2)], [(1, 2)])
+    assert not inside.holds({"X": [[0.5 + 0.1875, 0.5]], "Y": [[0, 0]]})
+    assert inside.holds({"X": [[0.5625, 0.5]], "Y": [[0, 0]]})
+    assert "with squares of inputs" in describe(query)
+    with pytest.raises(UsageError, match="radius is negative"):
+        l2_ball([0.5], -1)
+    with pytest.raises(UsageError, match="the box is empty"):
+        l2_ball([0.5], 0.25, domain=(1, 2))
