@@ -40,7 +40,7 @@ from onnxcert.verdict import Counterexample
 _log = logging.getLogger(__name__)
 
 _PATIENCE = 1.0
-"""Seconds of search before children are started, which take half a second to be ready."""
+"""Seconds for which processors must be idle before children are started on them."""
 
 _SPARE = 0.3
 """Of a processor: what others may use of it before it does not count as idle."""
@@ -181,8 +181,10 @@ class Crew:
     def vacancies(self) -> int:
         """How many tasks can be handed out; starts children once it is time."""
         if not self._staffed and time.monotonic() - self._began > _PATIENCE:
-            self._staffed = True
-            self._staff(int(min(self._idle.count() + _SPARE, self._most)))
+            count = int(min(self._idle.count() + _SPARE, self._most))
+            self._staffed = count > 0
+            self._staff(count)
+            self._began, self._idle = time.monotonic(), IdleProcessors()
         return sum(_AHEAD - len(member.tasks) for member in self._members)
 
     def submit(self, task: Subtrees | Region, done: Done) -> None:
@@ -212,7 +214,7 @@ class Crew:
                     done(None)
 
     def _staff(self, count: int) -> None:
-        if count <= 0:
+        if count == 0:
             return
         _log.info("%d more processes take part in the search", count)
         brancher = self._brief.brancher

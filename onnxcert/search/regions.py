@@ -61,10 +61,14 @@ _FEWEST = 10
 _FAVOUR = 4.0
 """How much more time the search gets that will be done sooner."""
 
-_PATIENCE = 2.0
-"""How much longer than making a region neuron splits may take in it."""
+_PATIENCE = 1.0
+"""How many times as long as making a region neuron splits may take in it.
 
-_LEAST_SECONDS = 0.2
+With 2, and 0.2 seconds at least, mnist_fc 256x6 prop 9 took 147 CPU seconds of regions for 114 and
+256x4 prop 13 53 for 44.
+"""
+
+_LEAST_SECONDS = 0.1
 """Seconds of neuron splits in a region, at least."""
 
 
