@@ -68,6 +68,7 @@ class Ellipsoid:
             moved += weight * (exact - Fraction(float(center[v]))) ** 2
         if moved:
             axes *= (1 + above(Fraction(), moved)) * (1 + 8 * U)
+            axes[axes > 0] = np.nextafter(axes[axes > 0], np.inf)  # products of tiny numbers
         return center, axes
 
 

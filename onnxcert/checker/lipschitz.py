@@ -26,6 +26,8 @@ _NUMBERS = 1 << 22
 
 NORMS = ("2", "inf", "1")
 
+_LARGEST, _FAINT = 1e308, 1e-200
+
 
 def domain_box(network: Network, domain: Any) -> tuple[Array, Array] | None:
     """The box that a header names: null or two numbers, the same for all inputs."""
@@ -57,9 +59,14 @@ def bounds(
     with np.errstate(all="ignore"):
         form = Quadratic(network, domain_box(network, domain))
         inverse = _inverse(form, multipliers, weights)
-        reach = math.fsum(weights) if norm == "inf" else float(weights.max(initial=0.0))
+        reach = _sum(weights) if norm == "inf" else float(weights.max(initial=0.0))
         up = math.sqrt(reach) * (1 + 8 * U)
         return inverse.lengths(form.outputs) * up, inverse.differences(form.outputs) * up
+
+
+def _sum(weights: Array) -> float:
+    """Rounded to nearest; infinity for what is nearly too much for float64."""
+    return math.fsum(weights) if weights.sum() < _LARGEST else math.inf
 
 
 def _inverse(form: Quadratic, multipliers: Array, weights: Array) -> Inverse:
@@ -72,7 +79,8 @@ def _inverse(form: Quadratic, multipliers: Array, weights: Array) -> Inverse:
             raise Rejected("R14", name, f"{len(hint)} numbers instead of {count}")
         if not (np.isfinite(hint) & (hint >= 0)).all():
             raise Rejected("R14", name, "one is negative or not a number")
-    form.assemble(multipliers)
+    # Products of smaller ones would underflow; none at all is as right.
+    form.assemble(np.where(multipliers < _FAINT, 0.0, multipliers))
     return form.inverse(weights)
 
 
@@ -128,7 +136,9 @@ def refute(
         part = boxes[slice(start, start + step)]
         center = 0.5 * part.low + 0.5 * part.high
         apart = np.maximum(part.high - center, center - part.low) * (1 + 4 * U)
-        square = np.square(apart) @ weights * (1 + gamma(network.n_inputs + 8)) + TINY
+        # Not d^2 p: squares of small d vanish, however large p is.
+        square = np.square(apart * np.sqrt(weights)).sum(axis=1)
+        square = square * (1 + gamma(network.n_inputs + 16)) + TINY
         r = prover.bounder.bound(center, center, backward=False)
         _, lower, _ = prover.refute(r, part.cases, center, center)
         some = np.maximum(part.cases, 0)

@@ -59,7 +59,7 @@ from onnxcert.checker.network import (
 WIDEST = 10_000
 """Most variables, and most scalars of a block: 800 MB a matrix, of which there are four or five."""
 
-_MOST_FACTORS = 1 << 23
+_MOST_FACTORS, _MOST_HELD = 1 << 23, 4 * WIDEST**2
 _PANEL = 256
 _SLACK = 1 + 1e-6
 """Covers the rounding of error terms themselves."""
@@ -125,7 +125,7 @@ class Quadratic:
         self.network = network
         self.curves = [block for block in network.blocks if isinstance(block, Curve)]
         self.neurons = sum(block.size for block in self.curves)
-        self._need_size(max(block.size for block in network.blocks))
+        self._need_size(max(len(network.output), *(block.size for block in network.blocks)))
         self._slopes = {block.start: self._range(block, at) for block, at in self._intervals(box)}
         self._number()
         self._need_size(self.count)
@@ -134,6 +134,11 @@ class Quadratic:
     @staticmethod
     def _need_size(count: int) -> None:
         need(count <= WIDEST, f"constants of {count} variables; the most is {WIDEST}")
+
+    def _need_room(self) -> None:
+        """Forms of many blocks may have to be held at once."""
+        rows = sum(len(rows.value) for rows in self._rows.values())
+        need(rows * self.count <= _MOST_HELD, f"constants with {rows} forms at once")
 
     def _intervals(self, box: tuple[Array, Array] | None) -> Iterator[tuple[Curve, Any]]:
         """Bounds of what each curve is applied to."""
@@ -193,6 +198,7 @@ class Quadratic:
                 self._curve(block, own)
             for start in [s for s in self._rows if self._last_read.get(s, -1) <= number]:
                 del self._rows[start]
+            self._need_room()
         self.outputs = self._gather(self.network.output)
 
     def _gather(self, ids: Array) -> Rows:
@@ -283,7 +289,9 @@ class Quadratic:
         place = np.array(mine, np.int64) - block.start
         opposite = np.array([self.twin[s][1] for s in mine], bool)
         factor[place] = opposite  # relu(z) = relu(-z) + z
-        made = Rows(made.value * factor[:, None], made.size * abs(factor)[:, None])
+        # What a steep layer reads may have vanished in a flat line.
+        size = made.size * abs(factor)[:, None] * _SLACK + _LOST
+        made = Rows(made.value * factor[:, None], size)
         firsts = self.variable[[self.twin[s][0] for s in mine]]
         made.value[place, firsts] += 1.0
         made.size[place, firsts] += 1.0
@@ -313,7 +321,8 @@ class Quadratic:
         error = _residual(root, matrix)
         absolute = _absolute(root.T, np.ones((self.count, 1)))
         across = _absolute(root, size @ absolute)[:, 0]
-        charge = gamma(self._roundings + 2 * self.count + 64)
+        # Coefficients are products of two forms, and are multiplied from either side.
+        charge = gamma(2 * self._roundings + 2 * self.count + 64)
         eta = float(((error + charge * across) * _SLACK).max(initial=0.0))
         eta += TINY * (1 + float(absolute.sum())) ** 2  # what underflowed
         if not eta < 1:  # also if it is no number

@@ -33,6 +33,7 @@ from onnxcert.checker.errors import Unusable
 
 _LARGEST_TEXT = 2**25  # bytes, decompressed; reading takes up to forty times the memory
 _LARGEST_WORK = 10**7  # additions of coefficients, long ones count more: sums may nest in sums
+_LARGEST_SQUARES = 10**6  # the same for squares; longer ones take minutes
 _ZERO, _ONE = Fraction(0), Fraction(1)
 _BLANKS = r"(?:[ \t\r\n\f\v]++|;[^\n\0]*+)*+"
 # The end of the text is a token too, the empty one; what fits nowhere is a token of one character.
@@ -315,7 +316,11 @@ def _quadric(
     _need(min(squares.values()) > 0, "squares with a negative factor, which is not convex")
     _need(linear.keys() <= squares.keys(), "a variable beside squares that has none itself")
     center = {v: -linear.get(v, _ZERO) / (2 * c) for v, c in sorted(squares.items())}
-    room = sum((squares[v] * c * c for v, c in center.items()), -constant)
+    room = -constant
+    for v, c in center.items():
+        room += squares[v] * c * c
+        # All weights have it in them, and denominators that differ multiply.
+        _need(_labour(room, len(center)) <= _LARGEST_SQUARES, "squares are too long")
     if room < 0 or (room == 0 and strict):
         return _Atom((), _ONE, strict=False)
     if room == 0:
@@ -327,6 +332,12 @@ def _quadric(
     ball = Ellipsoid(tuple(center), weights, tuple(center.values()))
     _need(math.inf not in ball.ends().values(), "an ellipsoid beyond float64")
     return _Quadric(terms, tuple(squares.items()), constant, strict, ball)
+
+
+def _labour(number: Fraction, count: int) -> int:
+    """What so many operations with numbers like this one count as additions."""
+    bits = number.numerator.bit_length() + number.denominator.bit_length()
+    return count * (bits * bits >> 20)
 
 
 def _need(truth: bool, otherwise: str) -> None:
@@ -510,6 +521,9 @@ class _Reader:
         left, right = reversed(sums) if operator[0] == ">" else sums
         difference, strict = self._add(left, [right], -_ONE), operator in ("<", ">", "!=")
         one_side = _atom(difference, strict)
+        if isinstance(one_side, _Quadric):
+            self.work += _labour(one_side.ball.weights[0], len(one_side.ball.weights))
+            _need(self.work <= _LARGEST_WORK, "squares are too long")
         if operator not in equal:
             return one_side
         other_side = _atom(self._add({}, [difference], -_ONE), strict)

@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 
 import onnxcert
 from onnxcert.checker.audit import Auditor
-from onnxcert.checker.balls import Balls
+from onnxcert.checker.balls import Balls, Ellipsoid
 from onnxcert.checker.bounds import Bounder, Form
 from onnxcert.checker.certificate import EXECUTED, REAL, Session
-from onnxcert.checker.errors import Rejected
+from onnxcert.checker.errors import Rejected, Unusable
+from onnxcert.checker.spec import read_spec
 from onnxcert.frontend.vnnlib import parse_query
 from tests.bounds.test_balls import random_ball, some_points
-from tests.checker.makers import Instance, bound_to, edited, prove
+from tests.checker.makers import Instance, bound_to, edited, processor_seconds, prove
 from tests.oracles import dot, exact
 from tests.proof.networks import network
 from tests.strategies import seeds
@@ -45,6 +46,44 @@ def test_the_least_value_of_a_form(seed: int, size: int, scale: float) -> None:
         value = Fraction(float(constant[number, 0]))
         value += dot(rows[number, 0], exact(x))
         assert Fraction(float(least)) <= value
+
+
+@given(
+    st.fractions(-5, 5, max_denominator=1000),
+    st.fractions(Fraction(1, 100), 5, max_denominator=1000),
+    st.sampled_from([Fraction(2) ** -1074, Fraction(2) ** -1022, Fraction(1), Fraction(2) ** 900]),
+)
+def test_the_floats_contain_the_ellipsoid(
+    center: Fraction, radius: Fraction, unit: Fraction
+) -> None:
+    """Also where floats are so coarse that a product with more than one changes nothing."""
+    center, radius = center * unit, radius * unit
+    ball = Ellipsoid((0,), (1 / radius**2,), (center,))
+    middle, axes = (Fraction(float(part[0])) for part in ball.floats(1))
+    assert middle - axes <= center - radius
+    assert center + radius <= middle + axes
+
+
+def test_squares_with_long_denominators_are_refused() -> None:
+    """Their common denominator has a hundred thousand digits, and is in every weight."""
+    size = 3000
+    names = " ".join(f"(declare-const X_{i} Real)" for i in range(size))
+    terms = " ".join(f"(* {10**9 + 2 * i + 1} X_{i} X_{i}) X_{i}" for i in range(size))
+    text = f"{names} (declare-const Y_0 Real) (assert (<= (+ {terms}) 1.0)) (assert (<= Y_0 1.0))"
+    with processor_seconds(20), pytest.raises(Unusable, match="too long"):
+        read_spec(text.encode())
+
+
+def test_many_long_squares_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = 300
+    names = " ".join(f"(declare-const X_{i} Real)" for i in range(size))
+    terms = " ".join(f"(* {10**9 + 2 * i + 1} X_{i} X_{i}) X_{i}" for i in range(size))
+    text = f"{names} (declare-const Y_0 Real) (assert (<= Y_0 1.0))"
+    ball = f"(assert (<= (+ {terms}) 1.0))"
+    assert read_spec((text + 2 * ball).encode()).has_balls
+    monkeypatch.setattr("onnxcert.checker.spec._LARGEST_WORK", 10**5)
+    with pytest.raises(Unusable, match="too long"):
+        read_spec((text + 2 * ball).encode())
 
 
 @given(seeds)

@@ -18,7 +18,7 @@ import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx import helper
+from onnx import TensorProto, helper
 
 import onnxcert
 from onnxcert import ModelError, UnsupportedModel, UsageError
@@ -358,10 +358,25 @@ def test_networks_that_are_too_large_are_refused() -> None:
     model = model_of([helper.make_node("Relu", ["x"], ["y"])], {"x": (1, WIDEST + 1)}, ["y"])
     with pytest.raises(Unusable, match="the most is"):
         Quadratic(read(model))
+    repeated = {"count": np.array([WIDEST + 1, 1])}
+    wide = [helper.make_node("Expand", ["x", "count"], ["y"])]
+    with pytest.raises(Unusable, match="the most is"):
+        Quadratic(read(model_of(wide, {"x": (1, 1)}, ["y"], repeated)))
     with pytest.raises(UnsupportedModel, match="the most is"):
         onnxcert.lipschitz(model_of([helper.make_node("Relu", ["x"], ["h"]),
             helper.make_node("ReduceSum", ["h"], ["y"], keepdims=0)], {"x": (1, WIDEST)}, ["y"]),
             certificate="/dev/null")  # fmt: skip
+
+
+def test_forms_of_many_blocks_at_once_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    shift = {"one": np.ones((1, 8), np.float32), "two": np.full((1, 8), 2.0, np.float32)}
+    nodes = [helper.make_node("Mul", ["x", "two"], [f"h{i}"]) for i in range(6)]
+    nodes.append(helper.make_node("Sum", [f"h{i}" for i in range(6)], ["y"]))
+    form = Quadratic(read(model_of(nodes, {"x": (1, 8)}, ["y"], shift)))
+    form.assemble(np.zeros(0))
+    monkeypatch.setattr("onnxcert.checker.quadratic._MOST_HELD", 5 * 8 * 8)
+    with pytest.raises(Unusable, match="forms at once"):
+        form.assemble(np.zeros(0))
 
 
 # Forgeries
@@ -610,6 +625,33 @@ def test_extreme_weights(size: float) -> None:
     except ModelError:  # of the file's own arithmetic, too
         return
     assert (bound.outputs >= bound.seen_outputs * (1 - 1e-9)).all()
+
+
+def test_a_steep_layer_behind_a_flat_line() -> None:
+    """What is rounded below 1e-308 in a line counts a lot once it is multiplied by 1e308."""
+    flat, steep = 5 * 2.0**-1074, 1e308
+    nodes = [
+        helper.make_node("MatMul", ["x", "half"], ["z"]),
+        helper.make_node("PRelu", ["z", "flat"], ["h"]),
+        helper.make_node("MatMul", ["h", "steep"], ["y"]),
+    ]
+    stored = {"half": np.array([[0.5]]), "flat": np.array([flat]), "steep": np.array([[steep]])}
+    model = model_of(nodes, {"x": (1, 1)}, ["y"], stored, element=TensorProto.DOUBLE)
+    outputs, _ = bounds(read(model), "2", [-1.0, -0.5], np.ones(1), np.ones(1))
+    assert Fraction(float(outputs[0])) >= Fraction(1, 2) * Fraction(flat) * Fraction(steep)
+
+
+def test_weights_whose_sum_overflows() -> None:
+    model = model_of([helper.make_node("ReduceSum", ["x"], ["y"])], {"x": (1, 2)}, ["y"])
+    outputs, _ = bounds(read(model), "inf", None, np.zeros(0), np.full(2, 1.7e308))
+    assert not (outputs < np.inf).any()
+
+
+def test_multipliers_whose_products_underflow() -> None:
+    model = model_of([helper.make_node("Relu", ["x"], ["y"])], {"x": (1, 1)}, ["y"])
+    for tiny in (0.0, 2.0**-1074, 1e-300, 1e-201):
+        with pytest.raises(Rejected, match="positive definite"):
+            bounds(read(model), "2", None, np.full(1, tiny), np.ones(1))
 
 
 # Engines with bugs

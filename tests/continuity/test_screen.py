@@ -11,6 +11,7 @@ import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import TensorProto, helper
 
 import onnxcert
 from onnxcert import Screen, SpecError, UsageError, linf_ball
@@ -24,6 +25,7 @@ from onnxcert.proof.certify import REAL, Certifier
 from tests import strategies
 from tests.checker.makers import dense, edited, spec
 from tests.checker.test_constants import models, read
+from tests.frontend.onnx_models import model_of
 
 
 def screen_of(model: onnx.ModelProto) -> Screen:
@@ -216,3 +218,15 @@ def test_what_has_a_solution_is_never_accepted(seed: int) -> None:
     certificate = certifier.by_constants(10.0 ** rng.uniform(-2, 2, size=2), multipliers)
     with pytest.raises(Rejected, match="R14"):
         certifier.check(certificate)
+
+
+@pytest.mark.parametrize("weight", [1.0, 1e150, 1e300])
+def test_boxes_whose_squares_underflow(weight: float) -> None:
+    """y = 1e170 x reaches -1 where |x| <= 1e-170, whatever weight the input is given."""
+    nodes = [helper.make_node("MatMul", ["x", "steep"], ["y"])]
+    stored = {"steep": np.array([[1e170]])}
+    model = model_of(nodes, {"x": (1, 1)}, ["y"], stored, element=TensorProto.DOUBLE)
+    text = spec(([-1e-170], [1e-170], [([1.0], -0.5)]))
+    certifier = Certifier(model.SerializeToString(), text, None, REAL, {})
+    with pytest.raises(Rejected, match="R14"):
+        certifier.check(certifier.by_constants(np.full(1, weight), np.zeros(0)))
