@@ -28,6 +28,12 @@ _STATISTICS = Path("/proc/stat")
 _LIMITS = Path("/sys/fs/cgroup")
 """Where the kernel tells a container how many processors' time it may take."""
 
+_UNREADABLE = (
+    *(pickle.UnpicklingError, AttributeError, ImportError, IndexError, KeyError),
+    *(TypeError, ValueError, OverflowError, MemoryError),
+)
+"""What bytes that are no message, or no whole one, make the reader of pickles raise."""
+
 _GLANCE = 0.25
 """Seconds between a child's looks for its parent."""
 
@@ -164,9 +170,10 @@ class Child:
         try:
             while True:
                 self._answers.put((read(pipe, self._shared),))
-        except Exception as error:  # noqa: BLE001 - what is no message may raise anything
-            if not isinstance(error, EOFError):
-                _log.info("what a process answers cannot be read: %r", error)
+        except EOFError:
+            pass
+        except _UNREADABLE as error:
+            _log.info("what a process answers cannot be read: %r", error)
         finally:
             pipe.close()
             self._answers.put(None)

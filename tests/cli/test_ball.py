@@ -100,7 +100,7 @@ def test_the_record_of_a_run(ask: Ask, tmp_path: Path) -> None:
         (("--norm", "2", "--eps", "nan"), "'nan' is not a number"),
         (("--norm", "2", "--eps", "1e999999999"), "'1e999999999' is not a number"),
         (("--norm", "2", "--eps", "0.1", "--domain", "0"), "expected 2 arguments"),
-        (("--norm", "2", "--eps", "0.1", "--domain", "2", "3"), "the box is empty"),
+        (("--norm", "2", "--eps", "0.1", "--domain", "2", "3"), "nothing is left of the ball"),
         (("--norm", "2", "--eps", "0.1", "--domain", "0", "inf"), "'inf' is not a number"),
         (("--norm", "2", "--eps", "0.1", "--label", "-1"), "'-1' is not a whole number"),
         (("s.vnnlib", "--norm", "2", "--eps", "0.1"), "--norm takes the place of SPEC"),
