@@ -56,13 +56,15 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 
 
 def check_output(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]]) -> None:
-    """`check_writable`, and the file is none of those that are read.
+    """`check_writable`, and the file is none of those that are read, or written before it.
 
     Raises:
         UsageError: it is, or it cannot be written.
     """
     if os.path.realpath(path) in map(os.path.realpath, inputs):
-        raise UsageError("the output would overwrite an input", place=os.fspath(path))
+        raise UsageError(
+            "the output would overwrite an input or another output", place=os.fspath(path)
+        )
     check_writable(path)
 
 

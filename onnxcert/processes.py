@@ -8,6 +8,8 @@ another one. A child that dies is noticed by the end of its answers.
 from __future__ import annotations
 
 import contextlib
+import logging
+import math
 import os
 import pickle
 import queue
@@ -19,7 +21,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
+_log = logging.getLogger(__name__)
+
 _STATISTICS = Path("/proc/stat")
+
+_LIMITS = Path("/sys/fs/cgroup")
+"""Where the kernel tells a container how many processors' time it may take."""
+
+_UNREADABLE = (
+    *(pickle.UnpicklingError, AttributeError, ImportError, IndexError, KeyError),
+    *(TypeError, ValueError, OverflowError, MemoryError),
+)
+"""What bytes that are no message, or no whole one, make the reader of pickles raise."""
+
+_GLANCE = 0.25
+"""Seconds between a child's looks for its parent."""
 
 _IDLE = slice(4, 6)
 """Where a processor's line has its ticks of doing nothing, and of waiting for a disk."""
@@ -56,6 +72,21 @@ def read(file: IO[bytes], shared: Sequence[object] = ()) -> Any:
         EOFError, pickle.UnpicklingError: the other side is gone.
     """
     return _Reader(file, shared).load()
+
+
+def end_with_parent() -> None:
+    """End this process once its parent is gone, in the middle of whatever it does.
+
+    The end of its messages says the same, but a child that is busy does not read them.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_GLANCE)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class Child:
@@ -139,18 +170,23 @@ class Child:
         try:
             while True:
                 self._answers.put((read(pipe, self._shared),))
-        except (EOFError, pickle.UnpicklingError):
+        except EOFError:
             pass
+        except _UNREADABLE as error:
+            _log.info("what a process answers cannot be read: %r", error)
         finally:
             pipe.close()
             self._answers.put(None)
 
 
 class IdleProcessors:
-    """How many processors that this process may use have had nothing to do since a moment."""
+    """How many processors that this process may use have had nothing to do since a moment.
+
+    In a container that may take the time of a few processors only, no more than it leaves of those.
+    """
 
     def __init__(self) -> None:
-        self._since = time.monotonic()
+        self._since, self._used = time.monotonic(), time.process_time()
         self._before = _idle_seconds()
 
     def count(self) -> float:
@@ -158,7 +194,26 @@ class IdleProcessors:
         seconds, now = time.monotonic() - self._since, _idle_seconds()
         if self._before is None or now is None or seconds <= 0:
             return 0.0
-        return (now - self._before) / seconds
+        left = _allowed() - (time.process_time() - self._used) / seconds
+        return max(0.0, min((now - self._before) / seconds, left))
+
+
+def _allowed() -> float:
+    """Processors whose time this process and its neighbours may take; infinity for any number.
+
+    That is a quota over a period in microseconds, ``max`` or -1 for none, in versions 2 and 1 of
+    control groups.
+    """
+    try:
+        both = _LIMITS / "cpu.max"
+        if both.exists():
+            quota, period = both.read_text(encoding="ascii").split()
+        else:
+            names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+            quota, period = ((_LIMITS / "cpu" / name).read_text(encoding="ascii") for name in names)
+        return int(quota) / int(period) if int(quota) > 0 else math.inf
+    except (OSError, ValueError, ZeroDivisionError):
+        return math.inf
 
 
 def _idle_seconds() -> float | None:

@@ -38,9 +38,9 @@ def run(words: Sequence[str], console: Console, clock: Clock) -> int:
         return 0
     console.configure(options.verbosity)
     if options.json is not None:
-        from onnxcert.files import check_writable
+        from onnxcert.files import check_output
 
-        check_writable(options.json)
+        check_output(options.json, (options.model, options.spec))
     from onnxcert.verifier import compute_bounds
 
     report = compute_bounds(

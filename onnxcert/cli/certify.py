@@ -89,8 +89,10 @@ def _check_outputs(options: argparse.Namespace) -> None:
     """Find out now, not after the work, that results have no place to go."""
     from onnxcert.files import check_output
 
+    taken = [options.model, options.data]
     for path in filter(None, (options.out, options.plot)):
-        check_output(path, (options.model, options.data))
+        check_output(path, taken)
+        taken.append(path)
     if options.plot is not None:
         from onnxcert.pictures import check_format
 

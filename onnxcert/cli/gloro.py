@@ -43,9 +43,9 @@ def run(words: Sequence[str], console: Console, clock: Clock) -> int:
     if options is None:
         return 0
     console.configure(options.verbosity)
-    from onnxcert.files import check_writable, write_file
+    from onnxcert.files import check_output, write_file
 
-    check_writable(options.out)
+    check_output(options.out, [options.model])
     from onnxcert.continuity.bottom import with_bottom_logit
 
     proto = with_bottom_logit(

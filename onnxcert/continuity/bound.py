@@ -138,8 +138,10 @@ def lipschitz(
         samples: points of the lower bound.
         seed: of those points.
         certificate: where to write a certificate, for `onnxcert.check` without a specification. The
-            constants are then those that the checker proves; they may be larger where the network
-            is no chain or a product of norms is better.
+            constants are then those that the checker proves with one set of multipliers, chosen for
+            the largest of them; without a certificate each constant is the least of all sets, so
+            that smaller ones may be larger here, and more so where the network is no chain or a
+            product of norms is better.
         expired: asked between steps of the descent.
 
     Raises:

@@ -29,7 +29,7 @@ from onnxcert.checker.certificate import EXECUTED, Session, Verified
 from onnxcert.checker.errors import Expired, Rejected, Unusable
 from onnxcert.checker.proof import Boxes, Combined, Prover, Rows
 from onnxcert.checker.trees import InputGroup, Refusal
-from onnxcert.processes import Child, IdleProcessors, read, write
+from onnxcert.processes import Child, IdleProcessors, end_with_parent, read, write
 from onnxcert.proof.trace import InputTrees, NeuronTrees, Step
 from onnxcert.proof.writer import CaseNumbers
 from onnxcert.spec import Problem
@@ -310,6 +310,7 @@ class Watch:
 
 def main() -> None:
     """The child: read messages, answer the last."""
+    end_with_parent()
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     with np.errstate(all="ignore"):
         child = _Child(*read(source))

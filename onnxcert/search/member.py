@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from onnxcert.arrays import Array, FloatArray, IntArray, keep_freed_memory
-from onnxcert.processes import read, write
+from onnxcert.processes import end_with_parent, read, write
 from onnxcert.search.bab import BranchAndBound, Statistics
 from onnxcert.search.candidates import Candidates
 from onnxcert.search.crew import Brief, Grown, Point, Subtrees, shared
@@ -115,6 +115,7 @@ class Member:
 
 def main() -> None:
     """Read the brief, then tasks."""
+    end_with_parent()
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     keep_freed_memory()
     brief: Brief = read(source)

@@ -207,6 +207,10 @@ def linf_ball(
     if domain is not None:
         low, high = exact_number(domain[0]), exact_number(domain[1])
         lower, upper = [max(v, low) for v in lower], [min(v, high) for v in upper]
+        for position, (a, b) in enumerate(zip(lower, upper, strict=True)):
+            if a > b:
+                why = f"input {position} has no value within {eps} in [{domain[0]}, {domain[1]}]"
+                raise UsageError("nothing is left of the ball in the domain", help=why)
     return replace(box(lower, upper), label=label)
 
 

@@ -9,13 +9,16 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 import onnxcert
 from onnxcert.checker import check
 from onnxcert.frontend.lower import lower_query
 from onnxcert.frontend.vnnlib import read_query
 from onnxcert.spec import Ellipsoid
+from tests.checker.makers import dense
 from tests.cli.conftest import Call, Ended, Files
 
 Ask = Callable[..., Ended]
@@ -97,7 +100,7 @@ def test_the_record_of_a_run(ask: Ask, tmp_path: Path) -> None:
         (("--norm", "2", "--eps", "nan"), "'nan' is not a number"),
         (("--norm", "2", "--eps", "1e999999999"), "'1e999999999' is not a number"),
         (("--norm", "2", "--eps", "0.1", "--domain", "0"), "expected 2 arguments"),
-        (("--norm", "2", "--eps", "0.1", "--domain", "2", "3"), "the box is empty"),
+        (("--norm", "2", "--eps", "0.1", "--domain", "2", "3"), "nothing is left of the ball"),
         (("--norm", "2", "--eps", "0.1", "--domain", "0", "inf"), "'inf' is not a number"),
         (("--norm", "2", "--eps", "0.1", "--label", "-1"), "'-1' is not a whole number"),
         (("s.vnnlib", "--norm", "2", "--eps", "0.1"), "--norm takes the place of SPEC"),
@@ -113,6 +116,8 @@ def test_wrong_words(ask: Ask, words: tuple[str, ...], message: str) -> None:
     ("values", "message"),
     [
         (np.zeros(3), "the input has 3 elements, the model 2"),
+        (np.zeros((1, 3)), "the input has 3 elements, the model 2"),
+        (np.full(2, np.longdouble("1e400")), "the input holds NaN or infinity"),
         (np.array([np.nan, 0.0]), "the input holds NaN or infinity"),
         (np.array(["a", "b"]), "no array of numbers"),
     ],
@@ -137,6 +142,59 @@ def test_files_are_not_overwritten(ask: Ask, files: Files, tmp_path: Path) -> No
     proof = tmp_path / "p.vnnlib"
     ended = ask("--norm", "2", "--eps", "0.1", "--certificate", proof)
     assert "--certificate and --save-spec name the same file" in ended.err
+
+
+def test_no_input_among_none(ask: Ask, call: Call, files: Files, tmp_path: Path) -> None:
+    np.save(tmp_path / "none.npy", np.zeros((0, 2)))
+    ended = call(files.model, "--norm", "2", "--eps", "0.1", "--input", tmp_path / "none.npy")
+    assert (ended.code, ended.out) == (2, "")
+    assert "there is no input 0 among 0" in ended.err
+
+
+def test_what_others_wrote_is_not_overwritten(ask: Ask, tmp_path: Path) -> None:
+    """The query beside a certificate takes the place of an older query, and of nothing else."""
+    words = ("--norm", "2", "--certificate", tmp_path / "p.onnxcert", "--eps")
+    spec = tmp_path / "p.vnnlib"
+    spec.write_text("; mine\n")
+    ended = ask(*words, "0.1")
+    assert (ended.code, ended.out) == (2, "")
+    assert "would overwrite a file" in ended.err
+    assert spec.read_text() == "; mine\n"
+    assert not (tmp_path / "p.onnxcert").exists()
+    assert ask(*words, "0.1", "--save-spec", spec).out == "unsat\n"
+    first = spec.read_text()
+    assert ask(*words, "0.2").out == "unsat\n"
+    assert spec.read_text() != first
+
+
+@pytest.mark.parametrize("path", ["", "/", ".."])
+def test_certificates_without_a_name(ask: Ask, path: str) -> None:
+    ended = ask("--norm", "2", "--eps", "0.1", "--certificate", path)
+    assert (ended.code, ended.out) == (2, "")
+    assert "the output file is a folder" in ended.err
+
+
+def test_nothing_lies_beside_a_device(ask: Ask, tmp_path: Path) -> None:
+    device = tmp_path / "null"
+    device.symlink_to("/dev/null")
+    assert ask("--norm", "2", "--eps", "0.1", "--certificate", device).out == "unsat\n"
+    assert not (tmp_path / "null.vnnlib").exists()
+
+
+def test_models_without_a_class(call: Call, tmp_path: Path) -> None:
+    one, huge = dense([2, 1], 0), dense([2, 2], 0)
+    for tensor in huge.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(1e38 * numpy_helper.to_array(tensor), tensor.name))
+    np.save(tmp_path / "x.npy", np.array([1e300, 0.0]))
+    for name, model, code, message in (
+        ("one", one, 2, "a model with one output has no classes"),
+        ("huge", huge, 3, "the model's outputs at the input are not finite"),
+    ):
+        onnx.save(model, tmp_path / name)
+        words = ("--norm", "2", "--eps", "0.1", "--input", tmp_path / "x.npy")
+        ended = call(tmp_path / name, *words)
+        assert (ended.code, ended.out) == (code, "")
+        assert message in ended.err
 
 
 def test_balls_in_code(files: Files) -> None:

@@ -109,6 +109,24 @@ def test_outputs_are_no_inputs(call: Call, model: Path, data: Path) -> None:
     assert data.read_bytes() == kept
 
 
+def test_outputs_are_neither_models_nor_other_outputs(
+    call: Call, model: Path, data: Path, tmp_path: Path
+) -> None:
+    kept, out = model.read_bytes(), tmp_path / "out.png"
+    for words in (
+        ("lipschitz", model, "--json", model),
+        ("lipschitz", model, "--certificate", model),
+        ("lipschitz", model, "--certificate", out, "--json", out),
+        ("gloro", model, "--eps", "0.1", "-o", model),
+        ("certify", model, "--data", data, "--eps", "0.1", "--out", out, "--plot", out),
+    ):
+        ended = call(*words)
+        assert (ended.code, ended.out) == (2, "")
+        assert "overwrite an input or another output" in ended.err
+    assert model.read_bytes() == kept
+    assert not out.exists()
+
+
 def test_the_curve_is_what_is_certified(model: Path, data: Path) -> None:
     """At every radius the share is that of certify, and it never rises."""
     x, labels = read_data(data)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
+import os
 import queue
+import signal
 import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Sequence
@@ -262,6 +266,47 @@ def test_a_child_that_ends_is_noticed() -> None:
     child.close()
 
 
+def test_what_is_no_message_is_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Bytes that make the reader of pickles raise whatever it likes: a name that is nowhere."""
+    source = "import sys; sys.stdout.buffer.write(b'cnowhere\\nname\\n.')"
+    (tmp_path / "babbler.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    child = Child("babbler")
+    with pytest.raises(EOFError):
+        child.answer(30.0)
+    child.close()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_busy_child_ends_with_its_parent(tmp_path: Path) -> None:
+    """It holds a lock as long as it lives; what it does would take a minute."""
+    (tmp_path / "busy.py").write_text(
+        "import fcntl, pathlib, sys, time\n"
+        "from onnxcert.processes import end_with_parent, write\n"
+        "end_with_parent()\n"
+        f"folder = pathlib.Path({str(tmp_path)!r})\n"
+        "lock = (folder / 'lock').open('w')\n"
+        "fcntl.flock(lock, fcntl.LOCK_EX)\n"
+        "write(sys.stdout.buffer, 'busy')\n"
+        "time.sleep(60.0)\n"
+        "(folder / 'done').touch()\n"
+    )
+    (tmp_path / "parent.py").write_text(
+        "import os\n"
+        "from onnxcert.processes import Child\n"
+        "assert Child('busy').answer(60.0) == 'busy'\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    parent = subprocess.run([sys.executable, tmp_path / "parent.py"], env=environment, check=False)
+    assert parent.returncode == -signal.SIGKILL
+    with (tmp_path / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    assert not (tmp_path / "done").exists()
+
+
 def test_idle_processors_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxcert.processes.os.sched_getaffinity", lambda process: {0, 1})
     statistics, clock = tmp_path / "stat", [100.0]
@@ -274,6 +319,22 @@ def test_idle_processors_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyP
     clock[0] += 2.0
     statistics.write_text(line.format("", 9, 9) + line.format(0, 150, 25) + line.format(2, 99, 0))
     assert idle.count() == pytest.approx(0.6)
+    limits = tmp_path / "limits"
+    monkeypatch.setattr("onnxcert.processes._LIMITS", limits)
+    monkeypatch.setattr("onnxcert.processes.time.process_time", lambda: 0.0)
+    idle._used = -1.0  # half a processor
+    (limits / "cpu").mkdir(parents=True)
+    (limits / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    for file, text, count in (
+        ("cpu/cpu.cfs_quota_us", "-1\n", 0.6),
+        ("cpu/cpu.cfs_quota_us", "80000\n", 0.3),
+        ("cpu.max", "max 100000\n", 0.6),
+        ("cpu.max", "90000 100000\n", 0.4),
+        ("cpu.max", "20000 100000\n", 0.0),
+        ("cpu.max", "300000 100000\n", 0.6),
+    ):
+        (limits / file).write_text(text)
+        assert idle.count() == pytest.approx(count)
     statistics.unlink()
     assert idle.count() == 0.0
     assert IdleProcessors().count() == 0.0

@@ -77,7 +77,7 @@ def test_one_output_cannot_be_misclassified() -> None:
         (lambda: box(["a"], [1]), "not a number"),
         (lambda: box([True], [1]), "not a number"),
         (lambda: linf_ball([0], -1), "the radius is negative"),
-        (lambda: linf_ball([5], 1, domain=(0, 1)), "the box is empty"),
+        (lambda: linf_ball([5], 1, domain=(0, 1)), "nothing is left of the ball"),
         (lambda: box([0], [1]).unsafe([[1], [2]], [0]), "do not fit together"),
         (lambda: box([0], [1]).to_query([(2,)], [(1,)]), "has 1 inputs, the model has 2"),
         (lambda: linf_ball([0], 1, label=3).to_query([(1,)], [(3,)]), "label 3 is not among"),
@@ -120,5 +120,5 @@ def test_euclidean_balls_are_exact() -> None:
     assert "with squares of inputs" in describe(query)
     with pytest.raises(UsageError, match="radius is negative"):
         l2_ball([0.5], -1)
-    with pytest.raises(UsageError, match="the box is empty"):
+    with pytest.raises(UsageError, match="nothing is left of the ball in the domain"):
         l2_ball([0.5], 0.25, domain=(1, 2))
