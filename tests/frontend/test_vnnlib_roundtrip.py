@@ -61,6 +61,9 @@ def evaluate(node: Any, point: dict[str, np.ndarray]) -> Any:
         return Fraction(float(point[node.name][tuple(node.indices)]))
     if kind == "Float":
         return Fraction(node.lexeme)
+    if kind == "Minus":
+        head, rest = evaluate(node.head, point), [evaluate(part, point) for part in node.rest]
+        return head - sum(rest) if rest else -head
     values = [evaluate(child, point) for child in node.args]
     assert kind in ("Plus", "Multiply"), kind
     total = values[0]
