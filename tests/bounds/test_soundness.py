@@ -232,7 +232,7 @@ def test_narrow_rows_through_convolutions(data: st.DataObject) -> None:
     lower = pull_back_units(bounds.relaxation, graph.output, index, 1.0)
     rows = np.eye(graph.output_size)[index]
     wide = pull_back(bounds.relaxation, graph.output, rows).lower
-    # Both charge their roundings, which differ; they are as large as the values on the way make them.
+    # Both charge their roundings, which differ, and are as large as the values on the way.
     boxes = bounds.boxes.values()
     largest = max(float(abs(side).max()) for box in boxes for side in (box.lower, box.upper))
     atol = 1e-9 * (1.0 + abs(wide).max()) + 1e-12 * largest
