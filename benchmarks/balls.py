@@ -10,8 +10,9 @@ the ball that lie in [0, 1]. Of the images that a model classifies rightly, a li
 
 ball: certified by linear bounds over the ball alone, without the domain. better: for each linear
 form the better of its bounds over the ball and over the box. both: for their intersection, as
-`onnxcert.bounds.balls` does. unsat, sat: answers of the verifier in ``--seconds``, each unsat with
-a certificate that the checker has accepted, each sat replayed. CPU seconds, ``OMP_NUM_THREADS=1``.
+`onnxcert.sets.Ball.divide` does. unsat, sat: answers of the verifier in ``--seconds``, each
+unsat with a certificate that the checker has accepted, each sat replayed. CPU seconds,
+``OMP_NUM_THREADS=1``.
 
 regions: the largest ellipsoids, without and with the domain, each proved from its file: the mean of
 the logarithmic gain in mean axis over the best ball, as a factor, and the geometric mean axis.
@@ -30,13 +31,12 @@ import numpy as np
 
 from onnxcert import certify, l2_ball, largest_regions, load_model, verify
 from onnxcert.arrays import Array
-from onnxcert.bounds.balls import divide
 from onnxcert.region.regions import Status
 from onnxcert.sets import Ball
 
 
 def over_the_ball(ball: Ball, rows: Array) -> tuple[Array, Array]:
-    """In the place of `divide`: all of every form for the ellipsoid."""
+    """In the place of `Ball.divide`: all of every form for the ellipsoid."""
     return np.where(ball.axes[:, None] > 0, rows, 0.0), rows
 
 
@@ -45,7 +45,7 @@ def linear_shares(path: str, x: Array, y: Array, eps: float) -> list[str]:
     cells = []
     for domain, divides in ((None, True), ((0.0, 1.0), False), ((0.0, 1.0), True)):
         started = time.process_time()
-        with mock.patch("onnxcert.bounds.backward.divide", divide if divides else over_the_ball):
+        with mock.patch.object(Ball, "divide", Ball.divide if divides else over_the_ball):
             found = certify(path, x, y, eps=eps, method="backward", domain=domain)
         certified = round(float(found.certified[0]) * len(x))
         cells.append(f"{certified} ({time.process_time() - started:.1f} s)")

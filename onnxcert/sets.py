@@ -6,9 +6,17 @@ one broadcasts over any other, which is how bounds shared by all subproblems are
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Self
 
 from onnxcert.arrays import UNIT_ROUNDOFF, Array, Device, array_module, to_device
+
+_STEPS = 8
+"""Newton steps of `Ball.divide`; three to five are enough for most forms."""
+
+_CLOSE = 1e-9
+"""Relative change of all multipliers after which they are right."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +52,25 @@ class Box:
     def __len__(self) -> int:
         return len(self.lower)
 
-    def to(self, device: Device) -> Box:
-        """The same on a device."""
-        return Box(to_device(self.lower, device), to_device(self.upper, device))
+    def map(self, change: Callable[[Array], Array]) -> Self:
+        """The same set with every array of it changed."""
+        return type(self)(*(change(getattr(self, part.name)) for part in fields(self)))
 
-    def take(self, index: Array) -> Box:
+    def to(self, device: Device) -> Self:
+        """The same on a device."""
+        return self.map(lambda part: to_device(part, device))
+
+    def take(self, index: Array) -> Self:
         """Those subproblems."""
-        return Box(self.lower[index], self.upper[index])
+        return self.map(lambda part: part[index])
+
+    def within(self, box: Box) -> Box:
+        """What is left of the set if its faces are those of a box."""
+        return box
+
+    def minimiser(self, rows: Array) -> Array:
+        """Where linear forms (B, n) are least, one over each set: (B, n)."""
+        return array_module(rows).where(rows >= 0, self.lower, self.upper)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -84,11 +104,6 @@ class Ball(Box):
         room = 1.0 + 2.0 * (nearest.shape[1] + 16) * UNIT_ROUNDOFF
         return super().empty | (self.norm(nearest) > room)  # type: ignore[no-any-return]
 
-    def to(self, device: Device) -> Ball:
-        """The same on a device."""
-        parts = self.lower, self.upper, self.center, self.axes
-        return Ball(*(to_device(part, device) for part in parts))
-
     def within(self, box: Box) -> Ball:
         """The same ellipsoid in other boxes."""
         return Ball(box.lower, box.upper, self.center, self.axes)
@@ -96,11 +111,6 @@ class Ball(Box):
     def intersect(self, other: Box) -> Ball:
         """The part of it in another box."""
         return self.within(super().intersect(other))
-
-    def take(self, index: Array) -> Ball:
-        """Those subproblems."""
-        parts = self.lower, self.upper, self.center, self.axes
-        return Ball(*(part[index] for part in parts))
 
     def norm(self, points: Array) -> Array:
         """The norm of points (B, n) that is one on the ellipsoid and zero at its centre, (B,)."""
@@ -113,6 +123,73 @@ class Ball(Box):
         """Points (B, n) whose distances from the centre are divided by factors (B,)."""
         moved = self.center + (points - self.center) / factor[:, None]
         return array_module(points).where(self.axes > 0, moved, points)  # type: ignore[no-any-return]
+
+    def minimiser(self, rows: Array) -> Array:
+        """Where linear forms (B, n) are least, one over each set: (B, n)."""
+        return self.divide(rows[:, None])[1][:, 0]
+
+    def divide(self, rows: Array) -> tuple[Array, Array]:
+        """Cut linear forms into a part for the box and one for the ellipsoid.
+
+        A form p is cut into two, p = a + b, and
+
+            min p . x  >=  min over the box of a . x  +  min over the ellipsoid of b . x
+                       =   a . m - |a| . r  +  b . c - |b * s|
+
+        with middle m and half width r of the box, centre c and semi-axes s. This holds for any b,
+        so that how b was found needs no care about rounding. Lagrangian duality says which b is
+        best. With a multiplier 1 / (2 mu) for the ellipsoid the least point is, in units of the
+        semi-axes, ``y = clip(-mu p s, L, U)``, where L and U are the faces of the box seen from the
+        centre; then b is p where nothing is clipped and ``-y / (mu s)`` where something is; and mu
+        is right when |y| = 1.
+
+        As a function of mu^2, |y|^2 is concave while the centre lies in the box, so that Newton's
+        method from the left, ``mu = 1 / |p s|``, the multiplier for the ellipsoid alone, never
+        overshoots and only adds to what is clipped. Half of the directions of an image that is
+        black at most pixels lead out of the box of pixels, which is worth a root of two.
+
+        Args:
+            rows: (B, R, n).
+
+        Returns:
+            The parts b for the ellipsoid and the points where the forms are least, (B, R, n) each.
+        """
+        xp = array_module(rows)
+        axes = self.axes[:, None]
+        inside = axes > 0
+        unit = xp.where(inside, axes, 1.0)
+        low, high = (
+            xp.where(inside, (face - self.center)[:, None] / unit, 0.0)
+            for face in (self.lower, self.upper)
+        )
+        scaled = rows * axes
+        square = scaled * scaled
+        length = xp.sqrt(square.sum(axis=2, keepdims=True))
+        multiplier = 1.0 / xp.where(length > 0, length, 1.0)
+        for _ in range(_STEPS):
+            away = -multiplier * scaled
+            point = xp.clip(away, low, high)
+            free = point == away
+            if free.all():
+                break
+            left = 1.0 - xp.where(free, 0.0, point * point).sum(axis=2, keepdims=True)
+            moving = xp.where(free, square, 0.0).sum(axis=2, keepdims=True)
+            usable = (left > 0) & (moving > 0)
+            found = xp.sqrt(xp.where(usable, left / xp.where(usable, moving, 1.0), 0.0))
+            larger = xp.maximum(multiplier, found)
+            done = bool((larger <= multiplier * (1.0 + _CLOSE)).all())
+            multiplier = larger
+            if done:
+                break
+        away = -multiplier * scaled
+        point = xp.clip(away, low, high)
+        free = point == away
+        part = xp.where(free, rows, -point / (multiplier * unit))
+        # Where a corner of the box lies in the ellipsoid, that has no part in it.
+        part = xp.where(xp.where(free, square, 0.0).sum(axis=2, keepdims=True) > 0, part, 0.0)
+        corner = xp.where(rows >= 0, self.lower[:, None], self.upper[:, None])
+        least = xp.where(inside, self.center[:, None] + axes * point, corner)
+        return xp.where(inside, part, 0.0), least
 
 
 @dataclass(frozen=True)

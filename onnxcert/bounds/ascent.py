@@ -20,7 +20,6 @@ from dataclasses import dataclass
 
 from onnxcert.arrays import Array, array_module, concatenate
 from onnxcert.bounds.backward import Pulled, pull_back
-from onnxcert.bounds.balls import minimiser
 from onnxcert.bounds.optimised import Forms, FreeCurve, FreeRelaxation, round_down
 from onnxcert.graph import Graph
 from onnxcert.ops.base import Elementwise
@@ -145,7 +144,7 @@ def _move(
     parts = [(abs(row) * boxes[n].magnitude).max(axis=1, keepdims=True) for n, row in rows.items()]
     least = _NOTHING * xp.max(xp.stack(parts), axis=0)
     if isinstance(box, Ball):
-        point = minimiser(box, pulled.coefficients[:, 0])
+        point = box.minimiser(pulled.coefficients[:, 0])
     else:
         radius = 0.5 * (box.upper - box.lower)
         point = 0.5 * (box.lower + box.upper)

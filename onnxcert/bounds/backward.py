@@ -27,7 +27,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module
-from onnxcert.bounds.balls import divide
 from onnxcert.bounds.execution import execution_error
 from onnxcert.graph import Graph, Node
 from onnxcert.ops.base import TINY, Affine, Elementwise, gamma
@@ -342,7 +341,7 @@ class _Pass:
         What the box is charged with rounding covers that of the difference of the rows.
         """
         xp = array_module(rows)
-        share, _ = divide(ball, rows)
+        share, _ = ball.divide(rows)
         rest = rows - share
         center, radius = self.relaxation.center_and_radius
         self.charge(rest, center)

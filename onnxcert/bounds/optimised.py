@@ -31,7 +31,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module
-from onnxcert.bounds import balls
 from onnxcert.bounds.backward import Curve, Multipliers, Pulled, Relaxation, pull_back
 from onnxcert.bounds.hints import round_multipliers, round_positions
 from onnxcert.graph import Graph, Node
@@ -572,7 +571,7 @@ def optimise(
         )
         lower = pulled.lower[:, 0] + constant
         variables.keep_better(round_down(lower))
-        minimiser = balls.minimiser(relaxation.box, pulled.coefficients[:, 0])
+        minimiser = relaxation.box.minimiser(pulled.coefficients[:, 0])
         if number == steps or bool((variables.lower > 0.0).all()) or expired():
             break
         _step(free, forms, target, pulled, minimiser, variables, splits, number)

@@ -27,7 +27,7 @@ from onnxcert.bounds.optimised import FreeCurve, FreeRelaxation
 from onnxcert.graph import Graph, Node
 from onnxcert.ops import Relu, Select
 from onnxcert.ops.base import Affine, Elementwise, Operator
-from onnxcert.sets import Ball, Box
+from onnxcert.sets import Box
 
 _WORTHWHILE = 0.7
 """Patches are used where their passes take less than this share of the work of whole images."""
@@ -151,10 +151,7 @@ class View:
 
     def box(self, name: str, box: Box) -> Box:
         """The part of a box; of an ellipsoid, which casts one as its shadow."""
-        if isinstance(box, Ball):
-            sides = box.lower, box.upper, box.center, box.axes
-            return Ball(*(self.pick(name, side) for side in sides))
-        return Box(self.pick(name, box.lower), self.pick(name, box.upper))
+        return box.map(lambda side: self.pick(name, side))
 
     def relaxation(self, whole: Relaxation) -> Relaxation:
         """The relaxation of the patches, one subproblem each."""

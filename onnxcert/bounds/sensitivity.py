@@ -16,8 +16,8 @@ the positions of free slopes fall out of the same pass: that is alpha-CROWN (Xu 
 slopes that all rows of one layer share.
 
 Over an ellipsoid the derivative by a semi-axis a_i follows from the Lagrangian: with the share b of
-the form that the ellipsoid bounds (`onnxcert.bounds.balls`) it is ``b_i (x*_i - c_i) / a_i``. Faces
-that touch the ellipsoid move with the axis, each by half of it; those that cut it stay.
+the form that the ellipsoid bounds (`onnxcert.sets.Ball.divide`) it is ``b_i (x*_i - c_i) / a_i``.
+Faces that touch the ellipsoid move with the axis, each by half of it; those that cut it stay.
 
 Where an interval bound is better than the backward row, it is what is differentiated. Derivatives
 of lines and of intervals of curves are central differences of a thousandth of the width, entry by
@@ -32,7 +32,6 @@ from dataclasses import dataclass, field, replace
 
 from onnxcert.arrays import Array, array_module
 from onnxcert.bounds.backward import Pulled, Relaxation, pull_back, pull_units, unstable_neurons
-from onnxcert.bounds.balls import divide
 from onnxcert.bounds.crown import CHUNK_NUMBERS
 from onnxcert.bounds.execution import enclose
 from onnxcert.bounds.optimised import FreeRelaxation, round_down
@@ -407,7 +406,7 @@ class _Gains:
         xp = array_module(self.weights)
         coefficients = self.pulled.coefficients
         if isinstance(box, Ball):
-            share, points = divide(box, coefficients)
+            share, points = box.divide(coefficients)
             axes = box.axes[:, None]
             away = xp.where(
                 axes > 0, (points - box.center[:, None]) / xp.maximum(axes, 1e-290), 0.0

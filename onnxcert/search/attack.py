@@ -9,13 +9,11 @@ narrow witnesses hide inside. Gradients come from the operators' own transposes 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from onnxcert.arrays import Array, array_module, to_host
-from onnxcert.bounds.balls import minimiser
 from onnxcert.graph import Graph
 from onnxcert.search.candidates import Candidates
 from onnxcert.search.deadline import Deadline
@@ -65,7 +63,7 @@ class GradientAttack:
         x = _starts(inputs, rng, points)
         xp = array_module(candidates.cases.offset)
         x = xp.asarray(x, dtype=self.precision)
-        move = _Moves(inputs, xp, self.precision)
+        inside = inputs.map(lambda part: xp.asarray(part, dtype=self.precision))
         case_column = xp.asarray(cases)[:, None]
         forms = candidates.cases.forms(case_column)
         rows = forms.rows.astype(self.precision)
@@ -97,7 +95,7 @@ class GradientAttack:
                 if found:
                     return found
             step = _FIRST_STEP * decay**number
-            x = move(x, gradient, step)
+            x = _moved(inside, x, gradient, step)
         final = xp.concatenate([best, x])
         return candidates.test(final, xp.concatenate([case_column, case_column]))
 
@@ -193,22 +191,13 @@ class Falsifier:
             self._longest = max(self._longest, seconds)
 
 
-class _Moves:
-    """Steps against a gradient that stay within sets of inputs (R of them)."""
-
-    def __init__(self, inputs: Box, xp: Any, precision: type[np.floating]) -> None:
-        names = [part.name for part in fields(inputs)]
-        parts = [xp.asarray(getattr(inputs, name), dtype=precision) for name in names]
-        self.xp, self.inputs = xp, type(inputs)(*parts)
-
-    def __call__(self, x: Array, gradient: Array, step: float) -> Array:
-        """Points (R, n) after a step, given as a share of the width."""
-        inputs, xp = self.inputs, self.xp
-        if isinstance(inputs, Ball):
-            return x + 2.0 * step * (minimiser(inputs, gradient) - x)
-        width = inputs.upper - inputs.lower
-        moved: Array = xp.clip(x - step * width * xp.sign(gradient), inputs.lower, inputs.upper)
-        return moved
+def _moved(inputs: Box, x: Array, gradient: Array, step: float) -> Array:
+    """Points (R, n) after a step against gradients, given as a share of the width of their set."""
+    if isinstance(inputs, Ball):
+        return x + 2.0 * step * (inputs.minimiser(gradient) - x)
+    width, xp = inputs.upper - inputs.lower, array_module(x)
+    moved: Array = xp.clip(x - step * width * xp.sign(gradient), inputs.lower, inputs.upper)
+    return moved
 
 
 def _starts(inputs: Box, rng: np.random.Generator, points: Array | None) -> Array:

@@ -29,7 +29,6 @@ import numpy as np
 
 from onnxcert.arrays import Array, IntArray, array_module, concatenate, to_host
 from onnxcert.bounds.ascent import Raised, raise_forms
-from onnxcert.bounds.balls import minimiser
 from onnxcert.bounds.crown import Bounds, crown_bounds
 from onnxcert.graph import Graph
 from onnxcert.proof.trace import NOTHING, InputTrees
@@ -295,7 +294,7 @@ class InputSplit(Brancher):
         steep[node[guide]] = steepness(
             bounds.relaxation, bounds.boxes, node[guide], raised.take(guide), self._varying(box)
         )
-        least = minimiser(box, found.coefficients[each, worst])
+        least = box.minimiser(found.coefficients[each, worst])
         open_cases = xp.where(refuted, -1, cases)
         # One row by itself needs no weight where the box is closed: a leaf is tried without it.
         noted = summed & ((found.weights.shape[2] > 1) | ~closed[:, None])

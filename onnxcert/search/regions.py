@@ -35,7 +35,7 @@ from onnxcert.search.cases import Cases
 from onnxcert.search.deadline import Deadline
 from onnxcert.search.frontier import Batch
 from onnxcert.search.neuron_split import NeuronSplit
-from onnxcert.sets import Ball, Box
+from onnxcert.sets import Box
 from onnxcert.verdict import Counterexample, Reason
 
 _log = logging.getLogger(__name__)
@@ -413,8 +413,7 @@ class RegionSearch:
         box = region.boxes[name]
         sides = box.lower.copy(), box.upper.copy()
         sides[sign < 0][0, neuron] = point
-        half = box.within(Box(*sides)) if isinstance(box, Ball) else Box(*sides)
-        boxes = dict(region.boxes) | {name: half}
+        boxes = dict(region.boxes) | {name: box.within(Box(*sides))}
         path = region.path.then(self._number(name, neuron), sign, point)
         return replace(region, boxes=boxes, path=path)
 

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from onnxcert.arrays import Array
 from onnxcert.bounds.backward import pull_back
-from onnxcert.bounds.balls import divide, minimiser
 from onnxcert.bounds.crown import crown_bounds, output_bounds
 from onnxcert.bounds.intermediate import tighten
 from onnxcert.bounds.optimised import Forms, FreeRelaxation, Start, optimise
@@ -50,7 +49,7 @@ def some_points(ball: Ball, rng: np.random.Generator, count: int = 6) -> list[tu
     found = []
     for number in range(len(ball)):
         part = ball.take(np.repeat(number, count))
-        x = minimiser(part, rng.normal(size=part.lower.shape))
+        x = part.minimiser(rng.normal(size=part.lower.shape))
         x[::2] = part.center[::2] + rng.random((len(x[::2]), 1)) * (x[::2] - part.center[::2])
         x = part.towards_center(x, np.maximum(part.norm(x), 1.0) * (1.0 + 1e-15))
         found += [(number, point) for point in x if contains(ball, number, point)]
@@ -62,7 +61,7 @@ def test_the_minimisers_are_in_the_sets(seed: int) -> None:
     rng = np.random.default_rng(seed)
     ball = random_ball(rng, int(rng.integers(1, 6)))
     rows = rng.normal(size=(2, 3, ball.lower.shape[1])) * (rng.random((2, 3, 1)) < 0.9)
-    share, points = divide(ball, rows)
+    share, points = ball.divide(rows)
     assert (share[ball.axes[:, None].repeat(3, axis=1) == 0] == 0).all()
     for row in range(3):
         assert (points[:, row] >= ball.lower - 1e-12).all()
@@ -77,7 +76,7 @@ def test_the_dual_has_no_gap(seed: int) -> None:
     size = int(rng.integers(1, 30))
     ball = random_ball(rng, size)
     rows = rng.normal(size=(2, 3, size))
-    share, points = divide(ball, rows)
+    share, points = ball.divide(rows)
     middle, width = 0.5 * (ball.lower + ball.upper), 0.5 * (ball.upper - ball.lower)
     bounds = []
     for part in (share, 0.0 * share):  # where the box alone decides, the share does not matter
@@ -94,7 +93,7 @@ def test_a_corner_and_an_arc() -> None:
     """In the plane: the disc of radius 1, of which only x >= -0.6 is left, and the row (1, 1)."""
     ball = Ball(np.array([[-0.6, -1.0]]), np.array([[1.0, 1.0]]), np.zeros((1, 2)), np.ones((1, 2)))
     rows = np.array([[[1.0, 1.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 0.0]]])
-    _, points = divide(ball, rows)
+    _, points = ball.divide(rows)
     assert points[0, :3] == pytest.approx(np.array([[-0.6, -0.8], [-0.6, 0.0], [1.0, 0.0]]))
     identity = Linear(np.eye(2), np.zeros(2))
     bounds = crown_bounds(_single(identity), ball)
