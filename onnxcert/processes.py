@@ -189,9 +189,14 @@ class IdleProcessors:
         self._since, self._used = time.monotonic(), time.process_time()
         self._before = _idle_seconds()
 
+    @property
+    def seconds(self) -> float:
+        """Wall time since that moment."""
+        return time.monotonic() - self._since
+
     def count(self) -> float:
         """The mean number; 0 where the system does not tell."""
-        seconds, now = time.monotonic() - self._since, _idle_seconds()
+        seconds, now = self.seconds, _idle_seconds()
         if self._before is None or now is None or seconds <= 0:
             return 0.0
         left = _allowed() - (time.process_time() - self._used) / seconds

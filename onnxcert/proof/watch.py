@@ -11,10 +11,8 @@ Messages are pickled tuples on pipes; the child is started by ``python -m onnxce
 from __future__ import annotations
 
 import logging
-import math
 import queue
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -223,8 +221,7 @@ class Watch:
         self._begin = begin
         self._waiting: list[tuple[Any, ...]] = []
         self._child: Child | None = None
-        self._idle = IdleProcessors()
-        self._began = math.inf
+        self._idle: IdleProcessors | None = None
         self._closed = False
         self._trees: dict[int, int] = {}
 
@@ -249,12 +246,11 @@ class Watch:
             self._child.tell(message)
             return
         self._waiting.append(message)
-        if self._began == math.inf:
-            self._began, self._idle = time.monotonic(), IdleProcessors()
-        waited = time.monotonic() - self._began
-        if waited > _PATIENCE and self._idle.count() > _IDLE_ENOUGH:
+        self._idle = self._idle or IdleProcessors()
+        if self._idle.seconds > _PATIENCE and self._idle.count() > _IDLE_ENOUGH:
             self._start()
-        elif waited > _LONGEST_WAIT:  # what is kept grows, and a late child would only lag behind
+        elif self._idle.seconds > _LONGEST_WAIT:
+            # What is kept grows, and a late child would only lag behind.
             self.close()
             self._waiting.clear()
 

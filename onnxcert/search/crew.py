@@ -19,7 +19,6 @@ from __future__ import annotations
 import logging
 import math
 import queue
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -160,7 +159,7 @@ class Crew:
     ) -> None:
         self._brief, self._replay, self._most = brief, replay, most
         self._members: list[_Member] = []
-        self._began, self._idle = time.monotonic(), IdleProcessors()
+        self._idle = IdleProcessors()
         self._staffed = False
         self.found: Counterexample | None = None
         self.reserved = False
@@ -180,11 +179,11 @@ class Crew:
     @property
     def vacancies(self) -> int:
         """How many tasks can be handed out; starts children once it is time."""
-        if not self._staffed and time.monotonic() - self._began > _PATIENCE:
+        if not self._staffed and self._idle.seconds > _PATIENCE:
             count = int(min(self._idle.count() + _SPARE, self._most))
             self._staffed = count > 0
             self._staff(count)
-            self._began, self._idle = time.monotonic(), IdleProcessors()
+            self._idle = IdleProcessors()
         return sum(_AHEAD - len(member.tasks) for member in self._members)
 
     def submit(self, task: Subtrees | Region, done: Done) -> None:
