@@ -68,6 +68,25 @@ def check_output(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLik
     check_writable(path)
 
 
+def check_outputs(
+    paths: Iterable[str | os.PathLike[str] | None], inputs: Iterable[str | os.PathLike[str] | None]
+) -> None:
+    """Find out before a long run that each of several results has a place of its own.
+
+    Args:
+        paths: where results go, in the order in which they are written; None for nowhere.
+        inputs: what is read; None for nothing.
+
+    Raises:
+        UsageError: as `check_output`.
+    """
+    taken = [path for path in inputs if path is not None]
+    for path in paths:
+        if path is not None:
+            check_output(path, taken)
+            taken.append(path)
+
+
 def make_folder(path: str | os.PathLike[str]) -> None:
     """Make a folder and those above it, where they are missing, and see that it takes files.
 

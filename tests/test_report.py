@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from onnxcert.errors import UnsupportedSpec, UsageError
-from onnxcert.files import check_writable, write_file
+from onnxcert.files import check_outputs, check_writable, write_file
 from onnxcert.report import (
     error_record,
     is_certified,
@@ -141,6 +141,19 @@ def test_check_leaves_nothing_behind(tmp_path: Path) -> None:
         check_writable(tmp_path)
     with pytest.raises(UsageError, match="cannot be written"):
         check_writable(tmp_path / "no" / "file")
+
+
+def test_every_output_has_a_place_of_its_own(tmp_path: Path) -> None:
+    model, one, other = tmp_path / "model", tmp_path / "one", tmp_path / "other"
+    model.touch()
+    (tmp_path / "link").symlink_to(one)
+    check_outputs((None, one, other), (None, model))
+    for paths in ((one, model), (one, None, one), (one, tmp_path / "link")):
+        with pytest.raises(UsageError, match="an input or another output"):
+            check_outputs(paths, (None, model))
+    with pytest.raises(UsageError, match="cannot be written"):
+        check_outputs((one, tmp_path / "no" / "file"), ())
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "link"}
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everything")

@@ -87,12 +87,9 @@ def run(words: Sequence[str], console: Console, clock: Clock) -> int:
 
 def _check_outputs(options: argparse.Namespace) -> None:
     """Find out now, not after the work, that results have no place to go."""
-    from onnxcert.files import check_output
+    from onnxcert.files import check_outputs
 
-    taken = [options.model, options.data]
-    for path in filter(None, (options.out, options.plot)):
-        check_output(path, taken)
-        taken.append(path)
+    check_outputs((options.out, options.plot), (options.model, options.data))
     if options.plot is not None:
         from onnxcert.pictures import check_format
 

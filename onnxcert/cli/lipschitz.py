@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -48,7 +47,9 @@ def run(words: Sequence[str], console: Console, clock: Clock) -> int:
     if options is None:
         return 0
     console.configure(options.verbosity)
-    _check_outputs(options)
+    from onnxcert.files import check_outputs
+
+    check_outputs((options.certificate, options.json), (options.model,))
     from onnxcert.continuity.bound import lipschitz
 
     bound = lipschitz(
@@ -66,17 +67,6 @@ def run(words: Sequence[str], console: Console, clock: Clock) -> int:
 
         write_file(options.json, to_json(lipschitz_record(bound)))
     return 0
-
-
-def _check_outputs(options: argparse.Namespace) -> None:
-    """Find out now, not after the work, that results have no place to go."""
-    from onnxcert.files import check_output
-
-    taken = [options.model]
-    for path in (options.certificate, options.json):
-        if path is not None:
-            check_output(path, taken)
-            taken.append(path)
 
 
 def add_bound_options(parser: arguments.Parser) -> None:

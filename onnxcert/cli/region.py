@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +29,9 @@ line, whatever it says.
 """
 
 EXIT_INTERRUPTED = 130
+
+_RECORD = "regions.json"
+"""In the folder of --out: what all boxes have in common."""
 
 _NAMED = 8
 """Inputs that a remark names; of more it gives the number."""
@@ -217,7 +219,7 @@ class _Search:
             hidden = ("verbosity", "similarity", "model")
             chosen = {k: v for k, v in vars(options).items() if k not in hidden}
             record = regions_record(options.model, self.regions, chosen)
-            write_file(Path(options.out) / "regions.json", to_json(record))
+            write_file(Path(options.out) / _RECORD, to_json(record))
         boxes = {n: region.widths for n, region in self.regions.items() if region.found}
         if options.plot is not None and boxes:
             from onnxcert.region.plot import draw
@@ -282,20 +284,18 @@ def _points(
 
 def _check_outputs(options: argparse.Namespace) -> None:
     """Find out now, not after the search, that boxes or their picture have no place to go."""
-    from onnxcert.files import check_writable, make_folder
+    from onnxcert.files import check_outputs, make_folder
 
+    record = None
     if options.out is not None:
         make_folder(options.out)
-        check_writable(Path(options.out) / "regions.json")
+        record = Path(options.out) / _RECORD
+    files = (options.model, options.input, options.spec, options.freeze, options.weights)
+    check_outputs((record, options.plot), (*files, *(options.domain or ())))
     if options.plot is not None:
         from onnxcert.pictures import check_format
 
-        files = (options.model, options.input, options.spec, options.freeze, options.weights)
-        inputs = [*filter(None, files), *(options.domain or ())]
-        if os.path.realpath(options.plot) in map(os.path.realpath, inputs):
-            raise UsageError("--plot would overwrite an input", place=options.plot)
         check_format(options.plot)
-        check_writable(options.plot)
 
 
 def page(regions: Mapping[int, Region]) -> str:

@@ -27,12 +27,10 @@ def run(words: Sequence[str], console: Console, clock: Clock) -> int:
     if options is None:
         return 0
     console.configure(options.verbosity)
-    from onnxcert.files import check_output, write_file
+    from onnxcert.files import check_outputs, write_file
 
     inputs = [path for path in (options.data, options.test) if path is not None]
-    check_output(options.out, inputs)
-    if options.state is not None:
-        check_output(options.state, [*inputs, options.out])
+    check_outputs((options.out, options.state), inputs)
     from onnxcert.cli.certify import certification_page
     from onnxcert.continuity.certified import read_data
     from onnxcert.errors import InputError

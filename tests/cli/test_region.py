@@ -102,6 +102,9 @@ def test_files_of_options(call: Call, images: Path, tmp_path: Path) -> None:
     assert (widths[:, 60:].sum(axis=0) > 0).all()
 
 
+SAME = ("--out", "EMPTY", "--plot", "EMPTY/regions.json")
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
@@ -118,6 +121,7 @@ def test_files_of_options(call: Call, images: Path, tmp_path: Path) -> None:
         (["MODEL", "--input", "IMAGES", "--domain", "1", "-1e-3"], 2, "empty"),
         (["--input", "IMAGES", "--domain", "0", "1", "MODEL"], 2, "MODEL comes before --domain"),
         (["MODEL", "--input", "IMAGES", "--plot", "MODEL"], 2, "would overwrite an input"),
+        (["MODEL", "--input", "IMAGES", *SAME], 2, "would overwrite an input or another output"),
         (["MODEL", "--input", "IMAGES", "--margin", "-1"], 2, "from 0"),
         (["MODEL", "--input", "IMAGES", "--symmetric", "--grow", "1"], 2, "free widths grow"),
         (["MODEL", "--input", "IMAGES", "--freeze", "IMAGES"], 2, "192 numbers for 64 inputs"),
@@ -134,6 +138,7 @@ def test_calls_that_fail(
         "IMAGES": str(images),
         "MISSING": str(tmp_path / "missing.npy"),
         "EMPTY": str(tmp_path),
+        "EMPTY/regions.json": str(tmp_path / "regions.json"),
     }
     ended = call("region", *(places.get(word, word) for word in words))
     assert ended.code == code
