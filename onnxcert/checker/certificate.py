@@ -155,12 +155,13 @@ class Session:
         auditor = Auditor(bounder, audit, int((arrays["op"] == 0).sum()))
         group = Group(bounder, header["layers"], stream, auditor, jobs, refused, expired, known)
         headers = stream.take("group", len(arrays["group"]))
+        if (headers[:, 0] == 3).sum() > 1:
+            raise Rejected("R14", "group", "constants are used by more than one group")
         numbers = [stream.take("case", row[1]).astype(np.int64) for row in headers.tolist()]
         owner = np.full(sum(map(len, numbers)), -1)
         for g, members in enumerate(numbers):
-            inherited = (
-                headers[g, 0] == 2
-            )  # the cases of a half of a region are those of the region
+            # The cases of a half of a region are those of the region.
+            inherited = headers[g, 0] == 2
             if (
                 (len(members) == 0) != inherited
                 or (np.diff(members) <= 0).any()

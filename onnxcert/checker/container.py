@@ -29,8 +29,8 @@
     multiplier     uint16         per leaf of a neuron group: one for each split above, root first
     weight         uint16         per entry of ``combine`` and per leaf of a neuron group: one for
                                   each row of the case
-    constant       float64        per group of kind 3: a weight for each input, then multipliers as
-                                  in a file of constants; may be missing if there is no such group
+    constant       float64        for the group of kind 3: a weight for each input, then multipliers
+                                  as in a file of constants; may be missing without such a group
     x<i>           the type of input i, sat only: a witness
 
 and of a file with the verdict lipschitz, all float64, see rule R14::
@@ -54,7 +54,8 @@ where a line from the far end touches it, to the outer end of the interval. Mult
 are the upper 16 bits of a binary32.
 A neuron is a label and a position: see `onnxcert.checker.model`.
 
-A group of kind 3 has no trees: Lipschitz constants refute its cases (rule R14).
+A group of kind 3 has no trees: Lipschitz constants refute its cases (rule R14). There is one at
+most, for all cases that they refute: every other one would cost a factorisation again.
 
 Everything is a hint or a decision, or the claim itself; no bound is believed. What is missing, left
 over, of another type, or unknown makes the file invalid.

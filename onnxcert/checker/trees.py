@@ -241,7 +241,7 @@ class Group:
     def _by_constants(
         self, cases: Sequence[Case], counts: tuple[int, int, int, int], place: int
     ) -> None:
-        """Rule R14 for all cases of a group."""
+        """Rule R14 for all cases of the one group that rests on constants."""
         if any(counts):
             raise Rejected("container", f"group {place}", "counts that do not fit its kind")
         if self.bounder.executed:

@@ -113,6 +113,9 @@ def _accepted() -> Iterator[Entry]:
     yield Entry(
         "accepted", "decimal", "tenth", it, "exact-replay, ort-replay", text, certificate("1/10")
     )
+    it, certificate_of = _by_constants()
+    text = "cases far from the boundary, as Lipschitz constants know"
+    yield Entry("accepted", "constants", "constants", it, REAL, text, certificate_of(1))
     nothing = _relu(-0.5)
     text = "one leaf, refuted by plain bounds"
     yield Entry(
@@ -143,6 +146,22 @@ def _tenth() -> tuple[Instance, Callable[[str], bytes]]:
             **hashes(it),
         }
         return container.pack(header, {"x0": np.array([[0.1]], np.float32)})
+
+    return it, certificate
+
+
+def _by_constants() -> tuple[Instance, Callable[[int], bytes]]:
+    """relu(x) <= -2 or relu(x) >= 5 in [-1, 1], and certificates by the number of groups."""
+    box = [-1.0], [1.0]
+    it = Instance(_relu(0.0).model, spec((*box, [([1], -2)]), (*box, [([-1], -5)])))
+
+    def certificate(groups: int) -> bytes:
+        arrays = {
+            "group": [[3, 2 // groups, 0, 0, 0, 0]] * groups,
+            "case": [0, 1],
+            "constant": [1.0, 1.0] * groups,
+        }
+        return by_hand(it, arrays)
 
     return it, certificate
 
@@ -252,6 +271,9 @@ def _rejected() -> Iterator[Entry]:
         "weights of two rows are exchanged",
         edited(old, _other_row),
     )
+    it, by_constants = _by_constants()
+    text = "as many factorisations as groups"
+    yield Entry("rejected", "constants_twice", "constants", it, "R14", text, by_constants(2))
     for name in ("inputs", "neurons", "sigmoid", "combined"):
         it = made(name)
         certificate = bound_to(it.sibling, it.certificate)

@@ -226,7 +226,8 @@ def by_hand(
     """A certificate of given arrays; without any, that plain bounds refute the only case."""
     arrays = arrays or {"group": [[0, 1, 1, 0, 0, 0]], "case": [0], "op": [0]}
     full = {n: np.zeros((0, w) if w else 0, kind) for n, (kind, w) in container.ARRAYS.items()}
-    full |= {n: np.asarray(a, container.ARRAYS[n][0]) for n, a in arrays.items()}
+    known = container.ARRAYS | container.EXTRA
+    full |= {n: np.asarray(a, known[n][0]) for n, a in arrays.items()}
     header = {
         "format": container.FORMAT,
         "verdict": "unsat",

@@ -186,6 +186,12 @@ def test_groups_of_constants(proved: tuple[Session, bytes]) -> None:
         header["semantics"] = "ieee32-any-order"
 
     assert rule(proved, executed) == "R14"
+
+    def twice(header: dict[str, Any], arrays: dict[str, Array]) -> None:
+        arrays["group"] = np.array([[3, 1, 0, 0, 0, 0], [3, 2, 0, 0, 0, 0]])
+        arrays["constant"] = np.tile(arrays["constant"], 2)
+
+    assert rule(proved, twice) == "R14"
     for cut in (slice(0, -1), slice(0, 0)):
 
         def short(header: dict[str, Any], arrays: dict[str, Array], cut: slice = cut) -> None:
