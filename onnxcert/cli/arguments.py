@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 from itertools import pairwise
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from onnxcert.errors import UsageError
 
@@ -69,6 +69,12 @@ class Parser(argparse.ArgumentParser):
             help="show the steps on stderr; twice for everything",
         )
         self.set_defaults(verbosity=0)
+
+    def add_domain(self, sentence: str, **more: Any) -> None:
+        """``--domain LOW HIGH``, the same for every input."""
+        self.add_argument(
+            "--domain", nargs=2, type=float, metavar=("LOW", "HIGH"), help=sentence, **more
+        )
 
     def add_run_options(self) -> None:
         """Options of the search and its proof, shared by ``verify`` and ``bench``."""

@@ -23,38 +23,7 @@ are classified as labelled and cannot change their class within it.
 def run(words: Sequence[str], console: Console, clock: Clock) -> int:
     """Print the shares."""
     parser = arguments.Parser("certify", _DESCRIPTION)
-    parser.add_argument("model", metavar="MODEL", help=".onnx file, or .onnx.gz")
-    parser.add_argument(
-        "--data",
-        required=True,
-        metavar="FILE",
-        help=".npz file with the array x (inputs, numbers as the model wants them) and y (labels)",
-    )
-    parser.add_argument(
-        "--eps", type=arguments.radii, required=True, metavar="E[,E2...]", help="radii"
-    )
-    parser.add_argument("--norm", choices=("2", "inf"), default="2", help="(default: 2)")
-    parser.add_argument(
-        "--method",
-        choices=("lipschitz", "backward", "union"),
-        default="union",
-        help="global constants, linear bounds over each ball, or both (default)",
-    )
-    parser.add_argument(
-        "--domain",
-        nargs=2,
-        type=float,
-        metavar=("LOW", "HIGH"),
-        help="of every input: linear bounds look at the part of the ball in there",
-    )
-    parser.add_argument(
-        "--limit", type=arguments.positive, metavar="N", help="only the first N inputs"
-    )
-    parser.add_argument("--out", metavar="FILE", help="write one line for each input (CSV)")
-    parser.add_argument(
-        "--plot", metavar="FILE", help="draw the share over radii (needs the extra plot)"
-    )
-    parser.add_verbosity()
+    _add_options(parser)
     options = parser.read(words)
     if options is None:
         return 0
@@ -83,6 +52,30 @@ def run(words: Sequence[str], console: Console, clock: Clock) -> int:
 
         draw_accuracy(options.plot, done)
     return 0
+
+
+def _add_options(parser: arguments.Parser) -> None:
+    add = parser.add_argument
+    add("model", metavar="MODEL", help=".onnx file, or .onnx.gz")
+    add(
+        "--data",
+        required=True,
+        metavar="FILE",
+        help=".npz file with the array x (inputs, numbers as the model wants them) and y (labels)",
+    )
+    add("--eps", type=arguments.radii, required=True, metavar="E[,E2...]", help="radii")
+    add("--norm", choices=("2", "inf"), default="2", help="(default: 2)")
+    add(
+        "--method",
+        choices=("lipschitz", "backward", "union"),
+        default="union",
+        help="global constants, linear bounds over each ball, or both (default)",
+    )
+    parser.add_domain("of every input: linear bounds look at the part of the ball in there")
+    add("--limit", type=arguments.positive, metavar="N", help="only the first N inputs")
+    add("--out", metavar="FILE", help="write one line for each input (CSV)")
+    add("--plot", metavar="FILE", help="draw the share over radii (needs the extra plot)")
+    parser.add_verbosity()
 
 
 def _check_outputs(options: argparse.Namespace) -> None:

@@ -28,13 +28,9 @@ def run(words: Sequence[str], console: Console, clock: Clock) -> int:
         action="store_true",
         help="make the radius an input of the new model, at most E",
     )
-    parser.add_argument(
-        "--domain",
-        nargs=2,
-        type=float,
+    parser.add_domain(
+        "of every input that the claim speaks of; others are never certified (default: 0 1)",
         default=(0.0, 1.0),
-        metavar=("LOW", "HIGH"),
-        help="of every input that the claim speaks of; others are never certified (default: 0 1)",
     )
     add_bound_options(parser)
     parser.add_argument("-o", "--out", required=True, metavar="FILE", help="where to write")

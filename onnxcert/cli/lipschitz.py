@@ -19,18 +19,17 @@ constants of every output, every difference of outputs and every layer, each bes
 value seen at random points. Exit code 3 if an operator has no such constant.
 """
 
+METHODS = ("auto", "product", "recursion", "refined")
+"""How constants are found: `onnxcert.lipschitz` says what each of them does."""
+
 
 def run(words: Sequence[str], console: Console, clock: Clock) -> int:
     """Print the constants."""
     parser = arguments.Parser("lipschitz", _DESCRIPTION)
     parser.add_argument("model", metavar="MODEL", help=".onnx file, or .onnx.gz")
     add_bound_options(parser)
-    parser.add_argument(
-        "--domain",
-        nargs=2,
-        type=float,
-        metavar=("LOW", "HIGH"),
-        help="of every input: constants on that box alone, also where there are none elsewhere",
+    parser.add_domain(
+        "of every input: constants on that box alone, also where there are none elsewhere"
     )
     parser.add_argument("--pairs", action="store_true", help="also every difference of outputs")
     parser.add_argument(
@@ -73,7 +72,7 @@ def add_bound_options(parser: arguments.Parser) -> None:
     """``--norm`` and ``--method``, shared by the commands that need constants."""
     parser.add_argument(
         "--method",
-        choices=("auto", "product", "recursion", "refined"),
+        choices=METHODS,
         default="auto",
         help="product of norms, closed-form matrix recursion, the same with optimised multipliers; "
         "by default the strongest that the size of the network allows",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from onnxcert.cli import arguments
 from onnxcert.cli.clock import Clock
 from onnxcert.cli.console import Console
+from onnxcert.cli.lipschitz import METHODS
 
 if TYPE_CHECKING:
     from onnxcert.training.loop import Epoch
@@ -22,7 +23,9 @@ model on data it was not trained on. Needs the extra train (PyTorch).
 def run(words: Sequence[str], console: Console, clock: Clock) -> int:
     """Train, write the model and print what is proved of it."""
     parser = arguments.Parser("train", _DESCRIPTION)
-    chosen = _add_options(parser)
+    _add_run(parser)
+    chosen = _add_settings(parser)
+    parser.add_verbosity()
     options = parser.read(words)
     if options is None:
         return 0
@@ -57,10 +60,8 @@ def run(words: Sequence[str], console: Console, clock: Clock) -> int:
     return 0
 
 
-def _add_options(parser: arguments.Parser) -> list[str]:
-    """Returns the names of those that describe the run."""
-    from onnxcert.training.options import ACTIVATIONS, DECAYS, LOSSES, Options
-
+def _add_run(parser: arguments.Parser) -> None:
+    """What is read and written, the claim, and where it is worked out."""
     add = parser.add_argument
     add(
         "--data",
@@ -76,10 +77,16 @@ def _add_options(parser: arguments.Parser) -> list[str]:
     add("--device", type=arguments.device, default="auto", metavar="DEVICE", help="as for verify")
     add(
         "--method",
-        choices=("auto", "product", "recursion", "refined"),
+        choices=METHODS,
         default="auto",
         help="of the constants that the result is proved with, as for lipschitz",
     )
+
+
+def _add_settings(parser: arguments.Parser) -> list[str]:
+    """Those that describe the training, fields of `Options`; returns their names."""
+    from onnxcert.training.options import ACTIVATIONS, DECAYS, LOSSES, Options
+
     chosen: list[str] = []
 
     def setting(
@@ -88,7 +95,8 @@ def _add_options(parser: arguments.Parser) -> list[str]:
         default = getattr(Options, name)
         if default is not None and "choices" not in more:
             sentence += f" (default: {default})"
-        add(f"--{name.replace('_', '-')}", type=read, default=default, help=sentence, **more)
+        option = f"--{name.replace('_', '-')}"
+        parser.add_argument(option, type=read, default=default, help=sentence, **more)
         chosen.append(name)
 
     setting(
@@ -123,10 +131,9 @@ def _add_options(parser: arguments.Parser) -> list[str]:
         metavar="W",
         sentence="turn, scale and shear them by up to this share",
     )
-    add("--flip", action="store_true", help="mirror half of them")
+    parser.add_argument("--flip", action="store_true", help="mirror half of them")
     chosen.append("flip")
     setting("seed", arguments.natural, metavar="N", sentence="of weights and order")
-    parser.add_verbosity()
     return chosen
 
 
