@@ -164,23 +164,7 @@ class Ball(Box):
         )
         scaled = rows * axes
         square = scaled * scaled
-        length = xp.sqrt(square.sum(axis=2, keepdims=True))
-        multiplier = 1.0 / xp.where(length > 0, length, 1.0)
-        for _ in range(_STEPS):
-            away = -multiplier * scaled
-            point = xp.clip(away, low, high)
-            free = point == away
-            if free.all():
-                break
-            left = 1.0 - xp.where(free, 0.0, point * point).sum(axis=2, keepdims=True)
-            moving = xp.where(free, square, 0.0).sum(axis=2, keepdims=True)
-            usable = (left > 0) & (moving > 0)
-            found = xp.sqrt(xp.where(usable, left / xp.where(usable, moving, 1.0), 0.0))
-            larger = xp.maximum(multiplier, found)
-            done = bool((larger <= multiplier * (1.0 + _CLOSE)).all())
-            multiplier = larger
-            if done:
-                break
+        multiplier = _multiplier(scaled, square, low, high)
         away = -multiplier * scaled
         point = xp.clip(away, low, high)
         free = point == away
@@ -190,6 +174,37 @@ class Ball(Box):
         corner = xp.where(rows >= 0, self.lower[:, None], self.upper[:, None])
         least = xp.where(inside, self.center[:, None] + axes * point, corner)
         return xp.where(inside, part, 0.0), least
+
+
+def _multiplier(scaled: Array, square: Array, low: Array, high: Array) -> Array:
+    """The mu of `Ball.divide` for forms in units of the semi-axes, by Newton's method.
+
+    Args:
+        scaled, square: p s and its squares, (B, R, n).
+        low, high: L and U, (B, 1, n).
+
+    Returns:
+        (B, R, 1).
+    """
+    xp = array_module(scaled)
+    length = xp.sqrt(square.sum(axis=2, keepdims=True))
+    multiplier = 1.0 / xp.where(length > 0, length, 1.0)
+    for _ in range(_STEPS):
+        away = -multiplier * scaled
+        point = xp.clip(away, low, high)
+        free = point == away
+        if free.all():
+            break
+        left = 1.0 - xp.where(free, 0.0, point * point).sum(axis=2, keepdims=True)
+        moving = xp.where(free, square, 0.0).sum(axis=2, keepdims=True)
+        usable = (left > 0) & (moving > 0)
+        found = xp.sqrt(xp.where(usable, left / xp.where(usable, moving, 1.0), 0.0))
+        larger = xp.maximum(multiplier, found)
+        done = bool((larger <= multiplier * (1.0 + _CLOSE)).all())
+        multiplier = larger
+        if done:
+            break
+    return multiplier  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)

@@ -154,34 +154,21 @@ def lipschitz(
     norm = norm_name(norm)
     if method not in ("auto", *METHODS):
         raise UsageError(f"there is no method {method!r}", help=f"auto, {', '.join(METHODS)}")
-    read = model if isinstance(model, Model) else load_model(model)
-    graph = read.graph
-    if graph.output_size > _MOST_OUTPUTS:
-        raise UsageError(
-            f"the model has {graph.output_size} outputs; pairs are tabulated up to {_MOST_OUTPUTS}"
-        )
+    read = _read(model)
     box = None if domain is None else _domain_box(read, domain)
     rng = np.random.default_rng(seed)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        network = Network.read(graph, box)
+        network = Network.read(read.graph, box)
         _compare(read, box, rng)
         if certificate is not None:
             require_provable(network)
         plan = Plan.of(network)
         chosen = _choose(method, plan)
         calculus = Calculus(network, norm)
-        best = _Best.of_product(calculus)
-        if chosen != "product":
-            best = best.with_recursion(plan, norm, refine=chosen == "refined", expired=expired)
-        seen = sampled_constants(graph, norm, rng, points=samples, domain=box)
+        best = _Best.of(chosen, calculus, plan, expired)
         bound = LipschitzBound(
-            read,
-            chosen,
-            norm,
-            domain,
-            best.outputs,
-            best.pairs,
-            *seen,
+            *(read, chosen, norm, domain, best.outputs, best.pairs),
+            *sampled_constants(read.graph, norm, rng, points=samples, domain=box),
             tuple(_layers(calculus, rng)),
             best.multipliers,
         )
@@ -295,6 +282,15 @@ def norm_name(norm: str | float) -> str:
     return names[key]
 
 
+def _read(source: ModelSource) -> Model:
+    """A model whose pairs of outputs fit into a table."""
+    model = source if isinstance(source, Model) else load_model(source)
+    size = model.graph.output_size
+    if size > _MOST_OUTPUTS:
+        raise UsageError(f"the model has {size} outputs; pairs are tabulated up to {_MOST_OUTPUTS}")
+    return model
+
+
 def _domain_box(model: Model, domain: tuple[float, float]) -> Box:
     low, high = domain
     if not (math.isfinite(low) and math.isfinite(high) and low <= high):
@@ -336,6 +332,15 @@ class _Best:
     @property
     def multipliers(self) -> Mapping[str, FloatArray]:
         return {} if self.hints is None else self.hints.multipliers
+
+    @classmethod
+    def of(cls, method: str, calculus: Calculus, plan: Plan, expired: Callable[[], bool]) -> _Best:
+        """Those of a method of `METHODS` and all cheaper ones."""
+        best = cls.of_product(calculus)
+        if method == "product":
+            return best
+        refine = method == "refined"
+        return best.with_recursion(plan, calculus.norm, refine=refine, expired=expired)
 
     @classmethod
     def of_product(cls, calculus: Calculus) -> _Best:
