@@ -54,8 +54,8 @@ _LEAST_SECONDS = 1.0
 """Seconds of a search before another one is tried beside it, at least."""
 
 _REGION_COST = 1.5
-"""How many times as long as the root's optimised bounds a region takes: half of the steps for each
-row, and a search for twice as long."""
+"""How many times as long as the root's optimised bounds a region takes, roughly: half of the steps
+for each row, a search for as long as these take, and the choice of the neuron that halves it."""
 
 _ROUGH_SHARE = 0.02
 """Share of the time left for neuron splits of a small network before linear programs."""
