@@ -31,7 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -40,6 +40,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+from measuring import row, timed
 
 from onnxcert import certify, lipschitz, load_model, with_bottom_logit
 from onnxcert.arrays import Array, Window
@@ -61,7 +62,6 @@ from onnxcert.graph import Graph, Node
 from onnxcert.ops import Convolution, Linear, Relu
 
 RADII = (0.1, 0.3, 0.5, 1.0)
-REPEATS = 3
 
 LAYERS = [
     ("1 to 16, 28 x 28, 4 x 4, stride 2", 1, 16, 4, 2, 28),
@@ -71,20 +71,6 @@ LAYERS = [
     ("64 to 64, 16 x 16, 3 x 3", 64, 64, 3, 1, 16),
     ("64 to 64, 224 x 224, 3 x 3", 64, 64, 3, 1, 224),
 ]
-
-
-def timed(run: Callable[[], Any], repeats: int = REPEATS) -> tuple[Any, float]:
-    """The result, and the least CPU seconds."""
-    best = np.inf
-    for _ in range(repeats):
-        started = time.process_time()
-        result = run()
-        best = min(best, time.process_time() - started)
-    return result, best
-
-
-def row(*cells: object) -> None:
-    print("| " + " | ".join(str(cell) for cell in cells) + " |", flush=True)
 
 
 def norms(options: argparse.Namespace) -> None:

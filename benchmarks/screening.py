@@ -22,12 +22,11 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from measuring import row, timed
 
 import onnxcert
 from onnxcert import (
@@ -50,20 +49,6 @@ from onnxcert.spec import Problem
 
 RADII = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05)
 BATCH = 64
-
-
-def row(*cells: object) -> None:
-    print("| " + " | ".join(str(cell) for cell in cells) + " |", flush=True)
-
-
-def timed(run: Callable[[], Any], repeats: int = 3) -> tuple[Any, float]:
-    """The result, and the least CPU seconds."""
-    best = np.inf
-    for _ in range(repeats):
-        started = time.process_time()
-        result = run()
-        best = min(best, time.process_time() - started)
-    return result, best
 
 
 def correct(model: Model, path: str, count: int) -> tuple[Array, Array]:

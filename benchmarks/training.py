@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from measuring import row
 
 from onnxcert import certify, lipschitz, load_model, train
 from onnxcert.arrays import Array
@@ -47,10 +48,6 @@ RUNS: dict[str, dict[str, Any]] = {
         "train_eps": 1.75,
     },
 }
-
-
-def row(*cells: object) -> None:
-    print("| " + " | ".join(str(cell) for cell in cells) + " |", flush=True)
 
 
 def read(path: str, part: str) -> tuple[Array, Array]:

@@ -33,8 +33,7 @@ class Options:
         weight: of the second term of ``trades``, when training ends; it grows like the radius.
         train_eps: the radius in the loss, when it has grown; by default half as much again as eps.
         ramp: share of the run in which that grows from zero.
-        epochs: passes over the data; batch: inputs of one step, at
-            most.
+        epochs, batch: passes over the data, and inputs of one step, at most.
         learning_rate: of Adam, at its largest; decay: ``cosine``, or ``exponential`` over the
             second half.
         steps: of the power method, for each layer and batch.
