@@ -27,7 +27,7 @@ from onnxcert.continuity.ellipsoid import (
     input_diagonal,
 )
 from onnxcert.continuity.network import Network
-from onnxcert.continuity.screen import values_at_centres
+from onnxcert.continuity.screen import balls_around, values_at_centres
 from onnxcert.errors import UnsupportedModel
 from onnxcert.graph import Graph
 from onnxcert.ops.base import TINY, gamma
@@ -74,10 +74,7 @@ class CasesByConstants:
             case_rows=rows,
             case_disjunct=problem.case_disjunct[cases],
         )
-        centre = 0.5 * part.lower + 0.5 * part.upper
-        apart = np.maximum(part.upper - centre, centre - part.lower)[0]
-        share = gamma(len(apart) + 16, UNIT_ROUNDOFF)
-        reach = float(np.sqrt(np.square(apart).sum() + TINY)) * (1.0 + share)
+        centre, (reach,) = balls_around(part)
         used = rows >= 0
         values = np.where(used, values_at_centres(self.graph, part, centre), -np.inf)
         steep = self._gradients(part, centre)

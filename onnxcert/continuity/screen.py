@@ -102,11 +102,8 @@ class Screen:
         if len(problem.offset) == 0:  # cases without rows have solutions
             return np.zeros(len(problem), dtype=bool)
         lengths = row_lengths(self.bound, problem.output_rows, problem.input_rows)
-        centre = 0.5 * problem.lower + 0.5 * problem.upper
-        apart = np.maximum(problem.upper - centre, centre - problem.lower)
-        share = gamma(centre.shape[1] + 8, UNIT_ROUNDOFF)
+        centre, reach = balls_around(problem)
         with np.errstate(over="ignore", invalid="ignore"):
-            reach = np.sqrt(np.square(apart).sum(axis=1) * (1.0 + share) + TINY) * (1.0 + share)
             change = lengths[problem.case_rows] * reach[problem.case_box, None]
             change = change * (1.0 + 8.0 * UNIT_ROUNDOFF)
             values = values_at_centres(self.bound.model.graph, problem, centre)
@@ -178,6 +175,16 @@ def row_lengths(
         result += np.sqrt(square + TINY)
     final: FloatArray = result * slack + TINY
     return final
+
+
+def balls_around(problem: Problem) -> tuple[FloatArray, FloatArray]:
+    """Centres (B, n) of the boxes, and radii (B,), rounded up, of balls that hold the boxes."""
+    centre = 0.5 * problem.lower + 0.5 * problem.upper
+    apart = np.maximum(problem.upper - centre, centre - problem.lower)
+    up = 1.0 + gamma(centre.shape[1] + 8, UNIT_ROUNDOFF)
+    with np.errstate(over="ignore", invalid="ignore"):
+        reach: FloatArray = np.sqrt(np.square(apart).sum(axis=1) * up + TINY) * up
+    return centre, reach
 
 
 def values_at_centres(graph: Graph, problem: Problem, centre: FloatArray) -> FloatArray:
