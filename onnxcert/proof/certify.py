@@ -18,7 +18,7 @@ import numpy as np
 from onnxcert.arrays import Array, FloatArray, IntArray
 from onnxcert.checker import Rejected, Unusable, Verified
 from onnxcert.checker.certificate import EXECUTED, REAL, Session
-from onnxcert.checker.container import ARRAYS, FORMAT, pack
+from onnxcert.checker.container import FORMAT, pack
 from onnxcert.checker.errors import Expired
 from onnxcert.checker.network import Network
 from onnxcert.checker.trees import Refusal
@@ -132,8 +132,7 @@ class Certifier:
         writer = Writer(self._cases)
         hints = constant(self.session.network) if trace.constant else np.zeros(0)
         arrays = writer.arrays(trace, hints)
-        header = self._header("unsat", self.semantics) | {"layers": list(writer.layers)}
-        return Certificate(pack(header, arrays), writer.leaves, writer.groups)
+        return self._refutation(writer, arrays)
 
     def by_constants(self, shares: FloatArray, multipliers: FloatArray) -> Certificate:
         """A certificate of ``unsat`` that rests on Lipschitz constants (rule R14).
@@ -145,17 +144,9 @@ class Certifier:
         Raises:
             Unusable: the checker does not understand one of the files.
         """
-        count = sum(1 for _ in self.session.query.cases())
-        arrays = {
-            name: np.zeros((0, width) if width else 0, kind)
-            for name, (kind, width) in ARRAYS.items()
-        }
-        if count:
-            arrays["group"] = np.array([[3, count, 0, 0, 0, 0]], ARRAYS["group"][0])
-            arrays["case"] = np.arange(count, dtype=ARRAYS["case"][0])
-            arrays["constant"] = np.concatenate([shares, multipliers])
-        header = self._header("unsat", self.semantics) | {"layers": []}
-        return Certificate(pack(header, arrays), leaves=1)
+        writer = Writer(self._cases)
+        arrays = writer.arrays_of_constants(np.concatenate([shares, multipliers]))
+        return self._refutation(writer, arrays)
 
     def doubts(self, certificate: Certificate, refused: Sequence[Refusal]) -> list[Doubt]:
         """Where the search has to go on after leaves were refused."""
@@ -190,6 +181,10 @@ class Certifier:
             Rejected, Unusable, Expired: as `Session.check`.
         """
         return self.session.check(certificate.data, refused=refused, expired=expired)
+
+    def _refutation(self, writer: Writer, arrays: Mapping[str, Array]) -> Certificate:
+        header = self._header("unsat", self.semantics) | {"layers": list(writer.layers)}
+        return Certificate(pack(header, arrays), writer.leaves, writer.groups)
 
     def _header(self, verdict: str, semantics: str) -> dict[str, object]:
         return {

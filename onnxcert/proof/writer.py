@@ -17,7 +17,7 @@ from onnxcert.arrays import Array, FloatArray, IntArray
 from onnxcert.bounds.hints import encode_multipliers
 from onnxcert.bounds.intermediate import RefinedRows, Refinement
 from onnxcert.checker.balls import Ellipsoid
-from onnxcert.checker.container import ARRAYS
+from onnxcert.checker.container import ARRAYS, EXTRA
 from onnxcert.checker.errors import Unusable
 from onnxcert.checker.spec import Row, Spec
 from onnxcert.graph import Graph, Neurons
@@ -132,7 +132,7 @@ class Writer:
         self.cases = cases
         self.groups: list[tuple[InputTrees | NeuronTrees | None, IntArray, IntArray]] = []
         self.layers: dict[str, int] = {}
-        self._parts: dict[str, list[Array]] = {name: [] for name in ARRAYS}
+        self._parts: dict[str, list[Array]] = {name: [] for name in ARRAYS | EXTRA}
         self.leaves = 0
 
     def arrays(self, trace: Trace, constant: FloatArray = _NO_HINTS) -> dict[str, Array]:
@@ -142,13 +142,9 @@ class Writer:
             trace: of the search.
             constant: what `onnxcert.checker.container` says of groups of kind 3.
         """
-        made = {}
         if trace.constant:
             numbers = sorted(self.cases[disjunct].number for disjunct in trace.constant)
-            self._group(3, numbers, 0, 0, 0, 0)
-            self.groups.append((None, _NOTHING, np.array(numbers)))
-            made["constant"] = constant
-            self.leaves += 1
+            self._constants(numbers, constant)
         if trace.plain:
             self._plain(trace.plain)
         for group in trace.groups:
@@ -156,10 +152,24 @@ class Writer:
                 self._input_trees(group)
             else:
                 self._neuron_trees(group)
-        return {name: self._joined(name) for name in ARRAYS} | made
+        return self._joined_all()
+
+    def arrays_of_constants(self, constant: FloatArray) -> dict[str, Array]:
+        """All arrays of a certificate that refutes every case by the same constants.
+
+        Args:
+            constant: as for `arrays`.
+        """
+        if self.cases.count:
+            self._constants(range(self.cases.count), constant)
+        return self._joined_all()
+
+    def _joined_all(self) -> dict[str, Array]:
+        used = [name for name in EXTRA if self._parts[name]]
+        return {name: self._joined(name) for name in (*ARRAYS, *used)}
 
     def _joined(self, name: str) -> Array:
-        kind, width = ARRAYS[name]
+        kind, width = (ARRAYS | EXTRA)[name]
         shape = (0, width) if width else (0,)
         parts = [np.asarray(part).reshape(-1, *shape[1:]) for part in self._parts[name]]
         return np.concatenate([np.zeros(shape), *parts]).astype(kind)
@@ -175,6 +185,13 @@ class Writer:
         self._put("weight", encode_multipliers(weights[case.order]))
 
     # Groups
+
+    def _constants(self, numbers: Sequence[int], constant: FloatArray) -> None:
+        """The group of cases that Lipschitz constants refute."""
+        self._group(3, numbers, 0, 0, 0, 0)
+        self._put("constant", constant)
+        self.groups.append((None, _NOTHING, np.array(numbers)))
+        self.leaves += 1
 
     def _plain(self, found: Sequence[tuple[Problem, IntArray, FloatArray]]) -> None:
         """One group for all cases that plain bounds refute: every root is a leaf."""
