@@ -382,21 +382,23 @@ def test_forms_of_many_blocks_at_once_are_refused(monkeypatch: pytest.MonkeyPatc
 # Forgeries
 
 
+def header_of(model: onnx.ModelProto, domain: list[float] | None = None) -> dict[str, object]:
+    return {
+        "format": FORMAT,
+        "verdict": "lipschitz",
+        "semantics": "real",
+        "model_sha256": hashlib.sha256(model.SerializeToString()).hexdigest(),
+        "tool": {},
+        "norm": "2",
+        "domain": domain,
+    }
+
+
 @cache
 def honest() -> tuple[onnx.ModelProto, bytes]:
     """A model and its certificate, whose constants are the checker's own."""
     model, _ = chain(np.random.default_rng(5), [4, 6, 5, 3])
-    data = model.SerializeToString()
     found = constants_of(model, method="recursion")[0]
-    header = {
-        "format": FORMAT,
-        "verdict": "lipschitz",
-        "semantics": "real",
-        "model_sha256": hashlib.sha256(data).hexdigest(),
-        "tool": {},
-        "norm": "2",
-        "domain": None,
-    }
     network = read(model)
     t = writer._known(
         network,
@@ -410,7 +412,7 @@ def honest() -> tuple[onnx.ModelProto, bytes]:
         "outputs": outputs,
         "pairs": pairs[np.tril_indices(3, -1)],
     }
-    return model, pack(header, arrays)
+    return model, pack(header_of(model), arrays)
 
 
 def answer(certificate: bytes) -> str:
@@ -528,16 +530,7 @@ def test_weaker_claims_are_accepted() -> None:
 def test_constants_of_a_domain_are_not_those_everywhere() -> None:
     nodes = [helper.make_node("Relu", ["x"], ["y"])]
     model = model_of(nodes, {"x": (1, 2)}, ["y"])
-    data = model.SerializeToString()
-    header = {
-        "format": FORMAT,
-        "verdict": "lipschitz",
-        "semantics": "real",
-        "model_sha256": hashlib.sha256(data).hexdigest(),
-        "tool": {},
-        "norm": "2",
-        "domain": [-2.0, -1.0],
-    }
+    data, header = model.SerializeToString(), header_of(model, [-2.0, -1.0])
     tiny = np.full(2, 1e-9)
     arrays = {"multiplier": np.ones(2), "share": np.ones(2), "outputs": tiny, "pairs": tiny[:1]}
     assert "for inputs in [-2.0, -1.0]" in str(check_constants(pack(header, arrays), data))
