@@ -34,12 +34,12 @@ from tests.checker.makers import (
     by_hand,
     coarse,
     edited,
-    hashes,
     made,
     members_of,
     prove,
     saved,
     spec,
+    witness_by_hand,
 )
 from tests.frontend.onnx_models import model_of
 
@@ -137,15 +137,7 @@ def _tenth() -> tuple[Instance, Callable[[str], bytes]]:
     it = Instance(_relu(1.0).model, text.encode())
 
     def certificate(number: str) -> bytes:
-        header = {
-            "format": container.FORMAT,
-            "verdict": "sat",
-            "semantics": REAL,
-            "tool": {},
-            "decimals": {"0": number},
-            **hashes(it),
-        }
-        return container.pack(header, {"x0": np.array([[0.1]], np.float32)})
+        return witness_by_hand(it, np.array([[0.1]], np.float32), {"0": number})
 
     return it, certificate
 

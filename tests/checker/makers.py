@@ -20,6 +20,7 @@ from decimal import Decimal
 from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -237,6 +238,22 @@ def by_hand(
         **hashes(instance),
     }
     return container.pack(header, full)
+
+
+def witness_by_hand(
+    instance: Instance, x: Any, decimals: object = MappingProxyType({}), **changes: Any
+) -> bytes:
+    """A witness for a model with one input."""
+    header = {
+        "format": container.FORMAT,
+        "verdict": "sat",
+        "semantics": REAL,
+        "tool": {},
+        "decimals": dict(decimals) if isinstance(decimals, Mapping) else decimals,
+        **hashes(instance),
+        **changes,
+    }
+    return container.pack(header, {"x0": np.asarray(x)})
 
 
 def coarse(value: float) -> int:

@@ -28,11 +28,11 @@ from tests.checker.makers import (
     archive,
     by_hand,
     coarse,
-    hashes,
     members_of,
     processor_seconds,
     saved,
     spec,
+    witness_by_hand,
 )
 from tests.frontend.onnx_models import model_of
 from tests.oracles import exact_values
@@ -496,16 +496,8 @@ def test_witness_whose_decimal_is_outside_of_the_input() -> None:
     it = relu_of_x(2.0, 0.5, 1.0)
     decimals = {"0": "1" * 3000}, {"0": "1e9999999"}, {"0": "1e400"}, {"0": "-" + "9" * 650}
     for table in decimals:
-        header = {
-            "format": container.FORMAT,
-            "verdict": "sat",
-            "semantics": REAL,
-            "tool": {},
-            "decimals": table,
-            **hashes(it),
-        }
         with processor_seconds(5):
-            assert it.outcome(container.pack(header, {"x0": single([[0.75]])})) == "R13"
+            assert it.outcome(witness_by_hand(it, single([[0.75]]), table)) == "R13"
 
 
 def test_decimal_of_an_input_that_has_floats_in_its_box() -> None:
@@ -517,16 +509,9 @@ def test_decimal_of_an_input_that_has_floats_in_its_box() -> None:
     it = Instance(relu_of_x(0, 0, 1).model, text.encode())
     x = single([[0.1]])
     assert Fraction(float(x[0, 0])) < Fraction("0.1000000015")
-    header = {
-        "format": container.FORMAT,
-        "verdict": "sat",
-        "semantics": REAL,
-        "tool": {},
-        "decimals": {"0": "1000000015/10000000000"},
-        **hashes(it),
-    }
+    certificate = witness_by_hand(it, x, {"0": "1000000015/10000000000"})
     try:
-        claims = it.session.check(container.pack(header, {"x0": x})).claims
+        claims = it.session.check(certificate).claims
     except Rejected:
         return
     assert "ort-replay" not in claims

@@ -10,10 +10,9 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -40,6 +39,7 @@ from tests.checker.makers import (
     prove,
     saved,
     spec,
+    witness_by_hand,
 )
 from tests.frontend.onnx_models import model_of
 from tests.oracles import exact_values
@@ -931,21 +931,6 @@ def _witness(bound: float, high: float = 1.0) -> Instance:
     return Instance(model.SerializeToString(), text.encode())
 
 
-def _sat(
-    instance: Instance, x: Any, decimals: object = MappingProxyType({}), **changes: Any
-) -> bytes:
-    header = {
-        "format": container.FORMAT,
-        "verdict": "sat",
-        "semantics": REAL,
-        "tool": {},
-        "decimals": dict(decimals) if isinstance(decimals, Mapping) else decimals,
-        **hashes(instance),
-        **changes,
-    }
-    return container.pack(header, {"x0": np.asarray(x)})
-
-
 def _single(*values: float) -> np.ndarray:
     return np.array([values], np.float32)
 
@@ -953,16 +938,16 @@ def _single(*values: float) -> np.ndarray:
 def _tenth() -> tuple[Instance, bytes]:
     """An input that is 0.1 exactly, and its witness."""
     instance = _witness(bound=1.0, high=0.1)
-    return instance, _sat(instance, _single(0.1), {"0": "1/10"})
+    return instance, witness_by_hand(instance, _single(0.1), {"0": "1/10"})
 
 
 def test_33_to_37_a_witness() -> None:
     instance = _witness(bound=0.5)
-    assert instance.session.check(_sat(instance, _single(0.25))).claims == (
+    assert instance.session.check(witness_by_hand(instance, _single(0.25))).claims == (
         "exact-replay",
         "ort-replay",
     )
-    assert instance.outcome(_sat(instance, _single(0.5))) == ACCEPTED
+    assert instance.outcome(witness_by_hand(instance, _single(0.5))) == ACCEPTED
     other, certificate = _tenth()
     assert other.outcome(certificate) == ACCEPTED
 
@@ -982,18 +967,18 @@ def test_33_one_unit_outside_the_box() -> None:
     instance = _witness(bound=2.0)
     inside = np.float32(0.1)  # 0.1 + 1.5e-9
     assert Fraction(float(inside)) > Fraction(1, 10)
-    assert instance.outcome(_sat(instance, _single(inside))) == ACCEPTED
+    assert instance.outcome(witness_by_hand(instance, _single(inside))) == ACCEPTED
     below = np.nextafter(inside, np.float32(0))
-    assert instance.outcome(_sat(instance, _single(below))) == "R13"
-    assert instance.outcome(_sat(instance, _single(1.0))) == ACCEPTED
+    assert instance.outcome(witness_by_hand(instance, _single(below))) == "R13"
+    assert instance.outcome(witness_by_hand(instance, _single(1.0))) == ACCEPTED
     above = np.nextafter(np.float32(1), np.float32(2))
-    assert instance.outcome(_sat(instance, _single(above))) == "R13"
+    assert instance.outcome(witness_by_hand(instance, _single(above))) == "R13"
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_34_no_number(value: float) -> None:
     instance = _witness(bound=2.0)
-    assert instance.outcome(_sat(instance, _single(value))) == "R13"
+    assert instance.outcome(witness_by_hand(instance, _single(value))) == "R13"
 
 
 @pytest.mark.parametrize(
@@ -1012,12 +997,12 @@ def test_34_no_number(value: float) -> None:
 )
 def test_35_wrong_length_or_type(x: np.ndarray) -> None:
     instance = _witness(bound=2.0)
-    assert instance.outcome(_sat(instance, x)) in ("R13", "container")
+    assert instance.outcome(witness_by_hand(instance, x)) in ("R13", "container")
 
 
 def test_35_members_missing_or_left_over() -> None:
     instance = _witness(bound=2.0)
-    good = _sat(instance, _single(0.25))
+    good = witness_by_hand(instance, _single(0.25))
     members = members_of(good)
     data = dict(members)["x0.npy"]
     assert instance.outcome(archive(members)) == ACCEPTED
@@ -1036,9 +1021,9 @@ def test_36_and_37_property_holds_by_little(shift: float) -> None:
     """36 for much, 37 for 1e-6 and less: there is no tolerance."""
     x = _single(0.5)
     instance = _witness(bound=float(0.5 - shift / 2))
-    assert instance.outcome(_sat(instance, x)) == "R13"
+    assert instance.outcome(witness_by_hand(instance, x)) == "R13"
     instance = _witness(bound=0.5)
-    assert instance.outcome(_sat(instance, x)) == ACCEPTED
+    assert instance.outcome(witness_by_hand(instance, x)) == ACCEPTED
 
 
 @pytest.mark.parametrize(
@@ -1071,29 +1056,29 @@ def test_36_and_37_property_holds_by_little(shift: float) -> None:
 )
 def test_36_decimals_that_do_not_help(decimals: object) -> None:
     instance, _ = _tenth()
-    certificate = _sat(instance, _single(0.1), decimals)
+    certificate = witness_by_hand(instance, _single(0.1), decimals)
     assert instance.outcome(certificate) in ("R13", "container")
 
 
 def test_36_decimals_where_a_number_would_do() -> None:
     instance = _witness(bound=2.0)
     x = _single(0.1)
-    assert instance.outcome(_sat(instance, x)) == ACCEPTED
-    assert instance.outcome(_sat(instance, x, {"0": "1/10"})) == "R13"
+    assert instance.outcome(witness_by_hand(instance, x)) == ACCEPTED
+    assert instance.outcome(witness_by_hand(instance, x, {"0": "1/10"})) == "R13"
 
 
 def test_36_witness_under_every_execution() -> None:
     instance, certificate = _tenth()
     assert instance.outcome(certificate, semantics=REAL) == ACCEPTED
     assert instance.outcome(certificate, semantics=EXECUTED) == "R13"
-    changed = _sat(instance, _single(0.1), {"0": "1/10"}, semantics=EXECUTED)
+    changed = witness_by_hand(instance, _single(0.1), {"0": "1/10"}, semantics=EXECUTED)
     assert instance.outcome(changed) == "R13"
 
 
 def test_37_only_onnxruntime_or_only_the_reals() -> None:
     """Weights of 1/3 in three layers: both replays are needed to say which claim holds."""
     instance = _rounding_decides()
-    claims = instance.session.check(_sat(instance, _single(1.0))).claims
+    claims = instance.session.check(witness_by_hand(instance, _single(1.0))).claims
     assert claims == ("ort-replay",)
     (y,) = exact_values(instance.graph, [1.0])[instance.graph.output]
     assert y > 1
