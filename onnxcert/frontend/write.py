@@ -15,8 +15,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Literal, TextIO
 
-import numpy as np
-
 from onnxcert.errors import UsageError
 from onnxcert.frontend.declarations import INTEGER_TYPES
 from onnxcert.frontend.numbers import LONGEST_LITERAL
@@ -148,10 +146,7 @@ class _Writer:
         tensor = self.query.tensors[variable.tensor]
         if self.version == "1.0":
             return f"{'X' if tensor.kind == 'input' else 'Y'}_{variable.element}"
-        if not tensor.shape:
-            return tensor.name
-        position = np.unravel_index(variable.element, tensor.shape)
-        return f"{tensor.name}[{','.join(str(int(i)) for i in position)}]"
+        return tensor.label(variable.element)
 
     def _split(self, formula: Formula) -> Iterator[Formula | str]:
         """Conjunctions at the top become assertions of their own, as files usually have them."""

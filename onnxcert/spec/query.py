@@ -62,10 +62,7 @@ class Query:
         tensor = self.tensors[variable.tensor]
         if self.version == "1.0":
             return f"{tensor.name}_{variable.element}"
-        if not tensor.shape:
-            return tensor.name
-        position = np.unravel_index(variable.element, tensor.shape)
-        return f"{tensor.name}[{','.join(str(int(i)) for i in position)}]"
+        return tensor.label(variable.element)
 
     def holds(self, values: Values, decimals: Decimals | None = None) -> bool:
         """Whether the values satisfy every assertion, with no tolerance at all.

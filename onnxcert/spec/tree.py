@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypeVar
 
+import numpy as np
+
 if TYPE_CHECKING:
     from onnxcert.spec.boxes import BoxUnion
 
@@ -49,6 +51,13 @@ class Tensor:
     def size(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
+
+    def label(self, element: int) -> str:
+        """An element as VNN-LIB 2.x writes it: ``X[0,3]``, or ``X`` for a scalar."""
+        if not self.shape:
+            return self.name
+        position = np.unravel_index(element, self.shape)
+        return f"{self.name}[{','.join(str(int(i)) for i in position)}]"
 
 
 @dataclass(frozen=True, slots=True)
