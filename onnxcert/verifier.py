@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxcert import __version__
 from onnxcert.arrays import (
     UNIT_ROUNDOFF,
     UNIT_ROUNDOFF_FLOAT32,
@@ -46,6 +45,7 @@ from onnxcert.ops.base import gamma
 from onnxcert.proof.certify import (
     EXECUTED,
     REAL,
+    TOOL,
     Certificate,
     Certifier,
     Doubt,
@@ -86,8 +86,6 @@ _log = logging.getLogger(__name__)
 
 _ROUNDING_SECONDS, _ROUNDING_FACTOR = 10.0, 30.0
 """How long a proof for every execution may take: this, plus so many times what the reals took."""
-
-_TOOL = {"name": "onnxcert", "version": __version__}
 
 _REPAIRS = 3
 """How often a proof that the checker refuses is repaired."""
@@ -284,7 +282,7 @@ class _Run:
             return Unknown(result)
         if not prove or not (self.certified or self.certificate):
             return Unsat()
-        certifier = Certifier(*instance.stored(semantics), _TOOL)
+        certifier = Certifier(*instance.stored(semantics), TOOL)
         return self._certify(instance, solver, certifier, problems)
 
     def _compare(
@@ -315,7 +313,7 @@ class _Run:
             exact = answer.decimals.get(tensor.name, {})
             decimals |= {start + position: value for position, value in exact.items()}
             start += np.asarray(array).size
-        certifier = Certifier(*instance.stored(REAL), _TOOL)
+        certifier = Certifier(*instance.stored(REAL), TOOL)
         certificate = certifier.witness(_split(flat, instance.model.inputs), decimals)
         try:
             self._check(certifier, certificate)

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxcert import __version__
 from onnxcert.arrays import FloatArray
 from onnxcert.checker import Rejected, Unusable, Verified
 from onnxcert.checker.certificate import REAL, check_constants
@@ -29,6 +28,7 @@ from onnxcert.checker.quadratic import WIDEST
 from onnxcert.continuity.network import Network
 from onnxcert.errors import UnsupportedModel
 from onnxcert.frontend.onnx import Model
+from onnxcert.proof.certify import TOOL
 
 _log = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ def certify_constants(
             "verdict": "lipschitz",
             "semantics": REAL,
             "model_sha256": hashlib.sha256(data).hexdigest(),
-            "tool": {"name": "onnxcert", "version": __version__},
+            "tool": dict(TOOL),
             "norm": norm,
             "domain": domain,
         }

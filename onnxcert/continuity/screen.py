@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxcert import __version__
 from onnxcert.arrays import UNIT_ROUNDOFF, BoolArray, FloatArray
 from onnxcert.bounds.interval import interval_bounds
 from onnxcert.checker import Rejected, Unusable, Verified
@@ -36,6 +35,7 @@ from onnxcert.ops.base import TINY, gamma
 from onnxcert.proof.certify import (
     EXECUTED,
     REAL,
+    TOOL,
     Certificate,
     Certifier,
     natural_semantics,
@@ -127,8 +127,7 @@ class Screen:
             data = Path(spec).read_bytes()
         model = self.bound.model
         folder = None if model.proto else Path(model.source).parent
-        tool = {"name": "onnxcert", "version": __version__}
-        certifier = Certifier(model.stored(), data, folder, REAL, tool)
+        certifier = Certifier(model.stored(), data, folder, REAL, TOOL)
         try:
             proof, verified = _accepted(certifier, self.bound)
         except (Rejected, Unusable) as error:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from onnxcert import __version__
 from onnxcert.arrays import Array, FloatArray, IntArray
 from onnxcert.checker import Rejected, Unusable, Verified
 from onnxcert.checker.certificate import EXECUTED, REAL, Session
@@ -29,6 +30,7 @@ from onnxcert.spec import Problem, Query
 __all__ = [
     "EXECUTED",
     "REAL",
+    "TOOL",
     "Certificate",
     "Certifier",
     "Doubt",
@@ -39,6 +41,9 @@ __all__ = [
     "Verified",
     "natural_semantics",
 ]
+
+TOOL: Mapping[str, str] = {"name": "onnxcert", "version": __version__}
+"""What the headers of certificates say about this program."""
 
 
 def natural_semantics(query: Query) -> str:
