@@ -122,6 +122,11 @@ def to_host(array: Array) -> Array:
     return array if isinstance(array, np.ndarray) else cast(Array, array.get())
 
 
+def cast_floats(array: Array, dtype: Any) -> Array:
+    """An array of floating-point numbers in another precision, on the device where it is."""
+    return array.astype(dtype) if np.issubdtype(array.dtype, np.floating) else array
+
+
 @dataclass(frozen=True)
 class Window:
     """Geometry of a sliding window over images of ``channels`` x ``height`` x ``width``.

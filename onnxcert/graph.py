@@ -224,3 +224,8 @@ class Graph:
         """The same network with its weights on a device and in a precision."""
         nodes = tuple(replace(node, op=node.op.to(device, dtype)) for node in self.nodes)
         return replace(self, nodes=nodes)
+
+    @cached_property
+    def single(self) -> Graph:
+        """The same network in binary32, where its arrays lie."""
+        return self.to(Device(), np.float32)

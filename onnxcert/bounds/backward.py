@@ -25,6 +25,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
+
+import numpy as np
 
 from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module
 from onnxcert.bounds.execution import execution_error
@@ -64,6 +67,11 @@ class Curve:
     mean_offset: Array
     half_offset: Array
 
+    def to(self, dtype: Any) -> Curve:
+        """The same in another precision."""
+        parts = (self.mean, self.half, self.mean_offset, self.half_offset)
+        return Curve(*(part.astype(dtype) for part in parts))
+
 
 @dataclass
 class Relaxation:
@@ -99,6 +107,18 @@ class Relaxation:
             for name, count in graph.consumers.items()
             if count and elementwise.get(name, 0) == count
         }
+
+    def single(self, *, curves: Mapping[str, Curve]) -> Relaxation:
+        """The same in binary32, with given curves: bounds without their last digits.
+
+        They hold up to the rounding of binary32, which nobody charges.
+        """
+        box = self.box.map(lambda part: part.astype(np.float32))
+        vectors = (
+            {name: vector.astype(np.float32) for name, vector in vectors.items()}
+            for vectors in (self.errors, self.sums, self._at_start)
+        )
+        return Relaxation(self.graph.single, box, self.execution_unit, dict(curves), *vectors)
 
     def add_affine(self, node: Node, boxes: Mapping[str, Box]) -> None:
         """Compute the rounding vector of an affine node from the bounds of what it reads.
@@ -243,7 +263,7 @@ class _Pass:
         """Rows over all columns."""
         if columns is None:
             return rows
-        dense = array_module(rows).zeros((*self.shape, size))
+        dense = array_module(rows).zeros((*self.shape, size), rows.dtype)
         dense[:, :, columns] = rows
         return dense  # type: ignore[no-any-return]
 
@@ -256,7 +276,7 @@ class _Pass:
         if columns is not None and where is not None:
             xp = array_module(columns)
             union = xp.unique(xp.concatenate([columns, where]))
-            total = xp.zeros((*self.shape, len(union)))
+            total = xp.zeros((*self.shape, len(union)), rows.dtype)
             total[:, :, xp.searchsorted(union, columns)] = rows
             total[:, :, xp.searchsorted(union, where)] += others
             return total, union

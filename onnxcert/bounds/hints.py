@@ -56,7 +56,7 @@ def decode_multipliers(codes: Array) -> Array:
 
 def round_multipliers(values: Array) -> Array:
     """The nearest multiplier of the grid; zero keeps its sign, and so does what rounds to it."""
-    return _rounded_bits(values).view(np.float32).astype(np.float64)
+    return _rounded_bits(values).view(np.float32).astype(values.dtype)
 
 
 def _rounded_bits(values: Array) -> Array:

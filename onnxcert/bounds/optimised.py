@@ -19,6 +19,10 @@ comparing only with the row that it is subtracted from, |M_i| <~ |A_i|, so its s
 |A_i|, and they shrink to a tenth over the ascent, however long it is: a subproblem starts where its
 parent ended, and steps that stay large lose that place and find none better in the few there are.
 
+Steps need few digits: where all lines turn round fixed points they are taken in binary32, which
+halves the memory to move and the time of products, and the best variables are evaluated once more
+in binary64. Only that bound, with all rounding charged, is handed out.
+
 The ascent moves fine variables, but every bound is evaluated at a copy rounded to the grid of
 `onnxcert.bounds.hints`, and that copy is what is kept: a bound can be had again from what is
 written down of it. The gradient is taken at the rounded copy (a straight-through estimate, Bengio
@@ -29,6 +33,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module
 from onnxcert.bounds.backward import Curve, Multipliers, Pulled, Relaxation, pull_back
@@ -45,6 +51,10 @@ _MULTIPLIER_FALL = 0.1
 """What is left of the multipliers' rate after an ascent."""
 
 _MOMENTUM, _SECOND_MOMENTUM = 0.9, 0.999
+
+
+def _single(array: Array) -> Array:
+    return array.astype(np.float32)
 
 
 def _turn(row: Array, z: Array, mean_step: Array, half_step: Array) -> Array:
@@ -72,6 +82,11 @@ class FreeCurve:
             self.curve.mean_offset,
             self.curve.half_offset,
         )
+
+    def single(self) -> FreeCurve:
+        """The same in binary32."""
+        steps = (step.astype(np.float32) for step in (self.mean_step, self.half_step))
+        return FreeCurve(self.curve.to(np.float32), *steps)
 
     def gradient(self, row: Array, z: Array, position: Array) -> Array:
         """d bound / d s for rows (B, n) over the outputs and values before the neurons."""
@@ -308,6 +323,21 @@ class FreeRelaxation:
                 result._add_curve(node, node.op, boxes)
         return result
 
+    def single(self) -> FreeRelaxation | None:
+        """The same in binary32 (`Relaxation.single`); None where a line is bent.
+
+        Tangents of smooth curves are worked out anew at each step, to the last digit of binary64.
+        """
+        free = {name: line for name, line in self.free.items() if isinstance(line, FreeCurve)}
+        whole = self.relaxation
+        if len(free) < len(self.free):
+            return None
+        fixed = {name: c.to(np.float32) for name, c in whole.curves.items() if name not in free}
+        turning = {name: line.single() for name, line in free.items()}
+        default = {name: vector.astype(np.float32) for name, vector in self.default.items()}
+        curves = fixed | {name: line.curve for name, line in turning.items()}
+        return FreeRelaxation(whole.single(curves=curves), dict(turning), default)
+
     def choose(self, positions: Mapping[str, Array]) -> None:
         """Set the lines for the next pass."""
         for name, free in self.free.items():
@@ -329,6 +359,12 @@ class Forms:
     input_rows: Array | None
     offset: Array
     used: Array
+
+    def single(self) -> Forms:
+        """The same in binary32."""
+        rows, offset = self.rows.astype(np.float32), self.offset.astype(np.float32)
+        input_rows = None if self.input_rows is None else self.input_rows.astype(np.float32)
+        return Forms(rows, input_rows, offset, self.used)
 
     def combine(self, weights: Array, output: Box, box: Box) -> tuple[Array, Array | None, Array]:
         """Non-negative combination: rows (B, 1, m), input rows, and a constant rounded down."""
@@ -394,8 +430,8 @@ class Optimised:
         lower: (B,) best lower bounds of the combined forms; positive refutes the subproblem.
         best: slopes, multipliers and weights of that bound, all on the grid of
             `onnxcert.bounds.hints`; evaluated again (no steps) they give the same bound.
-        activations: elementwise node -> (B, n) rows of the last pass.
-        minimiser: (B, input_size), the input at which the last form is smallest.
+        activations: elementwise node -> (B, n) rows after the last step, maybe in binary32.
+        minimiser: (B, input_size), the input at which the form is smallest then, likewise.
     """
 
     lower: Array
@@ -444,6 +480,11 @@ class Splits:
     signs: Mapping[str, Array] = field(default_factory=dict)
     points: Mapping[str, Array] = field(default_factory=dict)
 
+    def single(self) -> Splits:
+        """The same in binary32."""
+        parts = ({n: _single(a) for n, a in part.items()} for part in (self.signs, self.points))
+        return Splits(*parts)
+
 
 class _Variables:
     """The three groups of variables of an ascent, and the best values seen.
@@ -455,37 +496,28 @@ class _Variables:
         best: those of the best bounds so far.
     """
 
-    def __init__(
-        self,
-        free: FreeRelaxation,
-        forms: Forms,
-        signs: Mapping[str, Array],
-        start: Start,
-        steps: int,
-    ) -> None:
-        xp = array_module(forms.rows)
-        count = len(forms.rows)
-        known = start.positions
-        self.lines = {
-            name: line.moving(
-                xp.broadcast_to(known.get(name, default), (count, default.shape[1])).copy()
-            )
-            for name, line in free.free.items()
-            for default in (free.default[name],)
-        }
+    def __init__(self, task: _Task, start: Start, steps: int) -> None:
+        xp = array_module(task.forms.rows)
+        count, dtype = len(task.forms.rows), task.forms.rows.dtype
+        free, signs, known = task.free, task.splits.signs, start.positions
+        self.lines = {}
+        for name, line in free.free.items():
+            default = free.default[name]
+            first = xp.broadcast_to(known.get(name, default), (count, default.shape[1]))
+            self.lines[name] = line.moving(first.astype(dtype, order="C"))
         self.slopes = _Ascent({n: line.first for n, line in self.lines.items()}, _SLOPE_RATE)
         old = start.multipliers
         self.multipliers = _Ascent(
             {
-                name: old[name].copy() if name in old else xp.zeros(sign.shape)
+                name: old[name].astype(dtype) if name in old else xp.zeros(sign.shape, dtype)
                 for name, sign in signs.items()
             },
             _MULTIPLIER_RATE,
             _MULTIPLIER_FALL ** (1.0 / max(1, steps)),
         )
-        self.weights = _Ascent({"": start.weights.copy()}, _WEIGHT_RATE)
+        self.weights = _Ascent({"": start.weights.astype(dtype)}, _WEIGHT_RATE)
         self.anchor = start.anchor
-        self.lower = xp.full(count, -xp.inf)
+        self.lower = xp.full(count, -xp.inf, dtype)
         self.best = self.chosen = self._rounded()
 
     def _rounded(self) -> Start:
@@ -549,18 +581,48 @@ def optimise(
         steps: ascent steps; 0 only evaluates.
         expired: asked before each step.
     """
-    splits = splits or Splits()
-    variables = _Variables(free, forms, splits.signs, start, steps)
-    relaxation = free.relaxation
-    target = target or relaxation.graph.output
+    task = _Task(free, forms, output, target or free.relaxation.graph.output, splits or Splits())
+    with np.errstate(all="ignore"):  # what binary32 cannot hold raises no bound
+        rough = task.single() if steps else None
+        found = None if rough is None else _ascend(rough, start, steps, expired)
+    if found is None:
+        return _ascend(task, start, steps, expired)
+    # Not the rows and minimisers of the best variables: those of the last are better to branch by.
+    last = _ascend(task, found.best, 0, expired)
+    return replace(found, lower=last.lower, best=last.best)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What an ascent raises, and over what; see `optimise`."""
+
+    free: FreeRelaxation
+    forms: Forms
+    output: Box
+    target: str
+    splits: Splits
+
+    def single(self) -> _Task | None:
+        """The same in binary32, where that is worth it."""
+        free = self.free.single()
+        if free is None:
+            return None
+        output = self.output.map(_single)
+        return _Task(free, self.forms.single(), output, self.target, self.splits.single())
+
+
+def _ascend(task: _Task, start: Start, steps: int, expired: Callable[[], bool]) -> Optimised:
+    """The ascent in the precision of the task's arrays."""
+    splits, relaxation = task.splits, task.free.relaxation
+    variables = _Variables(task, start, steps)
     for number in range(steps + 1):
         chosen = variables.chosen
         for name, line in variables.lines.items():
             relaxation.curves[name] = line.at(chosen.positions[name])
-        rows, input_rows, constant = forms.combine(chosen.weights, output, relaxation.box)
+        rows, input_rows, constant = task.forms.combine(chosen.weights, task.output, relaxation.box)
         pulled = pull_back(
             relaxation,
-            target,
+            task.target,
             rows,
             input_rows=input_rows,
             multipliers={
@@ -574,7 +636,7 @@ def optimise(
         minimiser = relaxation.box.minimiser(pulled.coefficients[:, 0])
         if number == steps or bool((variables.lower > 0.0).all()) or expired():
             break
-        _step(free, forms, target, pulled, minimiser, variables, splits, number)
+        _step(task, pulled, minimiser, variables, number)
         variables.choose()
     activations = {name: rows[:, 0] for name, rows in pulled.activations.items()}
     return Optimised(variables.lower, variables.result(), activations, minimiser)
@@ -593,9 +655,9 @@ def _row_size(graph: Graph, name: str, pulled: Pulled) -> Array | float:
 
 def _on_line(curve: Curve, row: Array, z: Array) -> Array:
     """The line that a backward pass took, at z; arrays (B, n)."""
-    sign = array_module(row).where(row >= 0, 1.0, -1.0)
-    value = sign * curve.half
     xp = array_module(row)
+    sign = xp.copysign(xp.ones((), row.dtype), row)
+    value = sign * curve.half
     xp.subtract(curve.mean, value, out=value)
     value *= z
     value += curve.mean_offset
@@ -605,16 +667,10 @@ def _on_line(curve: Curve, row: Array, z: Array) -> Array:
 
 
 def _step(
-    free: FreeRelaxation,
-    forms: Forms,
-    target: str,
-    pulled: Pulled,
-    minimiser: Array,
-    variables: _Variables,
-    splits: Splits,
-    number: int,
+    task: _Task, pulled: Pulled, minimiser: Array, variables: _Variables, number: int
 ) -> None:
     """Push the minimiser through the chosen lines and move all variables along the gradient."""
+    free, forms, target, splits = task.free, task.forms, task.target, task.splits
     graph = free.relaxation.graph
     xp = array_module(minimiser)
     values = {graph.input: minimiser}

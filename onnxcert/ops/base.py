@@ -22,7 +22,15 @@ from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 
-from onnxcert.arrays import Array, Device, Gather, Window, array_module, to_device
+from onnxcert.arrays import (
+    Array,
+    Device,
+    Gather,
+    Window,
+    array_module,
+    cast_floats,
+    to_device,
+)
 from onnxcert.sets import Box, Lines
 
 TINY = 1e-290
@@ -87,9 +95,8 @@ class Operator(ABC):
         changes: dict[str, object] = {}
         for field in fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
-            if isinstance(value, np.ndarray):
-                floating = np.issubdtype(value.dtype, np.floating)
-                changes[field.name] = to_device(value.astype(dtype) if floating else value, device)
+            if isinstance(value, array_module(value).ndarray):
+                changes[field.name] = to_device(cast_floats(value, dtype), device)
             elif isinstance(value, Gather):
                 changes[field.name] = value.to(device)
             elif isinstance(value, Operator):
@@ -170,7 +177,7 @@ class Affine(Operator):
             Per input (values (K, c_i), columns (c_i,) or None for all of them).
         """
         xp = array_module(rows)
-        dense = xp.zeros((len(rows), self.output_size))
+        dense = xp.zeros((len(rows), self.output_size), rows.dtype)
         dense[:, columns] = rows
         return [(part, None) for part in self.transpose(dense)]
 

@@ -119,7 +119,7 @@ class Convolution(Affine):
         window, origin = cropped
         part = Convolution(self.weight, window, None)
         shape = (channels, bottom - top, right - left)
-        dense = xp.zeros((len(rows), *shape))
+        dense = xp.zeros((len(rows), *shape), rows.dtype)
         position = (columns // (height * width), y - top, x - left)
         dense[:, position[0], position[1], position[2]] = rows
         result = part.transpose(dense.reshape(len(rows), -1))[0]

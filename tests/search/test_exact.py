@@ -267,7 +267,7 @@ def _verify(files: Files, **options: object) -> Result:
         ([4, 8, 1], "LeakyRelu"),
     ],
 )
-@pytest.mark.parametrize("seed", [1, 2, 4])
+@pytest.mark.parametrize("seed", [1, 4, 5])
 def test_the_checker_accepts(
     sizes: list[int], curve: str, seed: int, tmp_path: Path, only_programs: list[object]
 ) -> None:
@@ -279,7 +279,7 @@ def test_the_checker_accepts(
     assert "VERIFIED UNSAT" in files.check()
 
 
-@pytest.mark.parametrize("seed", [1, 2, 4])
+@pytest.mark.parametrize("seed", [1, 4, 5])
 def test_witnesses_are_found(seed: int, tmp_path: Path, only_programs: list[object]) -> None:
     model, box = dense([6, 24, 1], seed), ([-1.0] * 6, [1.0] * 6)
     low, spread = least(model, [1.0], *box)
