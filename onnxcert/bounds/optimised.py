@@ -19,9 +19,9 @@ comparing only with the row that it is subtracted from, |M_i| <~ |A_i|, so its s
 |A_i|, and they shrink to a tenth over the ascent, however long it is: a subproblem starts where its
 parent ended, and steps that stay large lose that place and find none better in the few there are.
 
-Steps need few digits: where all lines turn round fixed points they are taken in binary32, which
-halves the memory to move and the time of products, and the best variables are evaluated once more
-in binary64. Only that bound, with all rounding charged, is handed out.
+Steps need few digits. In long ascents over many slopes they are taken in binary32, which halves
+the memory to move and the time of products, and the best variables are evaluated once more in
+binary64. Only that bound, with all rounding charged, is handed out.
 
 The ascent moves fine variables, but every bound is evaluated at a copy rounded to the grid of
 `onnxcert.bounds.hints`, and that copy is what is kept: a bound can be had again from what is
@@ -36,12 +36,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module
+from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module, concatenate
 from onnxcert.bounds.backward import Curve, Multipliers, Pulled, Relaxation, pull_back
 from onnxcert.bounds.hints import round_multipliers, round_positions
 from onnxcert.graph import Graph, Node
 from onnxcert.ops.base import BentLines, Elementwise, gamma
-from onnxcert.sets import Box, Lines
+from onnxcert.sets import Ball, Box, Lines
 
 _SLOPE_RATE = 0.25
 _MULTIPLIER_RATE = 0.3
@@ -49,6 +49,12 @@ _WEIGHT_RATE = 0.1
 _DECAY = 0.95
 _MULTIPLIER_FALL = 0.1
 """What is left of the multipliers' rate after an ascent."""
+
+_LEAST_WORK = 1 << 17
+"""Slopes times steps for which binary32 is quicker; below, calls take the time, and there are more.
+
+Measured on 256x6 and resnet_2b: 1.05 times as fast at 2^17, 0.8 at 2^10, 1.5 at 2^22.
+"""
 
 _MOMENTUM, _SECOND_MOMENTUM = 0.9, 0.999
 
@@ -160,8 +166,8 @@ class _Turning:
     def _of(self, vector: Array) -> Array:
         """Free entries of vectors (B, n) or (1, n)."""
         if len(vector) == len(self._start):
-            return vector.reshape(-1)[self.entries]  # type: ignore[no-any-return]
-        return vector[0, self.entries % vector.shape[1]]  # type: ignore[no-any-return]
+            return vector.take(self.entries)  # type: ignore[no-any-return]
+        return vector.take(self.entries % vector.shape[1])  # type: ignore[no-any-return]
 
     @property
     def first(self) -> Array:
@@ -323,15 +329,10 @@ class FreeRelaxation:
                 result._add_curve(node, node.op, boxes)
         return result
 
-    def single(self) -> FreeRelaxation | None:
-        """The same in binary32 (`Relaxation.single`); None where a line is bent.
-
-        Tangents of smooth curves are worked out anew at each step, to the last digit of binary64.
-        """
+    def single(self) -> FreeRelaxation:
+        """The same in binary32 (`Relaxation.single`); all lines must turn."""
         free = {name: line for name, line in self.free.items() if isinstance(line, FreeCurve)}
         whole = self.relaxation
-        if len(free) < len(self.free):
-            return None
         fixed = {name: c.to(np.float32) for name, c in whole.curves.items() if name not in free}
         turning = {name: line.single() for name, line in free.items()}
         default = {name: vector.astype(np.float32) for name, vector in self.default.items()}
@@ -441,7 +442,7 @@ class Optimised:
 
 
 class _Ascent:
-    """Projected Adam on one dictionary of arrays (Kingma and Ba, 2015).
+    """Projected Adam on one array (Kingma and Ba, 2015).
 
     Attributes:
         values: the variables.
@@ -449,23 +450,22 @@ class _Ascent:
         decay: ratio of a step's size to that of the step before.
     """
 
-    def __init__(self, values: dict[str, Array], rate: float, decay: float = _DECAY) -> None:
+    def __init__(self, values: Array, rate: float, decay: float = _DECAY) -> None:
         self.values = values
         self.rate = rate
         self.decay = decay
-        self._first = {name: 0.0 * value for name, value in values.items()}
-        self._second = {name: 0.0 * value for name, value in values.items()}
+        self._first, self._second = 0.0 * values, 0.0 * values
 
-    def step(self, number: int, name: str, gradient: Array, unit: Array | float = 1.0) -> Array:
-        """The proposed new value, not yet projected; ``unit`` is what the rate is a share of."""
-        first, second = self._first[name], self._second[name]
+    def step(self, number: int, gradient: Array, unit: Array | float = 1.0) -> Array:
+        """The proposed new values, not yet projected; ``unit`` is what the rate is a share of."""
+        first, second = self._first, self._second
         first *= _MOMENTUM
         first += (1.0 - _MOMENTUM) * gradient
         second *= _SECOND_MOMENTUM
         second += (1.0 - _SECOND_MOMENTUM) * gradient * gradient
         rate = self.rate * self.decay**number / (1.0 - _MOMENTUM ** (number + 1))
         scale = (second / (1.0 - _SECOND_MOMENTUM ** (number + 1))) ** 0.5 + 1e-12
-        return self.values[name] + unit * (rate * first / scale)
+        return self.values + unit * (rate * first / scale)
 
 
 @dataclass(frozen=True)
@@ -486,72 +486,165 @@ class Splits:
         return Splits(*parts)
 
 
+@dataclass
+class _Values:
+    """Values of all variables of an ascent, on the grid.
+
+    Attributes:
+        positions: (P,) of all free lines, node after node.
+        multipliers: (S,) of all splits, one pre-activation after the other.
+        weights: (B, R).
+    """
+
+    positions: Array
+    multipliers: Array
+    weights: Array
+
+
+class _Entries:
+    """Numbers of entries in arrays (B, n) of several names, one name after the other.
+
+    Attributes:
+        place: name -> where its entries are among all.
+        numbers: name -> (M,) numbers of its entries in the flat array.
+        rows: the row of each entry of all, (sum M,).
+    """
+
+    def __init__(self, numbers: Mapping[str, Array], sizes: Mapping[str, int], like: Array) -> None:
+        self.numbers = numbers
+        self.place: dict[str, slice] = {}
+        rows, begin = [like[:0].astype(int)], 0
+        for name, entries in numbers.items():
+            self.place[name] = slice(begin, begin + len(entries))
+            begin += len(entries)
+            rows.append(entries // sizes[name])
+        self.rows = concatenate(rows)
+
+    def gather(self, arrays: Mapping[str, Array], like: Array) -> Array:
+        """The entries of all arrays, as a copy in the precision of ``like``."""
+        parts = [arrays[name].take(entries) for name, entries in self.numbers.items()]
+        return concatenate([like[:0], *parts]).astype(like.dtype)
+
+
 class _Variables:
     """The three groups of variables of an ascent, and the best values seen.
 
+    A step costs as many calls of the array library as there are groups, however many nodes: for
+    small networks these calls are what takes time.
+
     Attributes:
         lines: elementwise node -> its free lines.
-        chosen: the variables on the grid, where the bound is evaluated; positions as vectors over
-            what is free (see `lines`).
-        best: those of the best bounds so far.
+        slopes, multipliers, weights: the ascents.
+        splits: which entries of pre-activations have multipliers.
+        chosen: the variables on the grid, where the bound is evaluated.
+        lower: (B,) best bounds so far.
     """
 
     def __init__(self, task: _Task, start: Start, steps: int) -> None:
         xp = array_module(task.forms.rows)
         count, dtype = len(task.forms.rows), task.forms.rows.dtype
         free, signs, known = task.free, task.splits.signs, start.positions
-        self.lines = {}
+        self.lower = xp.full(count, -xp.inf, dtype)
+        self.lines: dict[str, _Turning | _Bending] = {}
         for name, line in free.free.items():
             default = free.default[name]
             first = xp.broadcast_to(known.get(name, default), (count, default.shape[1]))
             self.lines[name] = line.moving(first.astype(dtype, order="C"))
-        self.slopes = _Ascent({n: line.first for n, line in self.lines.items()}, _SLOPE_RATE)
-        old = start.multipliers
-        self.multipliers = _Ascent(
-            {
-                name: old[name].astype(dtype) if name in old else xp.zeros(sign.shape, dtype)
-                for name, sign in signs.items()
-            },
-            _MULTIPLIER_RATE,
-            _MULTIPLIER_FALL ** (1.0 / max(1, steps)),
+        sizes = task.free.relaxation.graph.sizes
+        self._free = _Entries(
+            {n: line.entries for n, line in self.lines.items()}, sizes, self.lower
         )
-        self.weights = _Ascent({"": start.weights.astype(dtype)}, _WEIGHT_RATE)
+        firsts = [line.first for line in self.lines.values()]
+        self.slopes = _Ascent(concatenate([self.lower[:0], *firsts]), _SLOPE_RATE)
+        self.splits = _Entries({n: xp.flatnonzero(s) for n, s in signs.items()}, sizes, self.lower)
+        self._signs = self.splits.gather(signs, self.lower)
+        self._points = self.splits.gather(task.splits.points, self.lower)
+        begin = {
+            name: start.multipliers.get(name, xp.zeros(sign.shape)) for name, sign in signs.items()
+        }
+        fall = _MULTIPLIER_FALL ** (1.0 / max(1, steps))
+        self.multipliers = _Ascent(self.splits.gather(begin, self.lower), _MULTIPLIER_RATE, fall)
+        self.weights = _Ascent(start.weights.astype(dtype), _WEIGHT_RATE)
         self.anchor = start.anchor
-        self.lower = xp.full(count, -xp.inf, dtype)
-        self.best = self.chosen = self._rounded()
+        self._dense = {name: xp.zeros(sign.shape, dtype) for name, sign in signs.items()}
+        self._best = self.chosen = self._rounded()
 
-    def _rounded(self) -> Start:
-        return Start(
-            {name: round_positions(value) for name, value in self.slopes.values.items()},
-            {name: round_multipliers(value) for name, value in self.multipliers.values.items()},
-            round_multipliers(self.weights.values[""]),
-            self.anchor,
+    def _rounded(self) -> _Values:
+        return _Values(
+            round_positions(self.slopes.values),
+            round_multipliers(self.multipliers.values),
+            round_multipliers(self.weights.values),
         )
 
     def choose(self) -> None:
         """Round the variables as they are now."""
         self.chosen = self._rounded()
 
+    def positions(self, name: str) -> Array:
+        """Those of a node's free lines, as chosen."""
+        return self.chosen.positions[self._free.place[name]]
+
+    def dense_multipliers(self) -> dict[str, Array]:
+        """Pre-activation -> (B, n) multipliers as chosen; the next call changes them."""
+        return self._spread_multipliers(self.chosen)
+
+    def _spread_multipliers(self, values: _Values) -> dict[str, Array]:
+        for name, entries in self.splits.numbers.items():
+            part = values.multipliers[self.splits.place[name]]
+            self._dense[name].reshape(-1)[entries] = part
+        return self._dense
+
     def keep_better(self, lower: Array) -> None:
         """Keep what is chosen where its bound is the best so far."""
         better = lower > self.lower
         self.lower = array_module(lower).where(better, lower, self.lower)
         if better.all():
-            self.best = self.chosen
+            self._best = self.chosen
             return
-        for name, value in self.chosen.positions.items():
-            changed = better[self.lines[name].rows]
-            self.best.positions[name][changed] = value[changed]
-        for name, value in self.chosen.multipliers.items():
-            self.best.multipliers[name][better] = value[better]
-        self.best.weights[better] = self.chosen.weights[better]
+        best, chosen = self._best, self.chosen
+        changed = better[self._free.rows]
+        best.positions[changed] = chosen.positions[changed]
+        changed = better[self.splits.rows]
+        best.multipliers[changed] = chosen.multipliers[changed]
+        best.weights[better] = chosen.weights[better]
 
     def result(self) -> Start:
-        """The best variables, with positions of all neurons."""
+        """The best variables, of all neurons."""
         positions = {
-            name: line.spread(self.best.positions[name]) for name, line in self.lines.items()
+            name: line.spread(self._best.positions[self._free.place[name]])
+            for name, line in self.lines.items()
         }
-        return replace(self.best, positions=positions)
+        multipliers = self._spread_multipliers(self._best)
+        return Start(positions, multipliers, self._best.weights, self.anchor)
+
+    def turn(self, number: int, gradients: Mapping[str, Array]) -> None:
+        """Move slopes along their gradients, by node; those of other nodes stay."""
+        slopes = self.slopes
+        gradient = 0.0 * slopes.values
+        for name, part in gradients.items():
+            gradient[self._free.place[name]] = part
+        slopes.values = slopes.step(number, gradient).clip(0.0, 1.0)
+
+    def press(self, number: int, heights: Mapping[str, Array], sizes: Mapping[str, Array]) -> None:
+        """Move multipliers, given values before the neurons and sizes of rows, by pre-activation.
+
+        Both hold the entries that are split; those of other pre-activations stay.
+        """
+        multipliers = self.multipliers
+        gradient, unit = 0.0 * multipliers.values, 0.0 * multipliers.values
+        for name, height in heights.items():
+            place = self.splits.place[name]
+            gradient[place] = self._points[place] - height
+            unit[place] = sizes[name]
+        moved = multipliers.step(number, gradient, unit)
+        multipliers.values = moved * (moved * self._signs > 0)
+
+    def weigh(self, number: int, gradient: Array, used: Array) -> None:
+        """Move the weights of the forms, all but the anchors'."""
+        xp = array_module(gradient)
+        weights = xp.maximum(self.weights.step(number, gradient), 0.0) * used
+        weights[xp.arange(len(weights)), self.anchor] = 1.0
+        self.weights.values = weights
 
 
 def optimise(
@@ -582,11 +675,10 @@ def optimise(
         expired: asked before each step.
     """
     task = _Task(free, forms, output, target or free.relaxation.graph.output, splits or Splits())
-    with np.errstate(all="ignore"):  # what binary32 cannot hold raises no bound
-        rough = task.single() if steps else None
-        found = None if rough is None else _ascend(rough, start, steps, expired)
-    if found is None:
+    if not task.shortened(steps):
         return _ascend(task, start, steps, expired)
+    with np.errstate(all="ignore"):  # what binary32 cannot hold raises no bound
+        found = _ascend(task.single(), start, steps, expired)
     # Not the rows and minimisers of the best variables: those of the last are better to branch by.
     last = _ascend(task, found.best, 0, expired)
     return replace(found, lower=last.lower, best=last.best)
@@ -602,12 +694,19 @@ class _Task:
     target: str
     splits: Splits
 
-    def single(self) -> _Task | None:
-        """The same in binary32, where that is worth it."""
-        free = self.free.single()
-        if free is None:
-            return None
-        output = self.output.map(_single)
+    def shortened(self, steps: int) -> bool:
+        """Whether so many steps take less time in binary32.
+
+        Tangents of smooth curves are worked out anew at each step, to the last digit of binary64,
+        and so is where an ellipsoid meets a box.
+        """
+        work = steps * len(self.forms.rows) * sum(v.shape[1] for v in self.free.default.values())
+        turning = all(isinstance(line, FreeCurve) for line in self.free.free.values())
+        return turning and work >= _LEAST_WORK and not isinstance(self.free.relaxation.box, Ball)
+
+    def single(self) -> _Task:
+        """The same in binary32; all lines must turn."""
+        free, output = self.free.single(), self.output.map(_single)
         return _Task(free, self.forms.single(), output, self.target, self.splits.single())
 
 
@@ -616,10 +715,10 @@ def _ascend(task: _Task, start: Start, steps: int, expired: Callable[[], bool]) 
     splits, relaxation = task.splits, task.free.relaxation
     variables = _Variables(task, start, steps)
     for number in range(steps + 1):
-        chosen = variables.chosen
         for name, line in variables.lines.items():
-            relaxation.curves[name] = line.at(chosen.positions[name])
-        rows, input_rows, constant = task.forms.combine(chosen.weights, task.output, relaxation.box)
+            relaxation.curves[name] = line.at(variables.positions(name))
+        weights = variables.chosen.weights
+        rows, input_rows, constant = task.forms.combine(weights, task.output, relaxation.box)
         pulled = pull_back(
             relaxation,
             task.target,
@@ -627,7 +726,7 @@ def _ascend(task: _Task, start: Start, steps: int, expired: Callable[[], bool]) 
             input_rows=input_rows,
             multipliers={
                 name: Multipliers(value, splits.points[name])
-                for name, value in chosen.multipliers.items()
+                for name, value in variables.dense_multipliers().items()
             },
             keep=True,
         )
@@ -647,10 +746,13 @@ def round_down(total: Array) -> Array:
     return total - 4.0 * UNIT_ROUNDOFF * abs(total)  # type: ignore[no-any-return]
 
 
-def _row_size(graph: Graph, name: str, pulled: Pulled) -> Array | float:
-    """|A_i| over what is made of each neuron of a pre-activation, summed over its curves."""
-    rows = (pulled.activations.get(node.name) for node in graph.pre_activations[name])
-    return sum((abs(row[:, 0]) for row in rows if row is not None), start=0.0)
+def _row_sizes(graph: Graph, name: str, entries: Array, pulled: Pulled) -> Array:
+    """|A_i| over what is made of entries of a pre-activation, summed over its curves."""
+    size = 0.0 * entries
+    for node in graph.pre_activations[name]:
+        if node.name in pulled.activations:
+            size = size + abs(pulled.activations[node.name].take(entries))
+    return size
 
 
 def _on_line(curve: Curve, row: Array, z: Array) -> Array:
@@ -674,36 +776,33 @@ def _step(
     graph = free.relaxation.graph
     xp = array_module(minimiser)
     values = {graph.input: minimiser}
+    turns: dict[str, Array] = {}
+    heights: dict[str, Array] = {}
+    sizes: dict[str, Array] = {}
     for position, node in enumerate(graph.nodes):
         if not all(name in values for name in node.inputs):
             continue  # not between the input and the forms
+        name = node.name
         if isinstance(node.op, Elementwise):
-            if node.name not in pulled.activations:
+            if name not in pulled.activations:
                 continue
-            row = pulled.activations[node.name][:, 0]
-            z = values[node.inputs[0]]
-            curve = free.relaxation.curves[node.name]
-            values[node.name] = _on_line(curve, row, z)
-            if node.name in variables.lines:
-                chosen = variables.chosen.positions[node.name]
-                gradient = variables.lines[node.name].gradient(row, z, chosen)
-                moved = variables.slopes.step(number, node.name, gradient)
-                variables.slopes.values[node.name] = xp.clip(moved, 0.0, 1.0)
+            row, z = pulled.activations[name][:, 0], values[node.inputs[0]]
+            values[name] = _on_line(free.relaxation.curves[name], row, z)
+            if name in variables.lines:
+                turns[name] = variables.lines[name].gradient(row, z, variables.positions(name))
         else:
-            values[node.name] = node.op.forward([values[name] for name in node.inputs])
-        if node.name in splits.signs:
-            sign = splits.signs[node.name]
-            gradient = (splits.points[node.name] - values[node.name]) * (sign != 0)
-            size = _row_size(graph, node.name, pulled)
-            moved = variables.multipliers.step(number, node.name, gradient, size)
-            variables.multipliers.values[node.name] = xp.where(moved * sign > 0, moved, 0.0)
-        for name in node.inputs:
-            if graph.last_use[name] == position and name != target:
-                values.pop(name, None)
-        if node.name == target:
+            values[name] = node.op.forward([values[source] for source in node.inputs])
+        if name in splits.signs:
+            entries = variables.splits.numbers[name]
+            heights[name] = values[name].take(entries)
+            sizes[name] = _row_sizes(graph, name, entries, pulled)
+        for source in node.inputs:
+            if graph.last_use[source] == position and source != target:
+                values.pop(source, None)
+        if name == target:
             break
+    variables.turn(number, turns)
+    variables.press(number, heights, sizes)
     if forms.rows.shape[1] > 1 and target in values:
         gradient = xp.where(forms.used, forms.value(values[target], minimiser), 0.0)
-        weights = xp.maximum(variables.weights.step(number, "", gradient), 0.0) * forms.used
-        weights[xp.arange(len(weights)), variables.anchor] = 1.0
-        variables.weights.values[""] = weights
+        variables.weigh(number, gradient, forms.used)

@@ -16,7 +16,6 @@ the layers behind it are bounded again.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,35 +24,19 @@ from typing import Protocol
 import numpy as np
 
 from onnxcert.arrays import Array, IntArray, array_module
-from onnxcert.bounds.backward import pull_back
 from onnxcert.bounds.intermediate import Refinement, tighten
 from onnxcert.bounds.optimised import FreeRelaxation, Optimised, Splits, Start, optimise
 from onnxcert.graph import Graph
-from onnxcert.ops.base import Elementwise
 from onnxcert.proof.trace import NeuronTrees, free_neurons
 from onnxcert.search.cases import Cases
 from onnxcert.search.deadline import Deadline
 from onnxcert.search.frontier import Batch
+from onnxcert.search.halving import Cut, Halving
 from onnxcert.search.neuron_split import NeuronSplit
 from onnxcert.sets import Box
 from onnxcert.verdict import Counterexample, Reason
 
 _log = logging.getLogger(__name__)
-
-_CANDIDATES = 12
-"""Neurons whose halves are bounded before one is chosen.
-
-The layers of these halves are bounded by intervals. With rows for every neuron choosing took half
-of the time, and mnist_fc 256x4 prop 13 was further from its end after 63 CPU seconds of regions (75
-and 85 % with 6 and 12 neurons) than with intervals after 50 (12 neurons: done; 24: 68 seconds; rows
-for the best 3 of 24: 64).
-"""
-
-_MOST_ROWS = 1 << 24
-"""Numbers in the rows that trace the influence of one layer's bounds."""
-
-_SENSITIVITY = 0.25
-"""How much of a change of a neuron's bounds reaches the line over it, roughly."""
 
 _FEWEST = 10
 """Regions for which there must be time."""
@@ -354,27 +337,16 @@ class RegionSearch:
     def _halve(self, region: Region, trees: NeuronTrees) -> tuple[Region, ...]:
         """Hand the cases of a region to its halves; nothing if no neuron can be split in time."""
         found = self._bounds(region)
-        pairs = [
-            tuple(self._half(region, name, neuron, sign, point) for sign in (-1.0, 1.0))
-            for name, neuron, point in self._candidates(region, found)
-        ]
-        if not pairs:
+        halving = Halving(self.graph, self.cases, self.deadline.expired, self.execution_unit)
+        cut = halving.choose(region.boxes, region.cases, found, self._splits(region))
+        if cut is None:
             return ()
-        best = min(pairs, key=lambda halves: self._rate(halves, found))
-        if self.deadline.expired():
-            return ()
-        path = best[0].path
+        halves = tuple(self._half(region, cut, sign) for sign in (-1.0, 1.0))
         cases = self.cases.problem.case_disjunct[region.cases]
-        trees.halve(int(path.neuron[-1]), float(path.point[-1]), cases)
-        return best
+        trees.halve(int(halves[0].path.neuron[-1]), cut.point, cases)
+        return halves
 
-    def _rate(self, halves: tuple[Region, ...], parent: Optimised) -> float:
-        """How fast a tree grows whose splits all gain what these halves do."""
-        if self.deadline.expired():
-            return math.inf
-        return _growth(*(self._gain(half, parent) for half in halves))
-
-    def _bounds(self, region: Region, steps: int | None = None) -> Optimised:
+    def _bounds(self, region: Region) -> Optimised:
         """Bounds of the cases of a region."""
         free = FreeRelaxation.build(self.graph, region.boxes, self.execution_unit)
         return optimise(
@@ -383,7 +355,7 @@ class RegionSearch:
             region.boxes[self.graph.output],
             region.start,
             splits=self._splits(region),
-            steps=self.slope_steps if steps is None else steps,
+            steps=self.slope_steps,
             expired=self.deadline.expired,
         )
 
@@ -405,92 +377,14 @@ class RegionSearch:
         """The pre-activation that the last split of a path is in."""
         return self.graph.locate(int(region.path.neuron[-1]))[0]
 
-    def _number(self, name: str, place: int) -> int:
-        return int(self.graph.numbering[name].start) + place
-
-    def _half(self, region: Region, name: str, neuron: int, sign: float, point: float) -> Region:
-        """One side of a split, with the bounds that follow without any ascent."""
-        box = region.boxes[name]
+    def _half(self, region: Region, cut: Cut, sign: float) -> Region:
+        """One side of a cut, with the bounds that follow without any ascent."""
+        box = region.boxes[cut.name]
         sides = box.lower.copy(), box.upper.copy()
-        sides[sign < 0][0, neuron] = point
-        boxes = dict(region.boxes) | {name: box.within(Box(*sides))}
-        path = region.path.then(self._number(name, neuron), sign, point)
-        return replace(region, boxes=boxes, path=path)
-
-    def _gain(self, half: Region, parent: Optimised) -> float:
-        """By how much the mean bound of the open cases rises in a half of a region."""
-        boxes = tighten(
-            self.graph,
-            half.boxes,
-            steps=0,
-            expired=self.deadline.expired,
-            execution_unit=self.execution_unit,
-        )
-        if _is_empty(boxes):
-            return float(-parent.lower.mean())
-        there = self._bounds(replace(half, boxes=boxes, start=parent.best), steps=2)
-        xp = array_module(there.lower)
-        return float((xp.minimum(there.lower, 0.0) - parent.lower).mean())
-
-    def _candidates(self, region: Region, found: Optimised) -> list[tuple[str, int, float]]:
-        """The neurons whose split promises most: pre-activation, number there, and point."""
-        xp = array_module(found.lower)
-        influence = {name: abs(rows).mean(axis=0) for name, rows in found.activations.items()}
-        free = FreeRelaxation.build(self.graph, region.boxes, self.execution_unit)
-        free.choose(free.default)
-        ranked: list[tuple[float, str, int, float]] = []
-        for node in reversed(self.graph.nodes):
-            op = node.op
-            if not isinstance(op, Elementwise) or node.name not in influence:
-                continue
-            source = node.inputs[0]
-            box = region.boxes[source]
-            unstable = xp.flatnonzero(op.unstable(box)[0])
-            if len(unstable) == 0:
-                continue
-            point = op.split_point(box)
-            lines = op.relax(box)
-            above = lines.upper_slope * point + lines.upper_offset - op.value(point)
-            gap = (influence[node.name] * above[0])[unstable]
-            for index in xp.argsort(-gap)[:_CANDIDATES].tolist():
-                neuron = int(unstable[index])
-                ranked.append((float(gap[index]), source, neuron, float(point[0, neuron])))
-            self._trace_back(free, source, unstable, influence[node.name][unstable], influence)
-        ranked.sort(reverse=True)
-        return [entry[1:] for entry in ranked[:_CANDIDATES]]
-
-    def _trace_back(
-        self,
-        free: FreeRelaxation,
-        source: str,
-        neurons: Array,
-        weight: Array,
-        influence: dict[str, Array],
-    ) -> None:
-        """Add what the bounds of some neurons owe to the activations before them."""
-        xp = array_module(weight)
-        size = max(self.graph.sizes.values())
-        kept = xp.argsort(-weight)[: max(1, _MOST_ROWS // size)]
-        rows = xp.zeros((1, len(kept), self.graph.sizes[source]))
-        rows[0, xp.arange(len(kept)), neurons[kept]] = 1.0
-        pulled = pull_back(free.relaxation, source, rows, keep=True)
-        for name, traced in pulled.activations.items():
-            share = _SENSITIVITY * weight[kept] @ abs(traced[0])
-            influence[name] = influence.get(name, 0.0) + share
-
-
-def _growth(a: float, b: float) -> float:
-    """The y for which exp(-a y) + exp(-b y) = 1; infinite unless both are positive."""
-    if min(a, b) <= 0.0:
-        return math.inf
-    low, high = 0.0, math.log(2.0) / min(a, b)
-    for _ in range(50):
-        middle = 0.5 * (low + high)
-        if math.exp(-a * middle) + math.exp(-b * middle) > 1.0:
-            low = middle
-        else:
-            high = middle
-    return high
+        sides[sign < 0][0, cut.neuron] = cut.point
+        boxes = dict(region.boxes) | {cut.name: box.within(Box(*sides))}
+        neuron = int(self.graph.numbering[cut.name].start) + cut.neuron
+        return replace(region, boxes=boxes, path=region.path.then(neuron, sign, cut.point))
 
 
 def _is_empty(boxes: Mapping[str, Box]) -> bool:

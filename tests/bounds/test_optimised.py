@@ -213,31 +213,32 @@ def test_first_bound_is_that_of_the_default_lines(scenario: Scenario) -> None:
 
 
 class Recorder:
-    """Stands in for an ascent's step: keeps the gradients and moves nothing."""
+    """Takes down the gradients of one step and moves nothing: slopes, multipliers, weights."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.gradients: list[tuple[str, Array, Array]] = []
+        self.gradients: list[Array] = []
 
         def step(
             ascent: optimised._Ascent,
             number: int,
-            name: str,
             gradient: Array,
             unit: Array | float = 1.0,
         ) -> Array:
             del number, unit
-            value = ascent.values[name]
-            self.gradients.append(
-                (name, value.copy(), np.broadcast_to(gradient, value.shape).copy())
-            )
-            return value
+            self.gradients.append(gradient.copy())
+            return ascent.values
 
         monkeypatch.setattr(optimised._Ascent, "step", step)
 
-    def of(self, name: str, value: Array) -> Array:
-        matches = [g for n, v, g in self.gradients if n == name and v.shape == value.shape]
-        assert len(matches) == 1
-        return matches[0]
+    def by_name(self, group: str, entries: dict[str, Array]) -> dict[str, Array]:
+        """Gradients of one group; those of slopes and multipliers are of these entries."""
+        slopes, multipliers, *weights = self.gradients
+        if group == "weights":
+            return {"": weights[0]}
+        whole = slopes if group == "positions" else multipliers
+        ends = np.cumsum([len(part) for part in entries.values()])
+        assert len(whole) == ends[-1]
+        return dict(zip(entries, np.split(whole, ends[:-1]), strict=True))
 
 
 def _difference(scenario: Scenario, start: Start, group: str, name: str, index: int) -> list[float]:
@@ -277,25 +278,22 @@ def test_gradients_are_those_of_the_bound(
         recorder = Recorder(patch)
         scenario.run(start, 1)
     groups = {"": start.weights} if group == "weights" else getattr(start, group)
+    entries: dict[str, Array] = {"": np.arange(start.weights.shape[1])}
+    if group == "positions":  # those of neurons without a choice are no variables
+        entries = {n: scenario.free.free[n].moving(groups[n]).entries for n in scenario.free.free}
+    elif group == "multipliers":
+        entries = {name: np.flatnonzero(sign) for name, sign in scenario.signs.items()}
+    gradients = recorder.by_name(group, entries)
     compared = 0
-    for name, value in groups.items():
-        if group == "positions":  # those of neurons without a choice are no variables
-            entries = scenario.free.free[name].moving(value).entries
-            gradient = np.zeros(value.shape)
-            gradient.reshape(-1)[entries] = recorder.of(name, value.reshape(-1)[entries])
-        else:
-            gradient = recorder.of(name, value)
-        for index in range(value.shape[1]):
-            free = group != "multipliers" or scenario.signs[name][0, index] != 0
-            if not free:
-                continue
+    for name, numbers in entries.items():
+        for index, gradient in zip(numbers.tolist(), gradients[name].ravel(), strict=True):
             sides = _difference(scenario, start, group, name, index)
             # Tangents bend: the quotients differ by the step times the second derivative.
             bend = 1e-3 if curved else 1e-6
             if abs(sides[0] - sides[1]) > bend * (1 + abs(sides[0])):
                 continue  # a kink of the bound: any value between the sides is a subgradient
             middle = 0.5 * (sides[0] + sides[1])
-            assert gradient[0, index] == pytest.approx(middle, rel=1e-4, abs=1e-6)
+            assert gradient == pytest.approx(middle, rel=1e-4, abs=1e-6)
             compared += 1
     assert compared > 0
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxcert.search.regions import Turns, _growth
+from onnxcert.search.halving import _growth
+from onnxcert.search.regions import Turns
 from onnxcert.verdict import Counterexample, Reason
 
 Answer = Counterexample | Reason | None
