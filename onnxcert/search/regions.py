@@ -341,6 +341,7 @@ class RegionSearch:
         cut = halving.choose(region.boxes, region.cases, found, self._splits(region))
         if cut is None:
             return ()
+        region = replace(region, start=replace(found.best, multipliers={}))
         halves = tuple(self._half(region, cut, sign) for sign in (-1.0, 1.0))
         cases = self.cases.problem.case_disjunct[region.cases]
         trees.halve(int(halves[0].path.neuron[-1]), cut.point, cases)
