@@ -93,7 +93,8 @@ class Region:
         start = self.start
         there = array_module(start.weights).asarray(chosen)
         positions = {name: value[there] for name, value in start.positions.items()}
-        kept = Start(positions, {}, start.weights[there], start.anchor[there])
+        multipliers = {name: value[there] for name, value in start.multipliers.items()}
+        kept = Start(positions, multipliers, start.weights[there], start.anchor[there])
         return replace(self, cases=self.cases[chosen], start=kept)
 
 
@@ -332,6 +333,10 @@ class RegionSearch:
             ("multiplier", 0.0 * path.sign),
         ):
             batch[name] = xp.tile(xp.asarray(value), (count, 1))
+        for at, neuron in enumerate(path.neuron.tolist()):
+            name, place = brancher.graph.locate(neuron)
+            if name in region.start.multipliers:
+                batch["multiplier"][:, at] = region.start.multipliers[name][:, place]
         return batch
 
     def _halve(self, region: Region, trees: NeuronTrees) -> tuple[Region, ...]:
@@ -341,7 +346,7 @@ class RegionSearch:
         cut = halving.choose(region.boxes, region.cases, found, self._splits(region))
         if cut is None:
             return ()
-        region = replace(region, start=replace(found.best, multipliers={}))
+        region = replace(region, start=found.best)
         halves = tuple(self._half(region, cut, sign) for sign in (-1.0, 1.0))
         cases = self.cases.problem.case_disjunct[region.cases]
         trees.halve(int(halves[0].path.neuron[-1]), cut.point, cases)
