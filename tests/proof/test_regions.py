@@ -43,7 +43,7 @@ def test_regions_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ba
     assert files.check() == REAL
     audited = onnxcert.check(files.proof, files.model, files.spec, audit=10**6, jobs=2)
     assert audited.leaves == int((arrays(files)["op"] == 0).sum())
-    assert 0.9 * audited.leaves < audited.audited <= audited.leaves  # nothing is in some regions
+    assert 0.8 * audited.leaves < audited.audited <= audited.leaves  # nothing is in some regions
 
 
 @pytest.mark.parametrize(
