@@ -27,13 +27,13 @@ from onnxcert.sets import Box
 _FLUSH = 2.0**-124
 """Lost per rounding and unit of the operands where a result or an operand is flushed to zero."""
 
-_SMALLEST = 2.0**-102
+SMALLEST = 2.0**-102
 """An operand flushed to zero loses 2^-126, which is 2^-24 of this."""
 
 _LARGEST = 2.0**127
 """Sums of absolute values below half the overflow threshold never overflow in any order."""
 
-_SLACK = 1.0 + 1e-9
+SLACK = 1.0 + 1e-9
 """Covers the rounding of the error terms themselves."""
 
 
@@ -61,12 +61,12 @@ def execution_error(
     if count == 0:
         return None
     read = [boxes[name].magnitude for name in node.inputs]
-    size = op.magnitude.apply([values + _SMALLEST for values in read])
+    size = op.magnitude.apply([values + SMALLEST for values in read])
     parts = op.bias_parts
     if parts is not None:
         size = size + abs(parts)
     largest = sum(values.sum(axis=1) for values in read)  # no less than any of them
-    return _with_flushing(size, count, largest[:, None], unit)
+    return _error(size, count, largest[:, None], unit)
 
 
 def _curve_error(op: Elementwise, box: Box, unit: float) -> Array | None:
@@ -76,13 +76,23 @@ def _curve_error(op: Elementwise, box: Box, unit: float) -> Array | None:
     size = op.interval([box], UNIT_ROUNDOFF).magnitude
     if not op.piecewise_linear:
         size = array_module(size).maximum(size, 1.0)
-    return _with_flushing(size, op.error_terms, box.magnitude, unit)
+    return _error(size, op.error_terms, box.magnitude, unit)
 
 
-def _with_flushing(size: Array, count: int, largest: Array, unit: float) -> Array:
-    error = _SLACK * (gamma(count, unit) * size + _FLUSH * count * (1.0 + largest))
-    xp = array_module(error)
-    return xp.where(size < _LARGEST, error, xp.inf)  # type: ignore[no-any-return]
+def _error(size: Array, count: int, largest: Array, unit: float) -> Array:
+    return SLACK * (gamma(count, unit) * size + flushing_error(size, count, largest))
+
+
+def flushing_error(size: Array, count: int, largest: Array) -> Array:
+    """What flushing may change in values, infinite where they might overflow.
+
+    Args:
+        size: of what they are sums of, |W| |h| + |b|, (B, n).
+        count: roundings that one product may meet.
+        largest: no less than any operand, (B, n) or (B, 1).
+    """
+    xp = array_module(size)
+    return xp.where(size < _LARGEST, _FLUSH * count * (1.0 + largest), xp.inf)  # type: ignore[no-any-return]
 
 
 def enclose(graph: Graph, node: Node, boxes: Mapping[str, Box], unit: float) -> Box:

@@ -20,10 +20,9 @@ at both inputs, so slack_ij is at least 2 e_ij, plus what the arithmetic of the 
 from __future__ import annotations
 
 import functools
-import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,23 +32,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxcert import __version__
 from onnxcert.arrays import UNIT_ROUNDOFF_FLOAT32, Array, FloatArray
-from onnxcert.bounds.crown import crown_bounds
-from onnxcert.bounds.execution import execution_error
-from onnxcert.bounds.interval import interval_bounds
 from onnxcert.continuity.bound import LipschitzBound, lipschitz
-from onnxcert.continuity.ellipsoid import Plan, choose_closed_form, enclose, pair_constants
-from onnxcert.continuity.network import Network, input_box
+from onnxcert.continuity.deviation import execution_deviation
+from onnxcert.continuity.network import input_box
 from onnxcert.errors import ModelError, UnsupportedModel, UsageError
 from onnxcert.frontend.model_file import decompressed
 from onnxcert.frontend.onnx import Model, load_model
 from onnxcert.frontend.replay import Replayer
 from onnxcert.graph import Graph
-from onnxcert.ops import Affine, Elementwise
-from onnxcert.ops.base import TINY
-from onnxcert.sets import Box
-
-_FEW_NEURONS = 4000
-"""Up to so many, backward bounds of the layers make the slack smaller."""
+from onnxcert.ops import Affine
 
 _ARITHMETIC = 16.0
 """Roundings of the new nodes, in units of the largest number that they meet; there are at most
@@ -64,99 +55,10 @@ _FLUSHED = 2.0**-124
 
 _SMALLEST_CONSTANT = 1e-30
 
-_WIDEST_PLAN = 2500
-"""Up to so many rows the recursion is run behind every node."""
-
 _LARGEST = 1e30
 """Sizes from which on binary32 is left to others."""
 
 _COMPARED_POINTS = 8
-
-
-def execution_deviation(graph: Graph, box: Box, unit: float) -> tuple[FloatArray, float]:
-    """How far computed differences of outputs may lie from the real ones.
-
-    Let the nodes of an execution round one after the other. What node k adds to its own value is
-    at most ``e_k`` (`onnxcert.bounds.execution`), and from there on the real network moves
-    y_i - y_j by no more than its constant behind that value allows. The sum over k is one bound;
-    the same errors carried through absolute values of the weights, entry by entry, are another.
-
-    Args:
-        graph: as read from the file, not simplified.
-        box: of the inputs, (1, n); they are the same numbers in both.
-        unit: unit roundoff of the executor.
-
-    Returns:
-        (bounds of the deviations of y_i - y_j (m, m), a bound of all |y_i|); infinite where an
-        execution might overflow.
-    """
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        network = Network.read(graph)
-        neurons = sum(graph.sizes[name] for name in graph.pre_activations)
-        if neurons <= _FEW_NEURONS:
-            boxes = crown_bounds(graph, box, execution_unit=unit).boxes
-        else:
-            boxes = interval_bounds(graph, box, execution_unit=unit)
-        own = {node.name: execution_error(graph, node, boxes, unit) for node in graph.nodes}
-        single = _carried(network, own)
-        pairs = single[:, None] + single
-        # Twins share a value as long as what they read is exactly opposite in executions, too.
-        if any(own[name] is not None for name in network.between_twins()):
-            network = replace(network, share=False)
-        plan = Plan.of(network)
-        if plan.width <= _WIDEST_PLAN and _maxima_are_exact(network, own):
-            pairs = np.fmin(pairs, _pushed(plan, own))
-        size = float(boxes[graph.output].magnitude.max())
-    return np.where(np.isfinite(pairs), pairs, np.inf), size
-
-
-def _carried(network: Network, own: Mapping[str, Array | None]) -> FloatArray:
-    """Errors of single outputs, through absolute values, (m,)."""
-    graph = network.graph
-    errors: dict[str, Array] = {graph.input: np.zeros((1, graph.input_size))}
-    for node in graph.nodes:
-        read = [errors[name] for name in node.inputs]
-        if node.op.takes_maximum:  # compared, not computed
-            errors[node.name] = np.maximum(read[0], read[1])
-            continue
-        if isinstance(node.op, Elementwise):
-            moved = network.slopes[node.name].largest * read[0]
-        else:
-            assert isinstance(node.op, Affine)
-            moved = node.op.magnitude.apply(read)
-        added = own[node.name]
-        errors[node.name] = (moved if added is None else moved + added) * (1.0 + 1e-9)
-    result: FloatArray = errors[graph.output][0]
-    return result
-
-
-def _maxima_are_exact(network: Network, own: Mapping[str, Array | None]) -> bool:
-    """Whether executions make no roundings between the operands of maxima and their results."""
-    for node in network.graph.nodes:
-        if node.op.takes_maximum:
-            gap = network.makers[node.inputs[2]]
-            if any(own[name] is not None for name in (node.name, gap.name, *gap.inputs)):
-                return False
-    return True
-
-
-def _pushed(plan: Plan, own: Mapping[str, Array | None]) -> FloatArray:
-    """Errors of differences of outputs, each node's through the recursion behind it, (m, m)."""
-    size = plan.graph.output_size
-    total = np.zeros((size, size))
-    for name, error in own.items():
-        if error is None or not error.any():
-            continue
-        # The box of errors lies in the ellipsoid with sum e_i^2 / q_i = 1.
-        diagonal = (error[0] + TINY) * float(error[0].sum() + TINY * error.size) * (1.0 + 1e-9)
-        scale = float(diagonal.max())
-        if not np.isfinite(scale):
-            return np.full((size, size), np.inf)
-        found = enclose(plan, choose_closed_form(plan.network), diagonal / scale, behind=name)
-        if found is None:
-            return np.full((size, size), np.inf)
-        total += pair_constants(found[0]) * math.sqrt(scale) * (1.0 + 1e-9)
-    return total
 
 
 def with_bottom_logit(

@@ -25,7 +25,7 @@ from onnxcert.continuity.ellipsoid import (
     pair_constants,
 )
 from onnxcert.continuity.network import Network, input_box
-from onnxcert.continuity.product import Calculus
+from onnxcert.continuity.product import Calculus, pair_forms
 from onnxcert.continuity.refine import Objective, refined
 from onnxcert.continuity.sampled import converging_norm, sampled_constants
 from onnxcert.errors import UsageError
@@ -312,13 +312,6 @@ def _choose(method: str, plan: Plan) -> str:
     if plan.width <= _WIDE_REFINED:
         return "refined"
     return "recursion" if plan.width <= _WIDE_RECURSION else "product"
-
-
-def pair_forms(size: int, first: int) -> FloatArray:
-    """The rows ``e_first - e_j`` for all j, (m, m)."""
-    forms = -np.eye(size)
-    forms[:, first] += 1.0
-    return forms
 
 
 @dataclass(frozen=True, eq=False)

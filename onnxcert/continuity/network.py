@@ -126,7 +126,7 @@ class Network:
         graph: the network.
         slopes: elementwise node name -> its slopes.
         domain: the input box (1, n) on which they hold, or None for everywhere.
-        share: whether twins share their absolute values.
+        share: whether twins share their absolute values, and sorted pairs are known as such.
     """
 
     graph: Graph
@@ -241,7 +241,7 @@ class Network:
     def pairs(self) -> Mapping[str, tuple[str, int]]:
         """Maximum that belongs to a sorted pair -> (the first maximum of the pair, which half)."""
         result: dict[str, tuple[str, int]] = {}
-        maxima = [node for node in self.graph.nodes if node.op.takes_maximum]
+        maxima = [node for node in self.graph.nodes if node.op.takes_maximum and self.share]
         for number, second in enumerate(maxima):
             for first in maxima[:number]:
                 taken = first.name in result or second.name in result

@@ -80,30 +80,43 @@ class Calculus:
     Attributes:
         network: the network.
         norm: of the input: 2, inf or 1.
+        source: a value that moves by itself, its length Euclidean, while nothing that it does not
+            make moves; empty for the input.
     """
 
     network: Network
     norm: str = "2"
+    source: str = ""
     _constants: dict[str, float] = field(default_factory=dict)
     _norms: dict[str, float] = field(default_factory=dict)
+    _islands: dict[tuple[str, ...], float] = field(default_factory=dict)
     _dominance: dict[str, tuple[str, Any]] = field(default_factory=dict)
 
     def constant(self, name: str) -> float:
         """L of a value; of the input: the longest vector of length 1 in its norm."""
         graph = self.network.graph
         if not self._constants:
-            size = graph.input_size
-            self._constants[graph.input] = math.sqrt(size) * UP if self.norm == "inf" else 1.0
+            whole = math.sqrt(graph.input_size) * UP if self.norm == "inf" else 1.0
+            self._constants[graph.input] = 0.0 if self.source else whole
             for node in graph.nodes:
-                self._constants[node.name] = self._of(node)
+                known = 1.0 if node.name == self.source else self._of(node)
+                self._constants[node.name] = known
+            self._dominance.clear()  # large where windows overlap
         return self._constants[name]
+
+    def behind(self, name: str) -> Calculus:
+        """Constants of what moves when one value does; norms that are known are not found again.
+
+        The network should not share twins that the value stands between.
+        """
+        return Calculus(self.network, "2", name, _norms=self._norms, _islands=self._islands)
 
     def layers(self) -> list[Layer]:
         """Norms of the operators that are not one."""
         found = []
         for node in self.network.graph.nodes:
             if isinstance(node.op, Affine) and len(node.op.input_sizes) == 1:
-                found.append(Layer(node.name, node.source, self._operator_norm(node)))
+                found.append(Layer(node.name, node.source, self.norm_of(node)))
         return found
 
     @cached_property
@@ -120,11 +133,15 @@ class Calculus:
 
     def _is_base(self, name: str) -> bool:
         node = self.network.makers.get(name)
-        return node is None or isinstance(node.op, Elementwise) or node.op.takes_maximum
+        if node is None or name == self.source:
+            return True
+        return isinstance(node.op, Elementwise) or node.op.takes_maximum
 
     def _of(self, node: Node) -> float:
         """The best of the rules."""
         read = [self._constants[name] for name in node.inputs]
+        if not any(read):
+            return 0.0
         if isinstance(node.op, Elementwise):
             steepest = float(self.network.slopes[node.name].largest.max(initial=0.0))
             found = _times(read[0], steepest)
@@ -135,7 +152,7 @@ class Calculus:
         elif len(read) > 1:
             found = sum(read) * (1.0 + 1e-14)
         else:
-            found = _times(self._operator_norm(node), read[0])
+            found = _times(self.norm_of(node), read[0])
         if node.name in self._targets and not self._is_base(node.name):
             found = min(found, self._of_island(node.name))
         root, matrix = self.dominance(node.name)
@@ -200,7 +217,7 @@ class Calculus:
 
     def _island_norm(self, base: str, nodes: Sequence[Node], name: str) -> float:
         """The norm of the map from a base, times the base's constant."""
-        if not nodes:
+        if not nodes or not self.constant(base):
             return self.constant(base)
         bounds = {base: 1.0}
         for node in nodes:
@@ -210,28 +227,35 @@ class Calculus:
             elif len(parts) > 1:
                 bounds[node.name] = sum(parts) * UP
             else:
-                bounds[node.name] = _times(parts[0], self._operator_norm(node))
+                bounds[node.name] = _times(parts[0], self.norm_of(node))
         best = _times(bounds[name], self.constant(base))
-        at_input = base == self.network.graph.input
-        if (
-            len(nodes) == 1
-            and len(nodes[0].op.input_sizes) == 1
-            and not (at_input and self.norm != "2")
-        ):
+        if base != self.network.graph.input or self.norm == "2":
+            if len(nodes) > 1 or len(nodes[0].op.input_sizes) > 1:
+                best = min(best, _times(self._written_norm(base, nodes, name), self.constant(base)))
             return best
         rows = self._written_out(base, nodes, name)
         if rows is None:
             return best
-        if at_input and self.norm == "1":
-            columns = _lengths(Rows(rows.values.T, rows.error.T))
+        columns = _lengths(Rows(rows.values.T, rows.error.T))
+        if self.norm == "1":
             return min(best, float(columns.max(initial=0.0)))
-        if at_input and self.norm == "inf":
-            columns = _lengths(Rows(rows.values.T, rows.error.T))
-            best = min(best, float(columns.sum()) * (1.0 + 1e-9))
-        error = schur_bound(rows.error.sum(axis=1), rows.error.sum(axis=0)) * (1.0 + 1e-9)
-        return min(best, _times(matrix_norm(rows.values, error), self.constant(base)))
+        best = min(best, float(columns.sum()) * (1.0 + 1e-9))
+        return min(best, _times(self._written_norm(base, nodes, name), self.constant(base)))
 
-    def _operator_norm(self, node: Node) -> float:
+    def _written_norm(self, base: str, nodes: Sequence[Node], name: str) -> float:
+        """The norm of the matrix of an island from one base; infinite where it is too large."""
+        key = (base, *(node.name for node in nodes), name)
+        if key not in self._islands:
+            rows = self._written_out(base, nodes, name)
+            found = math.inf
+            if rows is not None:
+                sums = rows.error.sum(axis=1), rows.error.sum(axis=0)
+                found = matrix_norm(rows.values, schur_bound(*sums) * (1.0 + 1e-9))
+            self._islands[key] = found
+        return self._islands[key]
+
+    def norm_of(self, node: Node) -> float:
+        """The spectral norm of an affine operator with one input."""
         if node.name not in self._norms:
             assert isinstance(node.op, Affine)
             self._norms[node.name] = operator_norm(node.op)
@@ -310,6 +334,8 @@ class Calculus:
         return self._dominance[name]
 
     def _read_by_dominance(self, node: Node) -> tuple[str, ...]:
+        if node.name == self.source:
+            return ()
         if isinstance(node.op, Elementwise):
             return node.inputs
         if node.op.takes_maximum:
@@ -367,12 +393,19 @@ class Calculus:
             whole = np.minimum(whole, _lengths(rows) * self.constant(cut))
         for base, nodes in self.island(graph.output).items():
             rows = self.pulled(forms, base, nodes, graph.output)
-            if base == graph.input:
+            if base == graph.input and not self.source:
                 total += _dual_lengths(rows, self.norm)
             else:
                 total += _lengths(rows) * self.constant(base)
         result: FloatArray = np.fmin(whole, total) * (1.0 + 1e-14) + TINY
         return np.where(np.isnan(result), np.inf, result)
+
+
+def pair_forms(size: int, first: int) -> FloatArray:
+    """The rows ``e_first - e_j`` for all j, (m, m)."""
+    forms = -np.eye(size)
+    forms[:, first] += 1.0
+    return forms
 
 
 _PAIR = "sorted pair of "

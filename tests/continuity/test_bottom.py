@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -10,7 +9,6 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from hypothesis import given
 from onnx import helper
 
 from onnxcert import (
@@ -23,13 +21,8 @@ from onnxcert import (
 )
 from onnxcert import with_bottom_logit as extend
 from onnxcert.arrays import UNIT_ROUNDOFF_FLOAT32
-from onnxcert.bounds.crown import crown_bounds
-from onnxcert.bounds.execution import execution_error
-from onnxcert.bounds.interval import interval_bounds
-from onnxcert.continuity.bottom import execution_deviation
-from onnxcert.continuity.network import Network, input_box
-from onnxcert.graph import Graph
-from tests import strategies
+from onnxcert.continuity.deviation import execution_deviation
+from onnxcert.continuity.network import input_box
 from tests.frontend.onnx_models import model_of, single
 
 
@@ -286,75 +279,3 @@ def test_metadata_say_what_is_claimed() -> None:
     assert facts["onnxcert.source_sha256"] == load_model(model).sha256
     assert facts["onnxcert.norm"] == "inf"
     assert facts["onnxcert.eps"] == "0.25"
-
-
-@given(
-    graph=strategies.graphs(curves=("relu", "relu", "abs", "leaky", "tanh")), seed=strategies.seeds
-)
-def test_deviation_encloses_any_roundings(graph: Graph, seed: int) -> None:
-    """Errors of the size allowed, of any sign, at every node, and maxima compared."""
-    rng = np.random.default_rng(seed)
-    box = input_box(graph, -1.0, 1.0)
-    unit = 2.0**-10
-    with np.errstate(all="ignore"):
-        boxes = crown_bounds(graph, box, execution_unit=unit).boxes
-        bound, largest = execution_deviation(graph, box, unit)
-        x = rng.uniform(-1.0, 1.0, size=(1, graph.input_size))
-        exact, run_ = {"x": x}, {"x": x}
-        for node in graph.nodes:
-            exact[node.name] = node.op.forward([exact[name] for name in node.inputs])
-            values = [run_[name] for name in node.inputs]
-            value = np.maximum(*values[:2]) if node.op.takes_maximum else node.op.forward(values)
-            error = execution_error(graph, node, boxes, unit)
-            if error is not None:
-                value = value + 0.9 * np.where(np.isfinite(error), error, 0.0) * rng.choice([-1, 1])
-            run_[node.name] = value
-    gap = (run_[graph.output] - exact[graph.output])[0]
-    assert (np.abs(gap[:, None] - gap) <= bound * (1.0 + 1e-9) + 1e-9 * largest).all()
-
-
-def test_twins_that_round_by_themselves_do_not_share() -> None:
-    """relu(a - b) and relu(b - a), each difference rounded on its own."""
-    rng = np.random.default_rng(5)
-    names = [("a", "wa"), ("b", "wb")]
-    nodes = [
-        *(helper.make_node("MatMul", ["x", weight], [name]) for name, weight in names),
-        helper.make_node("Sub", ["a", "b"], ["s"]),
-        helper.make_node("Sub", ["b", "a"], ["t"]),
-        helper.make_node("Relu", ["s"], ["r"]),
-        helper.make_node("Relu", ["t"], ["q"]),
-        helper.make_node("Sub", ["r", "q"], ["y"]),
-    ]
-    constants = {weight: rng.normal(size=(4, 3)).astype(np.float32) for _, weight in names}
-    model = load_model(model_of(nodes, {"x": (1, 4)}, ["y"], constants))
-    network = Network.read(model.lowered)
-    assert len(network.twins) == 1
-    assert {"s", "t"} <= network.between_twins()
-    assert not replace(network, share=False).twins
-    box = input_box(model.graph, -1.0, 1.0)
-    error, _ = execution_deviation(model.lowered, box, UNIT_ROUNDOFF_FLOAT32)
-    boxes = interval_bounds(model.lowered, box, execution_unit=UNIT_ROUNDOFF_FLOAT32)
-    own = {
-        node.name: execution_error(model.lowered, node, boxes, UNIT_ROUNDOFF_FLOAT32)
-        for node in model.lowered.nodes
-    }
-    assert own["t"] is not None
-    # An error of t alone can move q by all of itself, and y_0 - y_1 by two of them.
-    assert error[0, 1] >= own["t"][0, :2].sum()
-
-
-def test_deviation_encloses_executions() -> None:
-    """onnxruntime's differences of logits lie within the bound of the real ones."""
-    proto = classifier(width=200)
-    model = load_model(proto)
-    error, largest = execution_deviation(
-        model.lowered, input_box(model.graph, 0.0, 1.0), UNIT_ROUNDOFF_FLOAT32
-    )
-    x = grid(21)
-    (found,) = run(proto, x=x)
-    exact = model.graph.forward(x.astype(float))
-    gaps = found.astype(float) - exact
-    moved = np.abs(gaps[:, :, None] - gaps[:, None])
-    assert (moved <= error).all()
-    assert (np.abs(found) <= largest).all()
-    assert moved.max() > 0.0
