@@ -31,7 +31,9 @@ def test() -> None:
         # Rows of very different size: a sum that mixes them loses the small ones.
         scale = 2.0 ** (_scattered(rows, 1) % 80 - 40)
         a, b = (_scattered(*shape) % 2**21 - 2**20 for shape in ((rows, depth), (depth, columns)))
-        if not np.array_equal((scale * a) @ b.astype(np.float64), scale * (a @ b)):
+        # NumPy multiplies integers slowly; what mixes rows spoils more than it spares.
+        some = slice(None, None, 1 + rows // 64)
+        if not np.array_equal(((scale * a) @ b.astype(float))[some], scale[some] * (a[some] @ b)):
             raise Unusable("matrix products are not sums of products in float64")
 
 

@@ -40,9 +40,9 @@ class Auditor:
     def __init__(self, bounder: Bounder, count: int, leaves: int) -> None:
         self.bounder, self.count = bounder, min(count, _MOST)
         self._share = 2 * self.count / max(1, leaves)
-        self._rng = np.random.default_rng()
-        # In memory that forks share; without audits there is nothing to share.
+        # In memory that forks share; without audits there is nothing to share or to draw.
         self._left = (FORKS or multiprocessing).Value("q", self.count) if count else None
+        self._rng = np.random.default_rng() if count else None
 
     @property
     def done(self) -> int:
@@ -51,7 +51,7 @@ class Auditor:
 
     def choose(self, candidates: Array) -> Array:
         """Those of the candidates (N, .) that are to be audited; the caller audits them all."""
-        if self._left is None:
+        if self._left is None or self._rng is None:
             return candidates[:0]
         chosen = candidates[self._rng.random(len(candidates)) < self._share]
         with self._left.get_lock():

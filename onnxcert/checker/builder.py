@@ -248,8 +248,8 @@ class Builder:
         need((len(factors), depth) == ids.shape[:2], f"product of {factors.shape} and {ids.shape}")
         term: Term = Product(ids, factors, error=weight.error)
         if len(ids) == ids.shape[2] == 1 and weight.error is None and factors.size >= 5000:
-            out, column = np.nonzero(factors[0])
-            if len(out) < 0.03 * factors.size:
+            if np.count_nonzero(factors) < 0.03 * factors.size:
+                out, column = np.nonzero(factors[0])
                 term = Entries(ids[0, column, 0], out, factors[0, out, column])
                 depth = int(np.bincount(out).max(initial=0))
         return self.affine(layout, *picks, terms=[term], roundings=depth + EXTRA, **more)

@@ -257,7 +257,7 @@ class Prover:
             sums = combined.at(ids[quick], nodes.cases[quick])
             at_leaf = np.ones(len(quick), bool)
             done, _, _ = self._boxes(nodes[quick], at_leaf, sums, auditor, backward=False)
-            left = np.setdiff1d(left, quick[done])
+            left = np.delete(left, quick[done])
             self.quickly[:] = tried + len(quick), closed + int(done.sum())
         if not len(left):
             return left, nodes[left], np.zeros(0)

@@ -21,6 +21,7 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, TypeAlias
@@ -34,16 +35,17 @@ from onnxcert.checker.errors import Unusable
 _LARGEST_TEXT = 2**25  # bytes, decompressed; reading takes up to forty times the memory
 _LARGEST_WORK = 10**7  # additions of coefficients, long ones count more: sums may nest in sums
 _LARGEST_SQUARES = 10**6  # the same for squares; longer ones take minutes
-_ZERO, _ONE = Fraction(0), Fraction(1)
+_ZERO, _ONE, _MINUS = Fraction(0), Fraction(1), Fraction(-1)
 _BLANKS = r"(?:[ \t\r\n\f\v]++|;[^\n\0]*+)*+"
 # The end of the text is a token too, the empty one; what fits nowhere is a token of one character.
 _WORD = r"[^\s()\[\]\";]++(?:\s*\[[\d,\s]*\])?"
 _TOKEN = re.compile(rf"{_BLANKS}([()]|{_WORD}|\Z|.)", re.A)
-_SHORT = re.compile(  # a blank stands for any; nearly all of a long file
-    r" \( assert \( ([<>])=(?=[\s;]) (?=[A-Za-z])({w}) (?=[-+.\d])({w}) \) \)".replace(
-        " ", _BLANKS
-    ).replace("{w}", _WORD),
-    re.A,
+_DECLARED, _SHORT = (  # a blank stands for any; nearly all of a long file
+    re.compile(pattern.replace(" ", _BLANKS).replace("{w}", _WORD), re.A)
+    for pattern in (
+        r" \( declare-const(?=[\s;]) ({w}) Real \)",
+        r" \( assert \( ([<>])=(?=[\s;]) (?=[A-Za-z])({w}) (?=[-+.\d])({w}) \) \)",
+    )
 )
 _INDICES = r"(\[\s*(?:\d{1,10}\s*(?:,\s*(?=\d)|(?=\])))*\])"
 _TYPES = "[Rr]eal|float(?:16|32|64|8e4m3fn(?:uz)?|8e5m2(?:fnuz)?|4e2m1)|bfloat16"
@@ -356,7 +358,15 @@ def _down(value: Fraction) -> float:
 
 @lru_cache(maxsize=2**16)
 def _number(text: str) -> Fraction | None:
-    return Fraction(text) if _NUMBER.fullmatch(text) else None
+    return Fraction(Decimal(text)) if _NUMBER.fullmatch(text) else None
+
+
+@lru_cache(maxsize=2**16)
+def _limits(text: str) -> tuple[Fraction, float, Fraction, float] | None:
+    """A number and its negative, each with the least float64 number not below it."""
+    if (number := _number(text)) is None:
+        return None
+    return number, 0.0 - _down(-number), -number, 0.0 - _down(number)
 
 
 def decompressed(data: bytes, most: int) -> bytes:
@@ -413,6 +423,8 @@ class _Reader:
             self._declare_network(header)
             self.next(")")
         while True:
+            while self._declare():
+                pass
             while bound := self._short():
                 formulas.append(bound)
             if (token := self.next()) == "":
@@ -420,13 +432,6 @@ class _Reader:
             command = self.next() if token == "(" else token
             if token == "(" and command == "assert":
                 formulas.append(self._formula())
-            elif token == "(" and command == "declare-const" and self.version == "1.0":
-                is_output = (name := self.next())[:1] == "Y"
-                count = self.counts[is_output]
-                _need(name == f"{'XY'[is_output]}_{count}", "expected X_0, X_1, ... and Y_0, ...")
-                self.variables[name] = ~count if is_output else count
-                self.counts[is_output] += 1
-                self.next("Real")
             else:
                 raise ValueError(f"{command[:40]!r} is not read here")
             self.next(")")
@@ -460,21 +465,36 @@ class _Reader:
             self.bases[tensor.name] = (~count if is_output else count, tensor.shape)
             self.counts[is_output] += size
 
+    def _declare(self) -> bool:
+        """Read a variable of 1.0, if one is declared next."""
+        match = _DECLARED.match(self.text, self.end) if self.version == "1.0" else None
+        if match is None:
+            return False
+        self.start, self.end, name = match.start(1), match.end(), match[1]
+        is_output = name[0] == "Y"
+        count = self.counts[is_output]
+        _need(name == f"{'XY'[is_output]}_{count}", "expected X_0, X_1, ... and Y_0, ...")
+        self.variables[name] = ~count if is_output else count
+        self.counts[is_output] += 1
+        return True
+
     def _short(self) -> _Atom | None:
         """The next assertion if it bounds one input, as the general way would read it."""
         match = _SHORT.match(self.text, self.end)
-        if match is None or (number := _number(match[3])) is None:
+        if match is None:
             return None
         self.start = match.start(2)
+        if (limits := _limits(match[3])) is None:
+            return None
         (variable,) = self._operand(match[2])
         if not isinstance(variable, int) or variable < 0:
             return None
         self.end = match.end()
+        number, above, negative, below = limits
         if match[1] == "<":
-            bound = variable, number, 0.0 - _down(-number)
-            return _Atom(((variable, _ONE),), -number, False, None, bound)
-        bound = ~variable, -number, 0.0 - _down(number)
-        return _Atom(((variable, -_ONE),), number, False, None, bound)
+            bound = variable, number, above
+            return _Atom(((variable, _ONE),), negative, False, None, bound)
+        return _Atom(((variable, _MINUS),), number, False, None, (~variable, negative, below))
 
     def _formula(self) -> _Formula:
         stack: list[tuple[str, list[_Sum | _Formula]]] = []  # open parentheses
