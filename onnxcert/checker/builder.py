@@ -247,11 +247,11 @@ class Builder:
         factors, depth = weight.value, weight.shape[2]
         need((len(factors), depth) == ids.shape[:2], f"product of {factors.shape} and {ids.shape}")
         term: Term = Product(ids, factors, error=weight.error)
-        if len(ids) == ids.shape[2] == 1 and weight.error is None and factors.size >= 5000:
-            if np.count_nonzero(factors) < 0.03 * factors.size:
-                out, column = np.nonzero(factors[0])
-                term = Entries(ids[0, column, 0], out, factors[0, out, column])
-                depth = int(np.bincount(out).max(initial=0))
+        single = len(ids) == ids.shape[2] == 1 and weight.error is None and factors.size >= 5000
+        if single and np.count_nonzero(factors) < 0.03 * factors.size:
+            out, column = np.nonzero(factors[0])
+            term = Entries(ids[0, column, 0], out, factors[0, out, column])
+            depth = int(np.bincount(out).max(initial=0))
         return self.affine(layout, *picks, terms=[term], roundings=depth + EXTRA, **more)
 
     def ids(self, operand: Operand) -> Array:

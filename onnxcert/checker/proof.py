@@ -237,6 +237,7 @@ class Prover:
 
         Leaves are tried without rows for every neuron first: what is known from above, and linear
         forms over the smaller box, are often enough there; if not often enough, that is given up.
+        At roots nothing is known.
 
         Args:
             ids: (B,) numbers of the nodes, by which ``combined`` knows them.
@@ -252,8 +253,8 @@ class Prover:
         """
         left = np.arange(len(ids))
         tried, closed = self.quickly
-        if leaf.any() and (tried < 200 or 4 * closed > tried):
-            quick = np.flatnonzero(leaf)
+        quick = np.flatnonzero(leaf & np.isfinite(nodes.known[0]).any(axis=1))
+        if len(quick) and (tried < 200 or 4 * closed > tried):
             sums = combined.at(ids[quick], nodes.cases[quick])
             at_leaf = np.ones(len(quick), bool)
             done, _, _ = self._boxes(nodes[quick], at_leaf, sums, auditor, backward=False)
