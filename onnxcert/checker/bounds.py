@@ -187,6 +187,8 @@ class Part:
         not zero is multiplied.
         """
         active: Array | None = np.any(a, axis=0) if a.shape[1] >= _WIDE else None
+        if active is not None and not active.any():
+            return
         ids = self.term.ids
         if isinstance(self.term, Product):
             count, (groups, m, _) = len(a), self.term.weight.shape

@@ -237,7 +237,7 @@ class Prover:
 
         Leaves are tried without rows for every neuron first: what is known from above, and linear
         forms over the smaller box, are often enough there; if not often enough, that is given up.
-        At roots nothing is known.
+        Where nothing is known, at roots, other lines are left to the second trial.
 
         Args:
             ids: (B,) numbers of the nodes, by which ``combined`` knows them.
@@ -253,10 +253,10 @@ class Prover:
         """
         left = np.arange(len(ids))
         tried, closed = self.quickly
-        quick = np.flatnonzero(leaf & np.isfinite(nodes.known[0]).any(axis=1))
-        if len(quick) and (tried < 200 or 4 * closed > tried):
+        if leaf.any() and (tried < 200 or 4 * closed > tried):
+            quick = np.flatnonzero(leaf)
             sums = combined.at(ids[quick], nodes.cases[quick])
-            at_leaf = np.ones(len(quick), bool)
+            at_leaf = np.isfinite(nodes.known[0][quick]).any(axis=1)
             done, _, _ = self._boxes(nodes[quick], at_leaf, sums, auditor, backward=False)
             left = np.delete(left, quick[done])
             self.quickly[:] = tried + len(quick), closed + int(done.sum())

@@ -320,6 +320,34 @@ def test_bounds_of_all_scalars(
                 assert Fraction(float(a)) <= value <= Fraction(float(b))
 
 
+def test_rows_that_are_zero_everywhere() -> None:
+    """No neuron of a whole layer is ever active, so that rows behind it reach nothing."""
+    rng = np.random.default_rng(0)
+    constants = {
+        "w": rng.normal(size=(1, 1, 3, 3)).astype(np.float32),
+        "off": np.full(1, -1000, np.float32),
+        "v": rng.normal(size=(256, 2)).astype(np.float32),
+        "shape": np.array([1, 256]),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "off"], ["z"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["z"], ["h"]),
+        helper.make_node("Conv", ["h", "w"], ["k"], pads=[1, 1, 1, 1]),
+        helper.make_node("Add", ["k", "x"], ["s"]),
+        helper.make_node("Relu", ["s"], ["g"]),
+        helper.make_node("Reshape", ["g", "shape"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "v"], ["y"]),
+    ]
+    model = model_of(nodes, {"x": [1, 1, 16, 16]}, ["y"], constants)
+    low, high = rng.uniform(-1.0, 0.0, size=(1, 256)), rng.uniform(0.0, 1.0, size=(1, 256))
+    network = question(model, low[0], high[0]).session.network
+    bounder = Bounder(network, executed=False)
+    r = bounder.bound(low, high)
+    x = rng.uniform(low[0], high[0])
+    for value, a, b in zip(scalars(bounder, x), r.lower[0], r.upper[0], strict=True):
+        assert Fraction(float(a)) <= value <= Fraction(float(b))
+
+
 def test_time_may_run_out_within_a_batch() -> None:
     network = question(dense([2, 4, 3, 2], 0), [-9, -9], [9, 9]).session.network
     ends = np.array([[-9.0, -9.0]]), np.array([[9.0, 9.0]])
