@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,10 @@ settings.register_profile(
 )
 settings.register_profile("thorough", parent=settings.get_profile("onnxcert"), max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "onnxcert"))
+
+# Commands keep what they find for the next run; not in the folders of whoever runs the tests.
+_CACHE = tempfile.TemporaryDirectory()
+os.environ["XDG_CACHE_HOME"] = _CACHE.name
 
 
 @pytest.fixture

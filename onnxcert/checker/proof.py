@@ -256,7 +256,7 @@ class Prover:
         if leaf.any() and (tried < 200 or 4 * closed > tried):
             quick = np.flatnonzero(leaf)
             sums = combined.at(ids[quick], nodes.cases[quick])
-            at_leaf = np.isfinite(nodes.known[0][quick]).any(axis=1)
+            at_leaf = np.asarray(np.isfinite(nodes.known[0][quick]).any(axis=1))
             done, _, _ = self._boxes(nodes[quick], at_leaf, sums, auditor, backward=False)
             left = np.delete(left, quick[done])
             self.quickly[:] = tried + len(quick), closed + int(done.sum())

@@ -76,6 +76,15 @@ class Parser(argparse.ArgumentParser):
             "--domain", nargs=2, type=float, metavar=("LOW", "HIGH"), help=sentence, **more
         )
 
+    def add_cache(self) -> None:
+        """``--no-cache``."""
+        self.add_argument(
+            "--no-cache",
+            action="store_true",
+            help="neither use nor keep the multipliers of a model's constants (in "
+            "$XDG_CACHE_HOME/onnxcert; bounds are proved again in any case)",
+        )
+
     def add_run_options(self) -> None:
         """Options of the search and its proof, shared by ``verify`` and ``bench``."""
         self.add_argument(

@@ -29,6 +29,7 @@ def run(words: Sequence[str], console: Console, clock: Clock) -> int:
         return 0
     console.configure(options.verbosity)
     _check_outputs(options)
+    from onnxcert.continuity.cache import default_folder
     from onnxcert.continuity.certified import certify, read_data
 
     x, labels = read_data(options.data, options.limit)
@@ -40,6 +41,7 @@ def run(words: Sequence[str], console: Console, clock: Clock) -> int:
         norm=options.norm,
         method=options.method,
         domain=None if options.domain is None else tuple(options.domain),
+        cache=None if options.no_cache else default_folder(),
         progress=lambda done, total: console.status(f"linear bounds  {done}/{total}"),
     )
     console.answer(certification_page(done))
@@ -75,6 +77,7 @@ def _add_options(parser: arguments.Parser) -> None:
     add("--limit", type=arguments.positive, metavar="N", help="only the first N inputs")
     add("--out", metavar="FILE", help="write one line for each input (CSV)")
     add("--plot", metavar="FILE", help="draw the share over radii (needs the extra plot)")
+    parser.add_cache()
     parser.add_verbosity()
 
 

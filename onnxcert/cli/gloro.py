@@ -43,6 +43,7 @@ def run(words: Sequence[str], console: Console, clock: Clock) -> int:
 
     check_output(options.out, [options.model])
     from onnxcert.continuity.bottom import with_bottom_logit
+    from onnxcert.continuity.cache import default_folder
 
     proto = with_bottom_logit(
         options.model,
@@ -51,6 +52,7 @@ def run(words: Sequence[str], console: Console, clock: Clock) -> int:
         eps_input=options.eps_input,
         method=options.method,
         norm=options.norm,
+        cache=None if options.no_cache else default_folder(),
     )
     write_file(options.out, proto.SerializeToString())
     facts = {

@@ -50,6 +50,7 @@ def run(words: Sequence[str], console: Console, clock: Clock) -> int:
 
     check_outputs((options.certificate, options.json), (options.model,))
     from onnxcert.continuity.bound import lipschitz
+    from onnxcert.continuity.cache import default_folder
 
     bound = lipschitz(
         options.model,
@@ -58,6 +59,7 @@ def run(words: Sequence[str], console: Console, clock: Clock) -> int:
         domain=None if options.domain is None else tuple(options.domain),
         seed=options.seed,
         certificate=options.certificate,
+        cache=None if options.no_cache else default_folder(),
     )
     console.answer(lipschitz_page(bound, pairs=options.pairs))
     if options.json is not None:
@@ -69,7 +71,7 @@ def run(words: Sequence[str], console: Console, clock: Clock) -> int:
 
 
 def add_bound_options(parser: arguments.Parser) -> None:
-    """``--norm`` and ``--method``, shared by the commands that need constants."""
+    """``--norm``, ``--method`` and ``--no-cache``, shared by the commands that need constants."""
     parser.add_argument(
         "--method",
         choices=METHODS,
@@ -80,6 +82,7 @@ def add_bound_options(parser: arguments.Parser) -> None:
     parser.add_argument(
         "--norm", choices=("2", "inf", "1"), default="2", help="of input differences (default: 2)"
     )
+    parser.add_cache()
 
 
 def lipschitz_page(bound: LipschitzBound, *, pairs: bool) -> str:

@@ -70,6 +70,7 @@ def with_bottom_logit(
     eps_input: bool = False,
     method: str = "auto",
     norm: str | float = "2",
+    cache: str | os.PathLike[str] | None = None,
 ) -> onnx.ModelProto:
     """Add the bottom logit and the outputs ``certified`` and ``radius``.
 
@@ -81,7 +82,7 @@ def with_bottom_logit(
         domain: (low, high) of every input, those that the claim speaks of; inputs outside are never
             certified.
         eps_input: make the radius an input of the new model, named ``eps``.
-        method, norm: for `lipschitz`.
+        method, norm, cache: for `lipschitz`.
 
     Returns:
         The new model: the same inputs, the first logits bit for bit the same.
@@ -99,7 +100,7 @@ def with_bottom_logit(
     form = _Form.of(read)
     if eps_input and np.float32(eps) > eps:  # the float32 number that a user writes as eps
         eps = float(np.float32(eps))
-    known = bound or lipschitz(read, method=method, norm=norm, domain=domain)
+    known = bound or lipschitz(read, method=method, norm=norm, domain=domain, cache=cache)
     covers = known.domain is None or (known.domain[0] <= low and high <= known.domain[1])
     if not covers or known.model.sha256 != read.sha256:
         raise UsageError("the bound is of another model, or holds on another domain only")

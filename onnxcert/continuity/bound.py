@@ -6,14 +6,16 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from onnxcert.arrays import Array, FloatArray
 from onnxcert.bounds.interval import interval_bounds
+from onnxcert.continuity.cache import Store, kept_stages
 from onnxcert.continuity.certificate import Hints, certify_constants, require_provable
 from onnxcert.continuity.ellipsoid import (
     Plan,
@@ -26,7 +28,7 @@ from onnxcert.continuity.ellipsoid import (
 )
 from onnxcert.continuity.network import Network, input_box
 from onnxcert.continuity.product import Calculus, pair_forms
-from onnxcert.continuity.refine import Objective, refined
+from onnxcert.continuity.refine import Objective
 from onnxcert.continuity.sampled import converging_norm, sampled_constants
 from onnxcert.errors import UsageError
 from onnxcert.files import check_writable, write_file
@@ -47,6 +49,9 @@ NORMS = ("2", "inf", "1")
 
 _WIDE_REFINED, _WIDE_RECURSION = 1100, 4096
 """Up to how many rows of the matrices ``auto`` chooses a method."""
+
+Stages: TypeAlias = "Callable[[Objective, FloatArray], Iterable[FloatArray]]"
+"""From an objective and where to begin to better and better variables."""
 
 _COMPARED_POINTS = 8
 
@@ -115,7 +120,7 @@ class LipschitzBound:
         return f"a verified matrix recursion with {found} multipliers, and {norms}"
 
 
-def lipschitz(
+def lipschitz(  # noqa: PLR0913 - all but one are keywords with defaults
     model: ModelSource,
     *,
     method: str = "auto",
@@ -124,6 +129,7 @@ def lipschitz(
     samples: int = 256,
     seed: int = 0,
     certificate: str | os.PathLike[str] | None = None,
+    cache: str | os.PathLike[str] | None = None,
     expired: Callable[[], bool] = lambda: False,
 ) -> LipschitzBound:
     """Bound how far the outputs of a model can move when its input does.
@@ -142,6 +148,8 @@ def lipschitz(
             the largest of them; without a certificate each constant is the least of all sets, so
             that smaller ones may be larger here, and more so where the network is no chain or a
             product of norms is better.
+        cache: a folder in which the multipliers of ``refined`` are kept; with those of an earlier
+            run the bounds are worked out again without the descent (`onnxcert.continuity.cache`).
         expired: asked between steps of the descent.
 
     Raises:
@@ -165,7 +173,9 @@ def lipschitz(
         plan = Plan.of(network)
         chosen = _choose(method, plan)
         calculus = Calculus(network, norm)
-        best = _Best.of(chosen, calculus, plan, expired)
+        store = None if cache is None else Store.of(cache, read.sha256, network, norm)
+        stages = partial(kept_stages, store=store, expired=expired)
+        best = _Best.of(chosen, calculus, plan, stages)
         bound = LipschitzBound(
             *(read, chosen, norm, domain, best.outputs, best.pairs),
             *sampled_constants(read.graph, norm, rng, points=samples, domain=box),
@@ -327,13 +337,12 @@ class _Best:
         return {} if self.hints is None else self.hints.multipliers
 
     @classmethod
-    def of(cls, method: str, calculus: Calculus, plan: Plan, expired: Callable[[], bool]) -> _Best:
+    def of(cls, method: str, calculus: Calculus, plan: Plan, stages: Stages) -> _Best:
         """Those of a method of `METHODS` and all cheaper ones."""
         best = cls.of_product(calculus)
         if method == "product":
             return best
-        refine = method == "refined"
-        return best.with_recursion(plan, calculus.norm, refine=refine, expired=expired)
+        return best.with_recursion(plan, calculus.norm, stages if method == "refined" else None)
 
     @classmethod
     def of_product(cls, calculus: Calculus) -> _Best:
@@ -342,9 +351,7 @@ class _Best:
         pairs = np.stack([calculus.outputs(pair_forms(size, i)) for i in range(size)])
         return cls(outputs, _tidy(pairs))
 
-    def with_recursion(
-        self, plan: Plan, norm: str, *, refine: bool, expired: Callable[[], bool]
-    ) -> _Best:
+    def with_recursion(self, plan: Plan, norm: str, stages: Stages | None) -> _Best:
         size = plan.graph.input_size
         network = plan.network
         diagonal = input_diagonal(size, norm)
@@ -353,10 +360,10 @@ class _Best:
             _log.info("the recursion fails in rounding; the product stands")
             return self
         best = self._improved(*found, diagonal)
-        if not refine or not plan.gates:
+        if stages is None or not plan.gates:
             return best
         objective = Objective(plan, norm)
-        for variables in refined(objective, objective.pack(found[1]), expired):
+        for variables in stages(objective, objective.pack(found[1])):
             multipliers, diagonal = objective.unpack(variables)
             found = enclose_near(plan, multipliers, diagonal)
             if found is not None:

@@ -89,6 +89,7 @@ def certify(  # noqa: PLR0913 - all but three are keywords with defaults
     method: str = "union",
     domain: tuple[float, float] | None = None,
     bound: LipschitzBound | None = None,
+    cache: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Certification:
     """Prove inputs robust.
@@ -102,6 +103,7 @@ def certify(  # noqa: PLR0913 - all but three are keywords with defaults
         method: global constants, linear bounds over each ball, or the union.
         domain: (low, high): linear bounds look at the part of the ball in there only.
         bound: global constants of the same model and norm, if they are known.
+        cache: for `lipschitz`, if they are not.
         progress: called with how many inputs are done, of how many.
 
     Raises:
@@ -116,7 +118,7 @@ def certify(  # noqa: PLR0913 - all but three are keywords with defaults
     robust = np.zeros((len(wanted), len(points)), dtype=bool)
     radius = None
     if method != "backward":
-        bound = bound or lipschitz(read, norm=norm)
+        bound = bound or lipschitz(read, norm=norm, cache=cache)
         if bound.norm != norm or bound.domain is not None or bound.model.sha256 != read.sha256:
             raise UsageError("the constants are of another model or norm, or hold on a domain only")
         radius = radii(bound, points)
