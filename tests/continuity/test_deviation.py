@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from onnx import helper
 
@@ -44,6 +44,14 @@ def executed(graph: Graph, x: Array, change: Replacement) -> dict[str, Array]:
     return values
 
 
+def compared(graph: Graph) -> Graph:
+    """No roundings between the operands of maxima and their results, as in graphs of files."""
+    makers = {node.name: node for node in graph.nodes}
+    gaps = {makers[n.inputs[2]].inputs[0] for n in graph.nodes if n.op.takes_maximum}
+    nodes = (replace(node, roundings=0) if node.name in gaps else node for node in graph.nodes)
+    return replace(graph, nodes=tuple(nodes))
+
+
 def sized(executions: Executions, node: Node, values: dict[str, Array]) -> Array:
     """The error allowed to a node at what this execution computed, from the definition."""
     chain = executions.chains[node.name]
@@ -65,7 +73,7 @@ def sized(executions: Executions, node: Node, values: dict[str, Array]) -> Array
 def test_values_and_errors_of_executions_are_enclosed(graph: Graph, seed: int, unit: float) -> None:
     """Errors as large as the definition allows, of any sign, at every node."""
     rng = np.random.default_rng(seed)
-    box = input_box(graph, -1.0, 1.0)
+    graph, box = compared(graph), input_box(graph, -1.0, 1.0)
     with np.errstate(all="ignore"):
         executions = Executions.over(graph, box, unit)
         bound, largest = execution_deviation(graph, box, unit)
@@ -90,6 +98,8 @@ def test_values_and_errors_of_executions_are_enclosed(graph: Graph, seed: int, u
                 value = value + (1.0 - 1e-9) * known * rng.choice([-1, 1], size=value.shape)
             values[node.name] = value
         exact = executed(graph, x, lambda node, value: value)
+    # Beside larger numbers the roundings of this test itself are not small.
+    assume(all(np.abs(value).max(initial=0.0) < 1e5 for value in exact.values()))
     for name, value in values.items():
         known_box = executions.boxes[name]
         room = 1e-9 * (1.0 + abs(value))
