@@ -106,8 +106,10 @@ def enclose(graph: Graph, node: Node, boxes: Mapping[str, Box], unit: float) -> 
     """
     box = node.op.interval([boxes[name] for name in node.inputs], UNIT_ROUNDOFF).defined()
     error = execution_error(graph, node, boxes, unit)
-    if error is None:
-        return box
-    # The sums are rounded once more.
+    return box if error is None else widened(box, error)
+
+
+def widened(box: Box, error: Array) -> Box:
+    """All values within ``error`` (B, n) of those in a box, rounded outward."""
     error = error + 2.0 * UNIT_ROUNDOFF * (box.magnitude + error)
     return Box(box.lower - error, box.upper + error).defined()

@@ -39,7 +39,14 @@ import numpy as np
 
 from onnxcert.arrays import UNIT_ROUNDOFF, Array, FloatArray
 from onnxcert.bounds.crown import crown_bounds
-from onnxcert.bounds.execution import SLACK, SMALLEST, enclose, execution_error, flushing_error
+from onnxcert.bounds.execution import (
+    SLACK,
+    SMALLEST,
+    enclose,
+    execution_error,
+    flushing_error,
+    widened,
+)
 from onnxcert.continuity.ellipsoid import Plan, choose_closed_form, pair_constants
 from onnxcert.continuity.ellipsoid import enclose as enclose_moves
 from onnxcert.continuity.network import Network
@@ -103,7 +110,8 @@ class Executions:
         network: all operators have slopes; twins share only what executions compute alike.
         box: of the inputs, (1, n).
         unit: unit roundoff of the executor.
-        boxes: of every computed value, (1, n).
+        boxes: of every computed value, (1, n); of a node that the next one is charged for, of its
+            exact result for what is read.
         lengths: Euclidean, of every computed value.
         errors: of the nodes that round; a node that the next one is charged for is not named.
         carried: bounds of the deviation of every value, through absolute values of the weights,
@@ -182,7 +190,8 @@ class Executions:
             centers[name] = center
             reach = self.calculus.constant(name) * radius + self._deviation(name) + center.error
             reach *= _UP
-            box = enclose(graph, node, self.boxes, self.unit)
+            box = enclose(graph, node, self.boxes, 0.0)
+            box = box if error is None else widened(box, error.entries)
             box = box.intersect(center.around(reach))
             self.boxes[name] = box.intersect(known[name]) if name in known else box
             length = float(np.linalg.norm(center.value)) + reach

@@ -53,16 +53,18 @@ def compared(graph: Graph) -> Graph:
 
 
 def sized(executions: Executions, node: Node, values: dict[str, Array]) -> Array:
-    """The error allowed to a node at what this execution computed, from the definition."""
-    chain = executions.chains[node.name]
-    size = [abs(values[name]) for name in chain[0].inputs]
+    """The error that a node's roundings, and those before it, may have at these values."""
+    chain, unit = executions.chains[node.name], executions.unit
+    read = [abs(values[name]) for name in chain[0].inputs]
+    error: Array = np.zeros(1)
     for part in chain:
         assert isinstance(part.op, Affine)
-        size = [part.op.magnitude.apply(size)]
+        share = gamma(executions.graph.roundings[part.name], unit)
+        products = [share * size for size in read] if part is chain[0] else [error]
+        error = part.op.magnitude.apply(products)
         if part.op.bias_parts is not None:
-            size = [size[0] + abs(part.op.bias_parts)]
-    result: Array = gamma(executions.graph.roundings[node.name], executions.unit) * size[0]
-    return result
+            error = error + share * abs(part.op.bias_parts)
+    return error
 
 
 @given(
@@ -278,6 +280,30 @@ def test_a_bias_is_charged_with_the_products_before_it() -> None:
         assert last is node
         assert first.name == node.inputs[0]
         assert graph.roundings[node.name] > graph.roundings[first.name]
+
+
+def test_products_that_cancel_round_all_the_same() -> None:
+    """1000 h - 1000 h + b is b over the reals, and not in executions."""
+    constants = {"w": np.array([[1000], [-1000]], np.float32), "b": np.array([0.5], np.float32)}
+    nodes = [
+        helper.make_node("Relu", ["x"], ["h"]),
+        helper.make_node("Concat", ["h", "h"], ["twice"], axis=1),
+        helper.make_node("MatMul", ["twice", "w"], ["z"]),
+        helper.make_node("Add", ["z", "b"], ["y"]),
+        helper.make_node("Relu", ["y"], ["g"]),
+    ]
+    graph = load_model(model_of(nodes, {"x": (1, 1)}, ["g"], constants)).lowered
+    executions = Executions.over(graph, input_box(graph, 1.0, 1.0), UNIT_ROUNDOFF_FLOAT32)
+    values = executed(graph, np.ones((1, 1)), lambda node, value: value)
+    assert values["z#2"] == 0.0
+    error = sized(executions, executions.network.makers["y"], values)
+    assert (error <= executions.errors["y"].entries).all()
+    for sign in (-1.0, 1.0):
+        for name in "yg":
+            value, box = values[name] + sign * error, executions.boxes[name]
+            assert (value >= box.lower).all(), name
+            assert (value <= box.upper).all(), name
+            assert np.linalg.norm(value) <= executions.lengths[name]
 
 
 @pytest.mark.parametrize("normalised", [False, True])
