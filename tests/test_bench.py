@@ -413,7 +413,7 @@ def test_an_output_that_is_a_file(benchmark: Path, tmp_path: Path) -> None:
 
 def test_a_process_that_does_not_end_is_killed() -> None:
     code = "import time; print('unsat', flush=True); time.sleep(1000)"
-    ended = asyncio.run(run_limited(["-c", code], Limits(0.3, 0.2, 0), dict(os.environ)))
+    ended = asyncio.run(run_limited(["-c", code], Limits(0.3, 0.2, 0)))
     assert ended.was_killed
     assert ended.exit_code == -signal.SIGKILL
 
@@ -422,7 +422,7 @@ def test_a_process_that_does_not_end_is_killed() -> None:
 def test_memory_is_limited() -> None:
     code = "bytearray(500_000_000); print('enough')"
     for limit, output in ((0, "enough\n"), (200_000_000, ""), (2_000_000_000, "enough\n")):
-        ended = asyncio.run(run_limited(["-c", code], Limits(60, 1, limit), dict(os.environ)))
+        ended = asyncio.run(run_limited(["-c", code], Limits(60, 1, limit)))
         assert ended.stdout == output
         assert ("MemoryError" in ended.stderr) == (output == "")
 

@@ -22,7 +22,6 @@ from onnxcert.errors import UsageError
 from onnxcert.files import write_file
 from onnxcert.report import SCHEMA, to_json
 
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _TICK_SECONDS = 0.5
 
 
@@ -158,7 +157,6 @@ class _Run:
         self.options = options
         self.journal = journal
         self.report = report
-        self.environment = _environment(options.jobs)
         self.started = time.monotonic()
         self.before = len(journal.outcomes)
 
@@ -190,7 +188,6 @@ class _Run:
                 limits,
                 self.folder,
                 self.options.arguments,
-                self.environment,
                 certificates=self.options.certificates,
             )
             self.journal.append(outcome)
@@ -205,13 +202,3 @@ class _Run:
         outcomes = self.journal.outcomes
         seconds = time.monotonic() - self.started
         self.report(State(outcomes, self.total, seconds, len(outcomes) - self.before, latest))
-
-
-def _environment(jobs: int) -> dict[str, str]:
-    """Share the cores among the processes, unless the user has said how."""
-    environment = dict(os.environ)
-    if jobs > 1:
-        threads = max(1, (os.cpu_count() or 1) // jobs)
-        for variable in _THREAD_VARIABLES:
-            environment.setdefault(variable, str(threads))
-    return environment

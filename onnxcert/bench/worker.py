@@ -53,7 +53,6 @@ async def solve(
     limits: Limits,
     folder: Path,
     options: Sequence[str],
-    environment: Mapping[str, str],
     *,
     certificates: bool = False,
 ) -> Outcome:
@@ -64,7 +63,6 @@ async def solve(
         limits: of the process.
         folder: gets ``<category>/<stem>.counterexample.gz`` and ``<category>/<stem>.json``.
         options: further options of the command line.
-        environment: of the process.
         certificates: write ``<category>/<stem>.onnxcert`` too.
     """
     place = folder / instance.category
@@ -79,7 +77,7 @@ async def solve(
     ]
     if certificates:
         command.append(f"--certificate={place / instance.stem}.onnxcert")
-    ended = await run_limited(command, limits, environment)
+    ended = await run_limited(command, limits)
     outcome = _outcome(instance, ended, limits, _read_record(record_path))
     witness = ended.stdout.partition("\n")[2]
     if outcome.answer == "sat" and witness:
@@ -88,9 +86,7 @@ async def solve(
     return outcome
 
 
-async def run_limited(
-    command: Sequence[str], limits: Limits, environment: Mapping[str, str]
-) -> Ended:
+async def run_limited(command: Sequence[str], limits: Limits) -> Ended:
     """Start Python with the command, in a group of its own, and wait until all of it is gone."""
     launch = [sys.executable, "-I", "-S", str(_LAUNCH), str(os.getpid()), str(limits.memory_bytes)]
     started = time.monotonic()
@@ -100,7 +96,6 @@ async def run_limited(
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env=environment,
         start_new_session=True,
     )
     stdout, stderr, was_killed = b"", b"", False

@@ -259,6 +259,15 @@ class NeuronTrees:
             done[parents] = done[halves].all(axis=1)
         return done[nodes]
 
+    def share(self) -> float:
+        """Which share of all trees is closed, counting the halves of a node as the same."""
+        done = np.zeros(self.nodes.count)
+        for leaves in self.leaves:
+            done[leaves.nodes] = 1.0
+        for parents, halves in reversed(self.nodes.links):
+            done[parents] = done[halves].mean(axis=1)
+        return float(np.mean([done[nodes].mean() for nodes, _ in self.roots if len(nodes)]))
+
     def halve(self, neuron: int, point: float, cases: IntArray) -> Halves:
         """Hand cases to the two sides of a split, to be refuted by trees of their own."""
         self.halves = Halves(neuron, point, cases)

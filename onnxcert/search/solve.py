@@ -445,10 +445,26 @@ class Solver:
     def _search_exactly(
         self, brancher: NeuronSplit, candidates: Candidates
     ) -> Counterexample | Reason | None:
-        """Split neurons of a small network: roughly for a while, then by linear programs."""
+        """Split neurons of a small network: roughly for a while, then by linear programs.
+
+        Rough splits go on as long as they promise to be done before linear programs would be given
+        up, closing their trees as quickly as since they were last asked.
+        """
         problem, open_cases = candidates.cases.problem, brancher.open_cases
-        rough = self.deadline.slice(max(_LEAST_SECONDS, _ROUGH_SHARE * self.deadline.remaining))
-        answer = self._branch(brancher, candidates, open_cases, None, lambda _: rough.expired())
+        begun, done = self.deadline.elapsed, 0.0
+        turn = self.deadline.slice(max(_LEAST_SECONDS, _ROUGH_SHARE * self.deadline.remaining))
+
+        def enough(lowest: float) -> bool:
+            nonlocal turn, begun, done
+            del lowest
+            if not turn.expired():
+                return False
+            now, share = self.deadline.elapsed, brancher.trees.share()
+            closed, spent = share - done, now - begun
+            turn, begun, done = self.deadline.slice(0.5 * spent), now, share
+            return spent * (1.0 - share) > closed * _EXACT_SHARE * self.deadline.remaining
+
+        answer = self._branch(brancher, candidates, open_cases, None, enough)
         if not isinstance(answer, Reason) or self.deadline.expired():
             return answer
         brancher.trees.roots.pop()
