@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from onnxcert.arrays import Array, Window
 from onnxcert.continuity.norms import (
+    _LANCZOS_SIDE,
     largest_eigenvalue,
     matrix_norm,
     operator_norm,
@@ -118,7 +119,9 @@ def test_torus_is_above_the_matrix(op: Convolution) -> None:
     true = float(np.linalg.norm(op.apply([np.eye(op.input_sizes[0])]), 2))
     assert torus_norm(op) >= true * (1.0 - 1e-13)
     for bound in (operator_norm(op), operator_norm(Adjoint(op))):
-        assert true * (1.0 - 1e-13) <= bound <= true * (1.0 + 1e-9)
+        assert true * (1.0 - 1e-13) <= bound
+        if min(op.input_sizes[0], op.output_size) // op.images <= _LANCZOS_SIDE:
+            assert bound <= true * (1.0 + 1e-9)
 
 
 @pytest.mark.parametrize(
