@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from onnxcert.checker.bounds import Bounder, Relaxation
-from onnxcert.checker.curves import SMOOTH, Array
-from onnxcert.checker.network import Affine, Curve
+from onnxcert.checker.curves import BENT, Array
+from onnxcert.checker.network import Affine, Curve, Pair
 
 _STEPS, _RATE, _DECAY = 4, 0.5, 0.8
 
@@ -52,7 +52,7 @@ class Ascent:
         curves = {
             k: block
             for k, block in enumerate(self.bounder.blocks)
-            if isinstance(block, Curve) and block.kind not in SMOOTH
+            if isinstance(block, Curve) and block.kind not in BENT and not self.base.ends(k)
         }
         ends = [self._with_lines({k: np.full((1, 1), end) for k in curves}) for end in (0.0, 1.0)]
         steps = {k: [ends[1].curves[k][i] - ends[0].curves[k][i] for i in (0, 1)] for k in curves}
@@ -102,11 +102,20 @@ class Ascent:
         values[:, : point.shape[1]] = point
         for k, block in enumerate(self.bounder.blocks):
             span = slice(block.start, block.start + block.size)
-            if isinstance(block, Curve):
+            if r.ends(k):
+                values[:, span] = r.center[:, span]
+            elif isinstance(block, Curve):
                 mean, half, middle, gap = r.curves[k]
                 row = rows.get(k, np.zeros((1, 1)))
                 side = _signs(row * (abs(half) * r.reach[:, block.ids] + abs(gap)), least)
                 values[:, span] = (mean - side * half) * values[:, block.ids] + middle - side * gap
+            elif isinstance(block, Pair):
+                k_first, mean, half, middle, gap = r.planes[k]
+                row = rows.get(k, np.zeros((1, 1)))
+                first, second = values[:, block.first], values[:, block.second]
+                side = _signs(row * (abs(half) * r.reach[:, block.second] + abs(gap)), least)
+                values[:, span] = k_first * first + (mean - side * half) * second + middle
+                values[:, span] -= side * gap
             elif isinstance(block, Affine) and block.maximum is not None:
                 values[:, span] = np.maximum(*(values[:, ids] for ids in block.maximum))
             elif isinstance(block, Affine):

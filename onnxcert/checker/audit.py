@@ -1,9 +1,11 @@
 """Auditing leaves: the last backward pass again, in exact rational arithmetic.
 
 The lines of the curves are taken as the floats they are. Each is tested where its distance from
-a piecewise-linear curve is extreme, with the bounds of the neuron as they are; then the form is
-pulled back and minimised without any rounding, and what comes out must be positive. Meant for a
-few leaves: it takes hundreds of times as long as float64.
+a piecewise-linear curve is extreme, with the bounds of the neuron as they are; from a power or a
+reciprocal, where it is extreme from a tangent that lies between the two. Planes are tested on the
+edges of the region of a product or a quotient. Then the form is pulled back and minimised without
+any rounding, and what comes out must be positive. Meant for a few leaves: it takes hundreds of
+times as long as float64.
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from onnxcert.checker.bounds import Bounder, Relaxation
-from onnxcert.checker.curves import Array
+from onnxcert.checker.curves import CONVEX, SMOOTH, Array
 from onnxcert.checker.errors import Rejected
-from onnxcert.checker.network import Affine, Block, Curve, Entries, Pick, Product, Term
+from onnxcert.checker.network import Affine, Block, Curve, Entries, Pair, Pick, Product, Term
 
 _METHODS = multiprocessing.get_all_start_methods()
 FORKS = multiprocessing.get_context("fork") if "fork" in _METHODS else None
@@ -85,7 +87,12 @@ class Auditor:
                 a = pending.pop(block.start + i, Fraction())
                 if not a:
                     continue
-                if isinstance(block, Curve):
+                if k in r.fixed and r.fixed[k][number % len(r.fixed[k]), i]:
+                    sides = r.lower if a > 0 else r.upper
+                    constant += a * Fraction(float(sides[number % len(sides), block.start + i]))
+                elif isinstance(block, Pair):
+                    constant += self._plane(r, number, k, block, i, a, pending)
+                elif isinstance(block, Curve):
                     slope, offset = self._line(r, number, k, block, i, above=a < 0)
                     constant += a * offset
                     pending[int(block.ids[i])] += a * slope
@@ -131,8 +138,13 @@ class Auditor:
         slope, offset = mean + sign * half, middle + sign * gap
         low, high = (Fraction(side[number, block.ids[i]]) for side in (r.lower, r.upper))
         factor = Fraction(0 if block.slope is None else float(block.slope[i]))
+        if block.kind in CONVEX:
+            n = -1 if block.kind == "reciprocal" else int(factor)
+            if _crosses_power(n, sign, slope, offset, low, high):
+                raise Rejected("R4", f"audit, {block.label}", "a line crosses its curve")
+            return slope, offset
         for z in (low, high, Fraction(0)):
-            if block.kind in ("sigmoid", "tanh") or not low <= z <= high:
+            if block.kind in SMOOTH or not low <= z <= high:
                 continue
             value = {
                 "relu": max(z, Fraction(0)),
@@ -143,6 +155,32 @@ class Auditor:
             if sign * (slope * z + offset - value) < 0:
                 raise Rejected("R4", f"audit, {block.label}", "a line crosses its curve")
         return slope, offset
+
+    def _plane(
+        self,
+        r: Relaxation,
+        number: int,
+        k: int,
+        block: Pair,
+        i: int,
+        a: Fraction,
+        rows: dict[int, Fraction],
+    ) -> Fraction:
+        """Replace a product or quotient by a plane, after a test; the constant that this adds."""
+        first, mean, half, middle, gap = (Fraction(x[number % len(x), i]) for x in r.planes[k])
+        sign = 1 if a < 0 else -1
+        plane = first, mean + sign * half, middle + sign * gap
+        ids = block.first[i], block.second[i], block.start + i
+        x, y, made = (
+            tuple(Fraction(side[number % len(side), scalar]) for side in (r.lower, r.upper))
+            for scalar in ids
+        )
+        crosses = _crosses_product if block.kind == "product" else _crosses_quotient
+        if crosses(sign, plane, x, y, made):
+            raise Rejected("R15", f"audit, {block.name}", "a plane crosses its surface")
+        rows[int(ids[0])] += a * plane[0]
+        rows[int(ids[1])] += a * plane[1]
+        return a * plane[2]
 
     def _sum(
         self,
@@ -169,6 +207,75 @@ class Auditor:
                     if error:
                         lost += Fraction(error) * Fraction(r.reach[number % len(r.reach), scalar])
         return constant - abs(a) * lost
+
+
+Ends = tuple[Fraction, ...]
+"""A lower and an upper bound."""
+
+
+def _crosses_power(
+    n: int, sign: int, slope: Fraction, offset: Fraction, low: Fraction, high: Fraction
+) -> bool:
+    """Whether a line might be below z^n (sign 1) or above it (sign -1) somewhere in between.
+
+    On a side of zero z^n is convex or concave. What is left between it and the line is extreme at
+    the ends there, or at least what is left between its tangent at any point and the line.
+    """
+    parts = [(low, high)] if n > 0 and n % 2 == 0 else [(low, min(high, Fraction(0)))]
+    parts += [] if n > 0 and n % 2 == 0 else [(max(low, Fraction(0)), high)]
+    for left, right in parts:
+        if left > right:
+            continue
+        if n < 0 and left <= 0 <= right:
+            return True
+        is_convex = right > 0 or n % 2 == 0
+        ends = [sign * (slope * z + offset - z**n) for z in (left, right)]
+        if is_convex != (sign > 0):
+            touch = (abs(float(slope)) / abs(n)) ** (1.0 / (n - 1))
+            is_left = right <= 0 or (n % 2 == 0 and slope < 0)
+            t = min(max(Fraction(-touch if is_left else touch), left), right)
+            ends += [
+                sign * (slope * z + offset - t**n - n * t ** (n - 1) * (z - t))
+                for z in (left, right)
+            ]
+        if min(ends) < 0:
+            return True
+    return False
+
+
+def _crosses_product(sign: int, plane: Ends, x: Ends, y: Ends, made: Ends) -> bool:
+    """Whether a plane is below a product (sign 1) or above it (sign -1) at a corner."""
+    del made
+    return any(sign * (plane[0] * a + plane[1] * b + plane[2] - a * b) < 0 for a in x for b in y)
+
+
+def _crosses_quotient(sign: int, plane: Ends, x: Ends, y: Ends, made: Ends) -> bool:
+    """The same for x / y with bounds of it.
+
+    For one y what is between is linear in x, hence extreme where x is at one of its bounds or at
+    one that follows from those of the quotient; times y > 0 that is a polynomial in y.
+    """
+    k, m, offset = plane
+    if y[1] < 0:
+        k, m, x, y = -k, -m, (-x[1], -x[0]), (-y[1], -y[0])
+    if y[0] <= 0:
+        return True
+    turns = {a / q for a in x for q in made if q}
+    knots = sorted({*y, *(b for b in turns if y[0] < b < y[1])})
+    for left, right in zip(knots, [*knots[1:], knots[-1]], strict=True):
+        middle = (left + right) / 2
+        if max(x[0], made[0] * middle) > min(x[1], made[1] * middle):
+            continue  # nothing is there
+        for a, q, is_low in ((x[0], made[0], True), (x[1], made[1], False)):
+            by_quotient = (q * middle > a) if is_low else (q * middle < a)
+            # times y: c2 y^2 + c1 y + c0
+            c2, c1, c0 = (k * q + m, offset - q, 0) if by_quotient else (m, k * a + offset, -a)
+            places = {left, right}
+            if c2 and left < (top := -c1 / (2 * c2)) < right:
+                places.add(top)
+            if any(sign * ((c2 * b + c1) * b + c0) < 0 for b in places):
+                return True
+    return False
 
 
 def _least(rows: Mapping[int, Fraction], box: tuple[list[float], list[float]]) -> Fraction:

@@ -16,8 +16,13 @@ R4, R5  Curves are replaced by lines that hold on the neuron's interval (`onnxce
     With mean m and half difference d of the slopes, A f(z) >= (A m - |A| d) z + offsets.
     Which of the lines is open: the default, what a certificate names, or what an ascent of the
     bound finds (`onnxcert.checker.ascent`); rounding is charged for the lines that are taken.
+R15 Products and quotients are replaced by planes (`onnxcert.checker.pairs`) in the same way: of two
+    slopes and an offset. Before that, what a product reads is bounded by forms, and of a quotient
+    a / b the difference a - c b.
 R6  Forward linear forms of few inputs, before the backward ones (`onnxcert.checker.forward`).
 R7  If s (z - p) >= 0 on S, then A z >= A z - beta s (z - p) for every beta >= 0.
+R16 Where |h_i - m_i| <= r_i holds on S for all scalars of a block, A h >= A m - |A| r. A form ends
+    with that at scalars that hardly vary on its set.
 R9  A scalar whose lower bound exceeds its upper bound: S is empty.
 """
 
@@ -30,7 +35,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from onnxcert.checker import curves
+from onnxcert.checker import curves, pairs
 from onnxcert.checker.balls import Balls
 from onnxcert.checker.curves import TINY, Array, U
 from onnxcert.checker.errors import Expired
@@ -41,6 +46,7 @@ from onnxcert.checker.network import (
     Curve,
     Entries,
     Network,
+    Pair,
     Pick,
     Product,
     Term,
@@ -67,6 +73,10 @@ _WINDOWS = 1 << 20
 
 _LEVELS = 32
 """Entries of one number that are added one by one."""
+
+_FIXED = 2.0**-36
+"""A scalar whose range is no larger than this share of its block's largest number is a number and
+its roundings."""
 
 _LARGEST_MATRIX = 1 << 24
 
@@ -270,6 +280,8 @@ class Relaxation:
         noise: (B, scalars + 1) what the step that makes a scalar may be off, per unit of |row|.
         center, radius, reach: (B, scalars + 1) middle, half width and largest absolute value.
         curves: block number -> mean, half difference, mean offset, half offset plus noise.
+        planes: block number -> `pairs.Planes`, with noise in the last.
+        fixed: block number -> (B, n) which of its scalars hardly vary on which sets, if any do not.
         empty: (B,) whether bounds contradict each other.
         balls: ellipsoids that the inputs lie in, of B sets or of one for all; None for none.
     """
@@ -281,27 +293,39 @@ class Relaxation:
     radius: Array
     reach: Array
     curves: dict[int, tuple[Array, Array, Array, Array]] = field(default_factory=dict)
+    planes: dict[int, pairs.Planes] = field(default_factory=dict)
+    fixed: dict[int, Array] = field(default_factory=dict)
     empty: Array = field(default_factory=lambda: np.zeros(1, bool))
     balls: Balls | None = None
 
-    def settle(self, block: Block, floor: float) -> None:
-        """The bounds of a block are final; its numbers count as at least ``floor`` large."""
+    def settle(self, k: int, block: Block, floor: float) -> None:
+        """The bounds of block k are final; its numbers count as at least ``floor`` large."""
         span = slice(block.start, block.start + block.size)
         low, high = self.lower[:, span], self.upper[:, span]
         self.center[:, span] = center = 0.5 * (low + high)
         self.radius[:, span] = np.maximum(high - center, center - low)
         self.reach[:, span] = np.maximum(np.maximum(abs(low), abs(high)), floor)
+        fixed = _hardly_varies(low, high)
+        if k and k not in self.fixed and fixed.any():
+            self.fixed[k] = fixed
+
+    def ends(self, k: int) -> bool:
+        """Whether no form gets behind a block on any set, so that it has no lines."""
+        return k in self.fixed and bool(self.fixed[k].all())
 
     def at(self, index: Array, *, lines: bool = True) -> Relaxation:
         """Some of the sets, by their numbers (P,); without ``lines`` none are chosen yet."""
         names = ("lower", "upper", "noise", "center", "radius", "reach", "empty")
         taken = {name: getattr(self, name)[index] for name in names}
+        fixed = {k: some[index] for k, some in self.fixed.items()}
         items = self.curves.items() if lines else ()
         chosen = {
             k: (mean[index], half[index], middle[index], gap[index])
             for k, (mean, half, middle, gap) in items
         }
-        return Relaxation(**taken, curves=chosen, balls=self.balls and self.balls[index])
+        planes = {k: pairs.take(planes, index) for k, planes in self.planes.items()}
+        balls = self.balls and self.balls[index]
+        return Relaxation(**taken, curves=chosen, planes=planes, fixed=fixed, balls=balls)
 
 
 @dataclass(frozen=True)
@@ -396,6 +420,7 @@ def merged(network: Network, *, executed: bool) -> list[Block]:
     for block in blocks:
         lists = [distinct(term.ids) for term in block.terms] if isinstance(block, Affine) else []
         lists += [block.ids] if isinstance(block, Curve) else []
+        lists += [block.first, block.second] if isinstance(block, Pair) else []
         lists += (block.maximum or ()) if isinstance(block, Affine) else ()
         for ids in lists:
             np.add.at(readers, ids, 1)
@@ -509,6 +534,8 @@ class Bounder:
             terms = block.terms if isinstance(block, Affine) else ()
             if isinstance(block, Curve):
                 terms = (Pick(ids=block.ids),)
+            if isinstance(block, Pair):
+                terms = (Pick(ids=block.first), Pick(ids=block.second))
             self.parts[k] = [Part(term, self.ends) for term in terms if term.ids.size]
             depth = max(depth, len(terms))
             for part in self.parts[k]:
@@ -520,6 +547,11 @@ class Bounder:
         self.gamma = 4 * gamma(max(float(fan.max()), depth) + 32)
         self.widest = max(block.size for block in self.blocks)
         self.widest_read = max((b.size for b in self.blocks if isinstance(b, Curve)), default=0)
+        # Curves that make what products and quotients read.
+        read = [
+            p.reads for k, b in enumerate(self.blocks) if isinstance(b, Pair) for p in self.parts[k]
+        ]
+        self.factors = {k for reads in read for k in reads}
         # Blocks that only curves read: what they lose is charged there, with the rows at hand.
         self.deferred = set(range(1, len(self.blocks))) - by_others
         self.at_curves = np.zeros(network.size + 1)
@@ -539,14 +571,19 @@ class Bounder:
         self.known_ids = np.concatenate([*(t[0] for t in self.tracked.values()), self.ends[:0]])
 
     def _worthwhile(self, block: Curve, spherical: bool) -> list[int]:
-        """Affine blocks that a curve reads and that read more than the inputs of a box."""
+        """Blocks that a curve reads and that read more than the inputs of a box; behind other
+        curves only if it is bent."""
         found = distinct(self.block_of(block.ids[block.ids >= 0]))
         return [
             int(k)
             for k in found
-            if isinstance(self.blocks[k], Affine)
-            and any(spherical or max(p.reads) for p in self.parts[int(k)] if p.reads)
+            if self._is_inner(int(k), spherical=spherical)
+            and (isinstance(self.blocks[k], Affine) or block.kind in curves.BENT)
         ]
+
+    def _is_inner(self, k: int, *, spherical: bool) -> bool:
+        """Whether a block is made of more than inputs."""
+        return any(spherical or max(p.reads) for p in self.parts[k] if p.reads)
 
     def block_of(self, ids: Array) -> Array:
         """The numbers of the blocks that scalars belong to."""
@@ -579,41 +616,72 @@ class Bounder:
         shape = (len(low), self.network.size + 1)
         lower, upper, noise, center, radius, reach = (np.zeros(shape) for _ in range(6))
         empty = np.zeros(len(low), bool) if balls is None else balls.apart(low, high)
-        r = Relaxation(lower, upper, noise, center, radius, reach, {}, empty, balls)
+        r = Relaxation(lower, upper, noise, center, radius, reach, empty=empty, balls=balls)
         r.lower[:, : low.shape[1]], r.upper[:, : low.shape[1]] = low, high
         forms = Forms.begin(low, high, self.network.size, self.widest_read)
         column = 0
         for k, block in enumerate(self.blocks):
             span = slice(block.start, block.start + block.size)
             if k:
-                r.settle(self.blocks[k - 1], self.flushed)
+                r.settle(k - 1, self.blocks[k - 1], self.flushed)
+            ids = self.tracked[k][0] if k in self.tracked else self.ends[:0]
+            if k and self._ends_here(r, k, block, forms):
+                column += len(ids)
+                continue
             if isinstance(block, Affine):
-                r.lower[:, span], r.upper[:, span] = self._affine(r, k, block)
                 if forms is not None:
                     apply = partial(self._sums, k)
                     sides = forms.affine(span, apply, block.offset, r.noise[:, span], self.gamma)
                     r.lower[:, span] = np.maximum(r.lower[:, span], sides[0])
                     r.upper[:, span] = np.minimum(r.upper[:, span], sides[1])
-                ids = self.tracked[k][0] if k in self.tracked else self.ends[:0]
-                if known is not None:
-                    there = slice(column, column := column + len(ids))
-                    r.lower[:, ids] = np.maximum(r.lower[:, ids], known[0][:, there])
-                    r.upper[:, ids] = np.minimum(r.upper[:, ids], known[1][:, there])
-                if splits is not None:
-                    _split(r, block, *splits)
-                for hint in hints.get(k, ()):
-                    self._repeat(r, k, hint, columns.before(k))
-                if len(ids) and backward:
-                    self._refine(r, k, ids)
             elif isinstance(block, Curve):
                 self._curve(r, k, block, forms)
+            elif isinstance(block, Pair):
+                self._pair(r, k, block, forms, backward=backward)
+            if known is not None:
+                there = slice(column, column := column + len(ids))
+                r.lower[:, ids] = np.maximum(r.lower[:, ids], known[0][:, there])
+                r.upper[:, ids] = np.minimum(r.upper[:, ids], known[1][:, there])
+            if splits is not None and k:
+                _split(r, block, *splits)
+            for hint in hints.get(k, ()):
+                self._repeat(r, k, hint, columns.before(k))
+            if len(ids) and backward:
+                self._refine(r, k, ids)
             wrong = r.lower[:, span] > r.upper[:, span]
             if wrong.any():  # nothing is in there: any order of the bounds keeps lines defined
                 r.empty |= wrong.any(axis=1)
                 both = r.lower[:, span], r.upper[:, span]
                 r.lower[:, span], r.upper[:, span] = np.minimum(*both), np.maximum(*both)
-        r.settle(self.blocks[-1], self.flushed)
+        r.settle(len(self.blocks) - 1, self.blocks[-1], self.flushed)
         return r
+
+    def _ends_here(self, r: Relaxation, k: int, block: Block, forms: Forms | None) -> bool:
+        """Bound a block by intervals; whether no scalar varies, so that no form gets behind it."""
+        span = slice(block.start, block.start + block.size)
+        if isinstance(block, Affine):
+            low, high = self._affine(r, k, block)
+        elif isinstance(block, Curve):
+            low, high = self._interval(r, block)
+        else:
+            assert isinstance(block, Pair)
+            low, high = self._executed_pair(r, block)
+        r.lower[:, span], r.upper[:, span] = low, high
+        fixed = _hardly_varies(low, high)
+        if not fixed.all():
+            return False
+        r.fixed[k] = fixed
+        if forms is not None:
+            forms.constant(span, low, high)
+        return True
+
+    def _interval(self, r: Relaxation, block: Curve) -> pairs.Range:
+        """All values of a curve, of executions, too."""
+        x = r.lower[:, block.ids] - self.flushed, r.upper[:, block.ids] + self.flushed
+        below, above = curves.interval(block.kind, *x, block.slope, self.executed)
+        below, above = below - self.flushed, above + self.flushed
+        limit = _RANGE if self.executed else np.inf
+        return np.where(below >= -limit, below, -np.inf), np.where(above <= limit, above, np.inf)
 
     def _sums(self, k: int, values: Array, absolute: bool) -> Array:
         """The sums of a block without its offset: scalars (B, S + 1) -> (B, n)."""
@@ -653,11 +721,6 @@ class Bounder:
     def _curve(self, r: Relaxation, k: int, block: Curve, forms: Forms | None) -> None:
         span = slice(block.start, block.start + block.size)
         x = r.lower[:, block.ids] - self.flushed, r.upper[:, block.ids] + self.flushed
-        below, above = curves.interval(block.kind, *x, block.slope, self.executed)
-        below, above = below - self.flushed, above + self.flushed
-        limit = _RANGE if self.executed else np.inf
-        r.lower[:, span] = np.where(below >= -limit, below, -np.inf)
-        r.upper[:, span] = np.where(above <= limit, above, np.inf)
         r.curves[k] = self._lines(r, k, block, *x, None)
         if forms is not None:
             lines = self._lines(r, k, block, *x, parallel(block.kind, *x))
@@ -680,12 +743,146 @@ class Bounder:
             gap = np.where(steep * r.reach[:, block.ids] + abs(middle) + gap <= _RANGE, gap, np.inf)
         return mean, half, middle, gap
 
+    # Products and quotients
+
+    def _pair(
+        self, r: Relaxation, k: int, block: Pair, forms: Forms | None, *, backward: bool
+    ) -> None:
+        span = slice(block.start, block.start + block.size)
+        if backward and block.kind == "product":
+            for ids in (block.first, block.second):
+                self._refine_factor(r, block, ids)
+            made = self._executed_pair(r, block)
+        else:
+            made = r.lower[:, span], r.upper[:, span]
+        if backward and block.kind == "quotient":
+            found = self._by_difference(r, k, block, made)
+            made = np.maximum(made[0], found[0]), np.minimum(made[1], found[1])
+        r.planes[k] = planes = self._planes(r, block, made)
+        if forms is not None:
+            _, b = self._read(r, block)
+            read = block.first, block.second
+            low, high = forms.pair(span, read, b, planes, self.gamma)
+            made = np.maximum(made[0], low), np.minimum(made[1], high)
+        r.lower[:, span], r.upper[:, span] = made
+
+    def _read(self, r: Relaxation, block: Pair) -> tuple[pairs.Range, pairs.Range]:
+        """Bounds of what a block of pairs reads; executions may flush it."""
+        low, high = (
+            (r.lower[:, ids] - self.flushed, r.upper[:, ids] + self.flushed)
+            for ids in (block.first, block.second)
+        )
+        return low, high
+
+    def _lost(self, r: Relaxation, block: Pair, size: Array) -> Array:
+        """What the roundings of an execution change in values of up to a size."""
+        if not self.executed:
+            return np.zeros_like(size)
+        units = gamma(block.roundings, _SINGLE)
+        read = sum(np.maximum(abs(low), abs(high)) for low, high in self._read(r, block))
+        lost = units * size + block.roundings * self.flushed * (1.0 + read)
+        return np.where(size + read <= _RANGE, lost, np.inf)
+
+    def _executed_pair(
+        self, r: Relaxation, block: Pair, exact: pairs.Range | None = None
+    ) -> pairs.Range:
+        """Bounds for executions from those for what they read, by intervals if none are given."""
+        if exact is None:
+            exact = pairs.interval(block.kind, *self._read(r, block))
+        lost = self._lost(r, block, np.maximum(abs(exact[0]), abs(exact[1]))) * _SLACK
+        low, high = exact[0] - lost, exact[1] + lost
+        return np.where(np.isnan(low), -np.inf, low), np.where(np.isnan(high), np.inf, high)
+
+    def _planes(self, r: Relaxation, block: Pair, made: pairs.Range) -> pairs.Planes:
+        a, b = self._read(r, block)
+        made = np.minimum(*made), np.maximum(*made)
+        k, mean, half, middle, gap = pairs.planes(block.kind, a, b, made)
+        reach = [np.maximum(abs(low), abs(high)) for low, high in (a, b)]
+        size = abs(k) * reach[0] + (abs(mean) + abs(half)) * reach[1] + abs(middle) + abs(gap)
+        gap = gap + self.gamma * size * _SLACK + TINY
+        if self.executed:
+            largest = np.maximum(abs(made[0]), abs(made[1]))
+            gap = gap + self._lost(r, block, largest) * _SLACK
+            gap = gap + (abs(k) + abs(mean) + abs(half)) * self.flushed
+            gap = np.where(size <= _RANGE, gap, np.inf)
+        return k, mean, half, middle, gap
+
+    def _refine_factor(self, r: Relaxation, block: Pair, ids: Array) -> None:
+        """Backward bounds of those scalars that a product is far from a plane in."""
+        wanted = pairs.bends(block.kind, *self._read(r, block)).any(axis=0)
+        ids = distinct(ids[wanted & (ids >= 0)])
+        for k in map(int, distinct(self.block_of(ids))):
+            behind_curve = isinstance(self.blocks[k], Curve)
+            if behind_curve or not self._is_inner(k, spherical=r.balls is not None):
+                continue
+            some = ids[self.block_of(ids) == k]
+            for index in self._steps(some, len(r.lower)):
+                every = np.broadcast_to(index, (len(r.lower), len(index)))
+                low, high = self._units(r, k, every, 1.0), -self._units(r, k, every, -1.0)
+                r.lower[:, index] = np.maximum(r.lower[:, index], low)
+                r.upper[:, index] = np.minimum(r.upper[:, index], high)
+            crossed = r.lower[:, some] > r.upper[:, some]
+            if crossed.any():
+                r.empty |= crossed.any(axis=1)
+                both = r.lower[:, some], r.upper[:, some]
+                r.lower[:, some], r.upper[:, some] = np.minimum(*both), np.maximum(*both)
+
+    def _by_difference(self, r: Relaxation, k: int, block: Pair, made: pairs.Range) -> pairs.Range:
+        """Bounds of quotients a / b from forms a - c b."""
+        a, b = self._read(r, block)
+        c = pairs.center(a, b, made)
+        low, high = np.full(c.shape, -np.inf), np.full(c.shape, np.inf)
+        size = np.maximum(abs(a[0]), abs(a[1])) + abs(c) * np.maximum(abs(b[0]), abs(b[1]))
+        start = -2 * self.gamma * size * _SLACK - TINY
+        n = self.network.n_inputs
+        for index in self._steps(np.flatnonzero((c != 0).any(axis=0)), len(c)):
+            for sign, side in ((1.0, low), (-1.0, high)):
+                rows = np.zeros((len(c), len(index), block.size))
+                rows[:, np.arange(len(index)), index] = sign
+                pending: dict[int, Array] = {}
+                self.parts[k][0].push(pending, rows.reshape(-1, block.size))
+                rows = -c[:, None] * rows
+                self.parts[k][1].push(pending, rows.reshape(-1, block.size))
+                form = self.pull(r, pending, start[:, index])
+                side[:, index] = sign * form.least(r.lower[:, :n], r.upper[:, :n], r.balls)
+        found = self._executed_pair(r, block, pairs.from_difference(b, c, (low, high)))
+        return np.where(c != 0, found[0], -np.inf), np.where(c != 0, found[1], np.inf)
+
+    def _steps(self, index: Array, count: int) -> list[Array]:
+        """Numbers in blocks of rows of bounded size for ``count`` sets."""
+        step = max(1, _NUMBERS // (self.widest * count))
+        parts = []
+        for start in range(0, len(index), step):
+            self._look_at_the_clock()
+            parts.append(index[start : start + step])
+        return parts
+
+    def set_planes(self, r: Relaxation) -> None:
+        """Choose the planes by bounds that became tighter, also of what curves make of them."""
+        for k, block in enumerate(self.blocks):
+            span = slice(block.start, block.start + block.size)
+            if isinstance(block, Curve) and k in self.factors:
+                x = r.lower[:, block.ids] - self.flushed, r.upper[:, block.ids] + self.flushed
+                x = np.minimum(*x), np.maximum(*x)
+                below, above = curves.interval(block.kind, *x, block.slope, self.executed)
+                r.lower[:, span] = np.maximum(r.lower[:, span], below - self.flushed)
+                r.upper[:, span] = np.minimum(r.upper[:, span], above + self.flushed)
+                both = r.lower[:, span], r.upper[:, span]
+                r.lower[:, span], r.upper[:, span] = np.minimum(*both), np.maximum(*both)
+            elif isinstance(block, Pair) and not r.ends(k):
+                r.planes[k] = self._planes(r, block, (r.lower[:, span], r.upper[:, span]))
+
     def replicate(self, r: Relaxation, count: int) -> Relaxation:
         """``count`` copies of a batch of one."""
         shape = (count, r.lower.shape[1])
         lower, upper = (np.broadcast_to(side, shape).copy() for side in (r.lower, r.upper))
         return replace(
-            r, lower=lower, upper=upper, curves=dict(r.curves), empty=np.repeat(r.empty, count)
+            r,
+            lower=lower,
+            upper=upper,
+            curves=dict(r.curves),
+            planes=dict(r.planes),
+            empty=np.repeat(r.empty, count),
         )
 
     def set_lines(self, r: Relaxation, top: int, free: Mapping[int, Array]) -> None:
@@ -695,7 +892,7 @@ class Bounder:
             free: curve block -> (B, n) positions of free lines in [0, 1], NaN for the default.
         """
         for k, block in enumerate(self.blocks[:top]):
-            if isinstance(block, Curve):
+            if isinstance(block, Curve) and not r.ends(k):
                 low, high = r.lower[:, block.ids], r.upper[:, block.ids]
                 r.empty |= (low > high).any(axis=1)
                 low, high = np.minimum(low, high), np.maximum(low, high)
@@ -750,15 +947,19 @@ class Bounder:
     def _units(self, r: Relaxation, k: int, ids: Array, sign: float) -> Array:
         """Lower bounds of ``sign * scalar``: ids (B, R) of block k -> (B, R)."""
         block = self.blocks[k]
-        assert isinstance(block, Affine)
         pending: dict[int, Array] = {}
         index = ids - block.start
+        n = self.network.n_inputs
+        if not isinstance(block, Affine):
+            rows = np.zeros((ids.size, block.size))
+            rows[np.arange(ids.size), index.ravel()] = sign
+            start = np.zeros(ids.shape)
+            return self.pull(r, {k: rows}, start).least(r.lower[:, :n], r.upper[:, :n], r.balls)
         for part in self.parts[k]:
             part.push_units(pending, index.ravel(), sign, block.size)
         offset = 0.0 if block.offset is None else sign * block.offset[index]
         noise = np.broadcast_to(r.noise, (len(ids), r.noise.shape[1]))
         start = offset - np.take_along_axis(noise, ids, axis=1) * _SLACK
-        n = self.network.n_inputs
         return self.pull(r, pending, start).least(r.lower[:, :n], r.upper[:, :n], r.balls)
 
     # Backward
@@ -791,16 +992,22 @@ class Bounder:
             if a is None:
                 continue
             rows, a = a.reshape(*shape, -1), a.reshape(shape[0] * shape[1], -1)
-            if isinstance(block, Curve):
+            if k in r.fixed:
+                moved, lost = self._end(r, block, rows, r.fixed[k])
+                constant, error = constant + moved, error + lost
+                size += abs(moved)
+                if r.ends(k):
+                    continue
+                rows = np.where(r.fixed[k][:, None], 0.0, rows)
+                a = rows.reshape(a.shape)
+            parts = [a]
+            if isinstance(block, Curve | Pair):
                 if kept is not None:
                     kept[k] = rows
-                mean, half, middle, gap = r.curves[k]
-                absolute = abs(rows)
-                moved, lost = _times(rows, middle), _times(absolute, gap)
+                moved, lost, bent = self._bent(r, k, rows)
+                parts = [part.reshape(a.shape) for part in bent]
                 constant = constant + (moved - lost)
                 size += abs(moved) + abs(lost)
-                absolute *= half[:, None]
-                a = (rows * mean[:, None] - absolute).reshape(a.shape)
             elif isinstance(block, Affine):
                 if k not in self.deferred:
                     noise = r.noise[:, block.start : block.start + block.size]
@@ -810,7 +1017,8 @@ class Bounder:
                     size += abs(moved)
             for last, part in enumerate(self.parts[k], 1 - len(self.parts[k])):
                 # What a plain term hands on is the array itself, and to that others add in place.
-                part.push(pending, a.copy() if part.plain and last else a)
+                own = parts[-1] if last == 0 else parts[0]
+                part.push(pending, own.copy() if part.plain and last else own)
         error = error * _SLACK + gamma(8 * len(self.blocks) + 16) * size + TINY
         # Coefficients that underflow are off by up to 2^-1074 for each product in them.
         error += 1e-300 * r.reach.sum(axis=1)[:, None]
@@ -819,6 +1027,34 @@ class Bounder:
         if 0 in multipliers:  # curves may read inputs
             inputs = inputs - multipliers[0][:, None]
         return Form(inputs, constant - error)
+
+    def _end(self, r: Relaxation, block: Block, rows: Array, fixed: Array) -> tuple[Array, Array]:
+        """Rule R16 for rows (B, R, n) over some scalars of a block: value, and what it is off."""
+        span = slice(block.start, block.start + block.size)
+        center = np.where(fixed, r.center[:, span], 0.0)
+        radius = r.radius[:, span] + self.gamma * r.reach[:, span] + TINY
+        return _times(rows, center), _times(abs(rows), np.where(fixed, radius, 0.0))
+
+    @staticmethod
+    def _bent(r: Relaxation, k: int, rows: Array) -> tuple[Array, Array, list[Array]]:
+        """What rows (B, R, n) add to the constant at lines or planes, what is lost of it, and the
+        rows over what the block reads."""
+        absolute, made = abs(rows), []
+        if k in r.planes:
+            first, mean, half, middle, gap = r.planes[k]
+            made.append(rows * first[:, None])
+        else:
+            mean, half, middle, gap = r.curves[k]
+        moved, lost = _times(rows, middle), _times(absolute, gap)
+        absolute *= half[:, None]
+        made.append(rows * mean[:, None] - absolute)
+        return moved, lost, made
+
+
+def _hardly_varies(low: Array, high: Array) -> Array:
+    """Scalars of a block that are a number and its roundings: (B, n)."""
+    reach = np.maximum(abs(low), abs(high)).max(axis=1, keepdims=True)
+    return np.asarray((high - low <= _FIXED * reach) & np.isfinite(reach))
 
 
 def _alike(counts: Array, widest: int) -> Iterator[tuple[Array, int]]:
@@ -840,7 +1076,7 @@ def _alike(counts: Array, widest: int) -> Iterator[tuple[Array, int]]:
         start += size
 
 
-def _split(r: Relaxation, block: Affine, scalar: Array, side: Array, point: Array) -> None:
+def _split(r: Relaxation, block: Block, scalar: Array, side: Array, point: Array) -> None:
     """Intersect with the constraints on scalars of a block."""
     here = (scalar >= block.start) & (scalar < block.start + block.size)
     for neuron, sign, value in zip(scalar[here], side[here], point[here], strict=True):

@@ -21,6 +21,7 @@ from onnxcert.checker.network import (
     Block,
     Curve,
     Entries,
+    Pair,
     Pick,
     Product,
     Term,
@@ -238,6 +239,14 @@ class Builder:
         if ids.size:
             self._append(Curve(start, ids.size, self._name, kind, ids.ravel(), slope, label))
         return np.arange(start, self.size).reshape(ids.shape)
+
+    def pair(self, kind: str, first: Array, second: Array) -> Array:
+        """Append a `Pair` block; both of one shape."""
+        start = self.size
+        if first.size:
+            parts = first.ravel(), second.ravel()
+            self._append(Pair(start, first.size, self._name, kind, *parts, EXTRA))
+        return np.arange(start, self.size).reshape(first.shape)
 
     def linear(
         self, layout: Array | tuple[int, ...], weight: Known, ids: Array, *picks: Any, **more: Any

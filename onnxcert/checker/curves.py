@@ -4,6 +4,7 @@ Each line is given by a slope, any float, and an offset that is worked out from 
 kink at zero minus a line is extreme at the ends and the kink. An S-shaped curve (convex left of
 zero, concave right of it) minus a line is least at an end of the concave part or, on the convex
 part, above its tangent at any point: no root has to be found exactly, a bad one only loosens.
+Whole powers and the reciprocal are convex right of zero and even or odd, and go the same way.
 """
 
 from __future__ import annotations
@@ -26,13 +27,35 @@ _EXECUTED = 32 * 2.0**-24
 """Absolute error of a binary32 sigmoid or tanh; runtimes use rational approximations."""
 
 SMOOTH = ("sigmoid", "tanh")
+"""Curves that level off, whose roundings are those of one."""
+
+CONVEX = ("power", "reciprocal")
+"""Curves that are convex right of zero, and even or odd."""
+
+BENT = (*SMOOTH, *CONVEX)
 """Curves whose lines are tangents."""
+
+MOST = 64
+"""The largest exponent."""
+
+_ROUNDED = 512 * U
+"""Relative error of powers with up to that many factors, of their derivatives, and of 1 / x."""
+
+_RELATIVE = {"power": 2.0**-15, "reciprocal": 2.0**-20}
+"""The same in binary32; runtimes may take exp(n log x), whose error grows with n log x."""
+
+_NEAREST = 2.0**-100
+"""Divisors nearer to zero count as zero: executions may take them for it."""
+
+_LARGEST = np.finfo(np.float64).max
 
 Lines = tuple[Array, Array, Array, Array]
 
 
 def value(kind: str, x: Array, slope: Array | None = None) -> Array:
-    """The curve in float64; exact but for sigmoid and tanh."""
+    """The curve in float64; exact but for sigmoid, tanh, powers and reciprocals."""
+    if kind in CONVEX:
+        return _convex(kind, slope).value(x)
     if kind == "sigmoid":
         return 0.5 + 0.5 * np.tanh(0.5 * x)
     if kind in ("tanh", "sign", "abs"):
@@ -49,6 +72,8 @@ def interval(
     if kind in SMOOTH:
         slack = _ULPS + _EXECUTED * executed
         return value(kind, low) - slack, value(kind, high) + slack
+    if kind in CONVEX:
+        return _convex(kind, slope).interval(low, high, _RELATIVE[kind] * executed)
     first, last = value(kind, low, slope), value(kind, high, slope)
     inside = (low < 0) & (high > 0) & (kind in ("abs", "leaky"))
     lower = np.where(inside, np.minimum(0.0, np.minimum(first, last)), np.minimum(first, last))
@@ -59,7 +84,7 @@ def interval(
 
 def unstable(kind: str, low: Array, high: Array) -> Array:
     """Where no single line is the curve."""
-    return low < high if kind in SMOOTH else (low < 0) & (high > 0)
+    return low < high if kind in BENT else (low < 0) & (high > 0)
 
 
 def lines(
@@ -71,7 +96,8 @@ def lines(
         kind, slope: the curve.
         low, high: the interval.
         free: positions in [0, 1]; NaN for the default: the slope that cuts off more, the tangent at
-            the middle, and round zero the tangent at t.
+            the middle (of convex curves the one parallel to the chord), and round zero the tangent
+            at t.
         executed: cover binary32 executions of the curve.
     """
     if kind in SMOOTH:
@@ -80,6 +106,8 @@ def lines(
         lower_slope, mirrored = curve.line_above(-high, -low, free)
         error = _EXECUTED * executed
         return lower_slope, 2 * curve.middle - mirrored - error, upper_slope, upper + error
+    if kind in CONVEX:
+        return _convex(kind, slope).lines(low, high, free, _RELATIVE[kind] * executed)
     if kind == "sign":
         return _jump(low, high)
     left, right = np.array(-1.0 if kind == "abs" else 0.0 if slope is None else slope), 1.0
@@ -160,6 +188,185 @@ class _SShaped:
         usual = np.where((low < 0) & (high > 0), 0.0, 0.5)
         free = usual if free is None else np.where(np.isnan(free), usual, free)
         return np.where(straight, far, first + free * (np.maximum(high, first) - first)), straight
+
+
+def apart(low: Array, high: Array) -> Array:
+    """Where a divisor keeps away from zero."""
+    return np.asarray((low >= _NEAREST) | (high <= -_NEAREST))
+
+
+def _whole_power(x: Array, n: int) -> Array:
+    """x^n for n >= 0 by squaring."""
+    half = np.ones_like(x) if n < 2 else _whole_power(x, n // 2)
+    return np.asarray(half * half * x if n % 2 else half * half)
+
+
+class _Convex:
+    """f with f(-z) = f(z) or -f(z), convex on z > 0; f and f' within `_ROUNDED` of themselves."""
+
+    even = False
+
+    def value(self, x: Array) -> Array:
+        """f."""
+        raise NotImplementedError
+
+    def steep(self, x: Array) -> Array:
+        """f'."""
+        raise NotImplementedError
+
+    def where(self, steep: Array) -> Array:
+        """About the z > 0 with |f'(z)| = steep >= 0."""
+        raise NotImplementedError
+
+    def touching(self, low: Array) -> Array:
+        """About where a line from (low, f(low)) with low < 0 touches an odd curve right of zero."""
+        raise NotImplementedError
+
+    def defined(self, low: Array, high: Array) -> Array:
+        """Where f has values all over the interval."""
+        return np.asarray(np.isfinite(low + high))
+
+    def interval(self, low: Array, high: Array, error: float) -> tuple[Array, Array]:
+        """All values over [low, high], of executions that are off by ``error``, too."""
+        there = self.defined(low, high)
+        low, high = np.where(there, low, 1.0), np.where(there, high, 1.0)
+        ends = self.value(low), self.value(high)
+        below, above = np.minimum(*ends), np.maximum(*ends)
+        below = np.where((low < 0) & (high > 0) & self.even, 0.0, below)
+        below, above = np.minimum(below, _LARGEST), np.maximum(above, -_LARGEST)
+        slack = _ROUNDED + error
+        below, above = below - slack * abs(below) - TINY, above + slack * abs(above) + TINY
+        return np.where(there, below, -np.inf), np.where(there, above, np.inf)
+
+    def lines(self, low: Array, high: Array, free: Array | None, error: float) -> Lines:
+        """As `lines`."""
+        there = self.defined(low, high)
+        low, high = np.where(there, low, 1.0), np.where(there, high, 1.0)
+        lower_slope, lower = self._below(low, high, free)
+        if self.even:
+            upper_slope, upper = self._chord_above(low, high)
+        else:
+            upper_slope, upper = self._below(-high, -low, free)
+            upper = -upper
+        slack = error * np.maximum(abs(self.value(low)), abs(self.value(high)))
+        known = there & np.isfinite(lower_slope + lower + upper_slope + upper + slack)
+        return (
+            np.where(known, lower_slope, 0.0),
+            np.where(known, lower - slack, -np.inf),
+            np.where(known, upper_slope, 0.0),
+            np.where(known, upper + slack, np.inf),
+        )
+
+    def _chord(self, low: Array, high: Array) -> Array:
+        rise = self.value(high) - self.value(low)
+        return np.asarray(rise / np.where(high > low, high - low, 1.0))
+
+    def _below(self, low: Array, high: Array, free: Array | None) -> tuple[Array, Array]:
+        """A slope k and an offset t with k z + t <= f(z) on [low, high].
+
+        Right of ``left`` f is convex and above its tangent at ``touch``, whatever that is; so what
+        is left of f minus the line there is at least a linear function, least at an end. On the
+        rest an odd f is concave, and minus the line least at an end.
+        """
+        chord = self._chord(low, high)
+        first = low if self.even else np.where(low < 0, self.touching(np.minimum(low, 0.0)), low)
+        straight = np.zeros(low.shape, bool) if self.even else (high <= 0) | (first >= high)
+        first = np.minimum(first, high)
+        usual = np.sign(chord) * self.where(abs(chord)) if self.even else self.where(abs(chord))
+        usual = (usual - first) / np.where(high > first, high - first, 1.0)
+        usual = np.where(np.isfinite(usual), np.clip(usual, 0.0, 1.0), 0.5)
+        usual = np.where((low < 0) & (high > 0) & (not self.even), 0.0, usual)
+        free = usual if free is None else np.where(np.isnan(free), usual, free)
+        left = low if self.even else np.where(high <= 0, high, np.maximum(low, 0.0))
+        touch = np.where(straight, high, first + free * (high - first))
+        touch = np.minimum(np.maximum(touch, left), high)
+        tangent, at = self.steep(touch), self.value(touch)
+        slope = np.where(straight, chord, tangent)
+        turn = tangent - slope
+        offset = at - slope * touch + np.minimum(turn * (left - touch), turn * (high - touch))
+        size = abs(at) + (abs(slope) + abs(tangent)) * np.maximum(abs(low), abs(high))
+        for end in () if self.even else (low, np.where(low < 0, np.minimum(high, 0.0), low)):
+            at = self.value(end)
+            offset = np.where(low < 0, np.minimum(offset, at - slope * end), offset)
+            size = size + abs(at)
+        return slope, offset - 4 * _ROUNDED * size - TINY
+
+    def _chord_above(self, low: Array, high: Array) -> tuple[Array, Array]:
+        slope, ends = self._chord(low, high), (self.value(low), self.value(high))
+        offset = np.maximum(ends[0] - slope * low, ends[1] - slope * high)
+        size = abs(ends[0]) + abs(ends[1]) + abs(slope) * np.maximum(abs(low), abs(high))
+        return slope, offset + 4 * _ROUNDED * size + TINY
+
+
+class _Power(_Convex):
+    """z^n."""
+
+    def __init__(self, n: int) -> None:
+        self.n, self.even = n, n % 2 == 0
+        # (n - 1) t^n + n t^(n - 1) = 1, which grows with t.
+        low, high = 0.0, 1.0
+        for _ in range(60):
+            t = 0.5 * (low + high)
+            low, high = (t, high) if ((n - 1) * t + n) * t ** (n - 1) < 1 else (low, t)
+        self.share = high
+
+    def value(self, x: Array) -> Array:
+        """See `_Convex`."""
+        return _whole_power(x, self.n)
+
+    def steep(self, x: Array) -> Array:
+        """See `_Convex`."""
+        return self.n * _whole_power(x, self.n - 1)
+
+    def where(self, steep: Array) -> Array:
+        """See `_Convex`."""
+        return np.asarray((steep / self.n) ** (1 / (self.n - 1)))
+
+    def touching(self, low: Array) -> Array:
+        """See `_Convex`."""
+        return self.share * abs(low)
+
+
+class _Reciprocal(_Convex):
+    """1 / z, away from zero."""
+
+    def value(self, x: Array) -> Array:
+        """See `_Convex`."""
+        return np.asarray(1.0 / x)
+
+    def steep(self, x: Array) -> Array:
+        """See `_Convex`."""
+        return np.asarray(-1.0 / (x * x))
+
+    def where(self, steep: Array) -> Array:
+        """See `_Convex`."""
+        return np.asarray(1.0 / np.sqrt(np.maximum(steep, 1e-300)))
+
+    def touching(self, low: Array) -> Array:
+        """No interval crosses zero."""
+        return -low
+
+    def defined(self, low: Array, high: Array) -> Array:
+        """See `_Convex`."""
+        return super().defined(low, high) & apart(low, high)
+
+
+def _convex(kind: str, exponent: Array | None) -> _Convex:
+    """The curve; all neurons of a block have one exponent."""
+    return _Reciprocal() if exponent is None or kind == "reciprocal" else _Power(int(exponent[0]))
+
+
+def steepness(kind: str, exponent: Array | None, low: Array, high: Array) -> tuple[Array, Array]:
+    """Between which slopes a convex curve lies; NaN or infinite where it is not defined."""
+    curve = _convex(kind, exponent)
+    ends = curve.steep(low), curve.steep(high)
+    below, above = np.minimum(*ends), np.maximum(*ends)
+    if not curve.even:
+        below = np.where((low < 0) & (high > 0), np.minimum(below, 0.0), below)
+    there = curve.defined(low, high)
+    slack = 2 * _ROUNDED
+    below, above = below - slack * abs(below) - TINY, above + slack * abs(above) + TINY
+    return np.where(there, below, -np.inf), np.where(there, above, np.inf)
 
 
 def _tanh_slope(x: Array) -> Array:

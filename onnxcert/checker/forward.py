@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from onnxcert.checker import curves
+from onnxcert.checker import curves, pairs
 from onnxcert.checker.curves import TINY, Array, U
 
 PER_INPUT = 64
@@ -29,14 +29,18 @@ Apply = Callable[[Array, bool], Array]
 class Forms:
     """Forms of the scalars of a batch of boxes (B, n_in), in the order in which they are made."""
 
-    def __init__(self, low: Array, high: Array, varies: Array, size: int) -> None:
+    def __init__(self, low: Array, high: Array, most: int, size: int) -> None:
         count, n_inputs = low.shape
         center = 0.5 * (low + high)
-        self.terms = np.zeros((count, 1 + len(varies), size + 1))
+        # Each box has columns for its own inputs, of which at most ``most`` vary.
+        slots = np.argsort(high <= low, axis=1, kind="stable")[:, :most]
+        self.terms = np.zeros((count, 1 + most, size + 1))
         self.radius = np.zeros((count, size + 1))
         self.terms[:, 0, :n_inputs] = center
-        half = np.maximum(high - center, center - low)[:, varies] * (1 + 4 * U)
-        self.terms[:, 1 + np.arange(len(varies)), varies] = half
+        half = np.maximum(high - center, center - low) * (1 + 4 * U)
+        each, columns = np.arange(count)[:, None], 1 + np.arange(most)
+        self.terms[each, columns, slots] = np.take_along_axis(half, slots, axis=1)
+        self.reach = abs(self.terms).sum(axis=1)  # (B, S + 1)
 
     @classmethod
     def begin(cls, low: Array, high: Array, size: int, widest: int) -> Forms | None:
@@ -46,9 +50,9 @@ class Forms:
             size: number of scalars.
             widest: size of the largest block that a curve reads.
         """
-        varies = np.flatnonzero((high > low).any(axis=0))
-        pays = PER_INPUT * (len(varies) + 2) <= widest
-        return cls(low, high, varies, size) if pays else None
+        most = int((high > low).sum(axis=1).max())
+        pays = PER_INPUT * (most + 2) <= widest
+        return cls(low, high, most, size) if pays else None
 
     def affine(
         self, span: slice, apply: Apply, offset: Array | None, noise: Array, gamma: float
@@ -59,13 +63,10 @@ class Forms:
         terms = np.stack([apply(self.terms[:, j], False) for j in range(columns)], axis=1)
         if offset is not None:
             terms[:, 0] += offset
-        spread = self.radius * (1 + gamma) + gamma * abs(self.terms).sum(axis=1)
+        spread = self.radius * (1 + gamma) + gamma * self.reach
         radius = apply(spread, True) * (1 + gamma) + noise + 2 * U * abs(terms[:, 0]) + TINY
-        self.terms[:, :, span], self.radius[:, span] = terms, radius
-        around = abs(terms[:, 1:]).sum(axis=1) + radius
-        around = around + gamma * (around + abs(terms[:, 0])) + TINY
-        low, high = terms[:, 0] - around, terms[:, 0] + around
-        return np.where(np.isnan(low), -np.inf, low), np.where(np.isnan(high), np.inf, high)
+        self._keep(span, terms, radius)
+        return self._around(terms, radius, gamma)
 
     def curve(
         self, span: slice, ids: Array, low: Array, high: Array, lines: curves.Lines, gamma: float
@@ -76,13 +77,53 @@ class Forms:
         error = 4 * U * abs(terms).sum(axis=1) + gamma * (abs(half * low) + abs(half * high))
         terms[:, 0] += offset
         radius = abs(mean) * self.radius[:, ids] * (1 + 4 * U) + np.maximum(half * low, half * high)
-        self.terms[:, :, span] = terms
-        self.radius[:, span] = radius + gap * (1 + 4 * U) + error + 4 * U * abs(offset) + TINY
+        self._keep(span, terms, radius + gap * (1 + 4 * U) + error + 4 * U * abs(offset) + TINY)
+
+    def pair(
+        self,
+        span: slice,
+        ids: tuple[Array, Array],
+        b: tuple[Array, Array],
+        planes: pairs.Planes,
+        gamma: float,
+    ) -> tuple[Array, Array]:
+        """Bounds (B, n) of a block of pairs between planes; b are the bounds of the second."""
+        k, mean, half, offset, gap = planes
+        first, second = (self.terms[:, :, read] for read in ids)
+        terms = k[:, None] * first + mean[:, None] * second
+        error = 8 * U * (abs(k[:, None] * first) + abs(mean[:, None] * second)).sum(axis=1)
+        error = error + gamma * (abs(half * b[0]) + abs(half * b[1])) + 8 * U * abs(offset)
+        terms[:, 0] += offset
+        radius = abs(k) * self.radius[:, ids[0]] + abs(mean) * self.radius[:, ids[1]]
+        # Between the planes the slope of b is off by at most half, to either side.
+        radius = radius + abs(half) * np.maximum(abs(b[0]), abs(b[1])) + gap
+        radius = radius * (1 + 16 * U) + error + TINY
+        self._keep(span, terms, radius)
+        return self._around(terms, radius, gamma)
+
+    def constant(self, span: slice, low: Array, high: Array) -> None:
+        """A block whose scalars hardly vary."""
+        terms = np.zeros((*self.terms.shape[:2], low.shape[1]))
+        terms[:, 0] = 0.5 * (low + high)
+        self._keep(span, terms, high - low + 4 * U * np.maximum(abs(low), abs(high)) + TINY)
+
+    def _keep(self, span: slice, terms: Array, radius: Array) -> None:
+        """Forms of a block: terms (B, 1 + V, n) and radius (B, n)."""
+        self.terms[:, :, span], self.radius[:, span] = terms, radius
+        self.reach[:, span] = abs(terms).sum(axis=1)
+
+    @staticmethod
+    def _around(terms: Array, radius: Array, gamma: float) -> tuple[Array, Array]:
+        """What forms say of their scalars over the whole box."""
+        around = abs(terms[:, 1:]).sum(axis=1) + radius
+        around = around + gamma * (around + abs(terms[:, 0])) + TINY
+        low, high = terms[:, 0] - around, terms[:, 0] + around
+        return np.where(np.isnan(low), -np.inf, low), np.where(np.isnan(high), np.inf, high)
 
 
 def parallel(kind: str, low: Array, high: Array) -> Array | None:
     """Positions of free lines that have the slope of the chord; None where there are none."""
-    if kind in curves.SMOOTH or kind == "sign":
+    if kind in curves.BENT or kind == "sign":
         return None
     crosses = (low < 0) & (high > 0)
     return np.where(crosses, high / np.where(crosses, high - low, 1.0), 0.5)

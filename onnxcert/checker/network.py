@@ -146,10 +146,11 @@ class Curve(Block):
     """y = f(v[ids]).
 
     Attributes:
-        kind: relu, leaky (x for x >= 0, slope x below), abs, sign, sigmoid or tanh.
+        kind: relu, leaky (x for x >= 0, slope x below), abs, sign, sigmoid, tanh, power (x^slope)
+            or reciprocal.
         ids: (size,) numbers of what f is applied to, in row-major order of the ONNX tensor (for
             maxima: of the broadcast pairs).
-        slope: (size,) for leaky, else None.
+        slope: (size,) for leaky and, the same whole number everywhere, for power; else None.
         label: first output of the ONNX node; ``label/1``, ``label/2``, ... for its further curves.
     """
 
@@ -167,9 +168,39 @@ class Curve(Block):
             return np.asarray(np.tanh(z))
         if self.kind == "sign":
             return np.asarray((z > 0).astype(int) - (z < 0).astype(int)).astype(z.dtype)
+        if self.kind == "power" and self.slope is not None:
+            return np.asarray(z ** int(self.slope[0]))
+        if self.kind == "reciprocal":
+            need((z != 0).all(), "division by zero")
+            return np.asarray(1 / z)
         slope = {"relu": 0, "abs": -1}.get(self.kind)
         below = z * slope if self.slope is None else z * _like(self.slope, v)
         return np.where(z < 0, below, z)
+
+
+@dataclass(frozen=True, eq=False)
+class Pair(Block):
+    """y = v[first] v[second], or v[first] / v[second].
+
+    Attributes:
+        kind: product or quotient.
+        first, second: (size,) numbers of scalars.
+        roundings: those of an execution, as for `Affine`; a quotient may be the product with a
+            rounded reciprocal.
+    """
+
+    kind: str
+    first: Array
+    second: Array
+    roundings: int
+
+    def values(self, v: Array) -> Array:
+        """See `Block`."""
+        first, second = v[self.first], v[self.second]
+        if self.kind == "product":
+            return np.asarray(first * second)
+        need((second != 0).all(), "division by zero")
+        return np.asarray(first / second)
 
 
 @dataclass
@@ -205,8 +236,8 @@ class Network:
         """Evaluate exactly.
 
         Raises:
-            Unusable: a factor of the network is known approximately only, or a curve has values
-                that are not rational.
+            Unusable: a factor of the network is known approximately only, a curve has values that
+                are not rational, or a divisor is zero.
             Expired: asked before a layer, ``expired`` says that it takes too long.
         """
         for block in self.blocks:

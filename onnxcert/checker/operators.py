@@ -20,6 +20,7 @@ import numpy as np
 import onnx
 
 from onnxcert.checker.builder import EXTRA, MINUS, ONE, ZERO, Builder, Known, calculated, exact
+from onnxcert.checker.curves import MOST
 from onnxcert.checker.network import Array, bounded, need
 
 FLOATS = {1: "float32", 10: "float16", 11: "float64"}
@@ -264,14 +265,33 @@ def _mean(net: Builder, *operands: Any) -> Array:
 
 def _scale(net: Builder, x: Any, factor: Any, *, divides: bool = False) -> Array:
     x, factor = (factor, x) if isinstance(x, Known) and not divides else (x, factor)
-    need(isinstance(factor, Known), "a product or quotient of computed values")
+    if not isinstance(factor, Known):
+        return _pair(net, x, factor, divides=divides)
     by = calculated("Div", ONE, factor) if divides else factor
     return net.affine(_shape(x, factor), (net.ids(x), by), roundings=EXTRA)
 
 
+def _pair(net: Builder, x: Any, y: Array, *, divides: bool) -> Array:
+    """x y or x / y, where y is computed; x x is a power, and for a constant c / y is c (1 / y)."""
+    if isinstance(x, Known):
+        return _scale(net, net.curve("reciprocal", y), x)
+    _shape(x, y)
+    first, second = np.broadcast_arrays(x, y)
+    if divides:
+        return net.pair("quotient", first, second)
+    if np.array_equal(first, second):
+        return net.curve("power", first, np.full(first.size, 2.0))
+    return net.pair("product", first, second)
+
+
 def _power(net: Builder, x: Any, exponent: Any) -> Any:
-    need((exact(exponent) == 1).all(), "a power other than one")
-    return np.broadcast_to(net.ids(x), _shape(x, exponent))
+    """x^n for one whole n, and 1 / x^-n for negative ones."""
+    given = np.asarray(exact(exponent), np.float64)
+    ids, n = np.broadcast_to(net.ids(x), _shape(x, exponent)), float(given.flat[0])
+    need((given == n).all() and n == round(n) and 0 < abs(n) <= MOST, f"a power of {n}")
+    if abs(n) > 1:
+        ids = net.curve("power", ids, np.full(ids.size, abs(n)))
+    return ids if n > 0 else net.curve("reciprocal", ids)
 
 
 def _batch_normalization(
@@ -542,6 +562,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "GlobalAveragePool": lambda net, x: _reduce("Mean", net, x, range(2, len(x.shape))),
     "GlobalMaxPool": lambda net, x: _reduce("Max", net, x, range(2, len(x.shape))),
     "Neg": lambda net, x: net.negative(net.ids(x)),
+    "Reciprocal": lambda net, x: net.curve("reciprocal", net.ids(x)),
     "Relu": lambda net, x: net.curve("relu", net.ids(x)),
     "Shape": lambda net, x, start=0, end=None: Known(np.array(x.shape[start:end], np.int64)),
     "Sigmoid": lambda net, x: net.curve("sigmoid", net.ids(x)),

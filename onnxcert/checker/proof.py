@@ -431,6 +431,7 @@ class Prover:
         r = bounder.replicate(root, count)
         np.maximum.at(r.lower, (leaf[above], scalar[above]), point[above])
         np.minimum.at(r.upper, (leaf[~above], scalar[~above]), point[~above])
+        bounder.set_planes(r)
         bounder.set_lines(r, len(bounder.blocks), free)
         signed = np.where(above, beta, -beta)
         size = root.reach[0, scalar] + abs(point)

@@ -42,13 +42,14 @@ from typing import Any
 import numpy as np
 
 from onnxcert.checker.bounds import Bounder, gamma
-from onnxcert.checker.curves import SMOOTH, TINY, Array, U, derivative
+from onnxcert.checker.curves import CONVEX, SMOOTH, TINY, Array, U, derivative, steepness
 from onnxcert.checker.errors import Rejected
 from onnxcert.checker.network import (
     Affine,
     Curve,
     Entries,
     Network,
+    Pair,
     Pick,
     Product,
     Term,
@@ -79,6 +80,11 @@ def slope_range(block: Curve, low: Array, high: Array) -> tuple[Array, Array]:
         steep = derivative(block.kind, near), derivative(block.kind, np.maximum(-low, high))
         most = 0.25 if block.kind == "sigmoid" else 1.0
         return np.maximum(steep[1] - 64 * U, 0.0), np.minimum(steep[0] + 64 * U, most)
+    if block.kind in CONVEX:
+        steep = steepness(block.kind, block.slope, low, high)
+        steady = bool(np.isfinite(steep[0] + steep[1]).all())
+        need(steady, f"{block.label!r} ({block.kind}) has no Lipschitz constant there")
+        return steep
     jumps = block.kind == "sign" and ((low <= 0) & (high >= 0)).any()
     need(not jumps, f"{block.label!r} (Sign) has no Lipschitz constant")
     slope = 0.0 if block.slope is None else block.slope
@@ -123,6 +129,8 @@ class Quadratic:
 
     def __init__(self, network: Network, box: tuple[Array, Array] | None = None) -> None:
         self.network = network
+        pairs = [block.name for block in network.blocks if isinstance(block, Pair)]
+        need(not pairs, f"constants of a product or quotient of computed values: {pairs}")
         self.curves = [block for block in network.blocks if isinstance(block, Curve)]
         self.neurons = sum(block.size for block in self.curves)
         self._need_size(max(len(network.output), *(block.size for block in network.blocks)))
