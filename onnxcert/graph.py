@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from onnxcert.arrays import Array, Device, IntArray
-from onnxcert.ops.base import Affine, Elementwise, Operator
+from onnxcert.ops.base import Affine, Bivariate, Elementwise, Operator
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,6 +140,16 @@ class Graph:
         for node in self.nodes:
             if isinstance(node.op, Elementwise):
                 readers.setdefault(node.inputs[0], []).append(node)
+        return readers
+
+    @cached_property
+    def factors(self) -> Mapping[str, list[Node]]:
+        """Values that functions of two values read -> those nodes."""
+        readers: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            if isinstance(node.op, Bivariate):
+                for name in dict.fromkeys(node.inputs):
+                    readers.setdefault(name, []).append(node)
         return readers
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Sets of values: boxes, and the pair of lines that encloses a curve over an interval.
+"""Sets of values: boxes, and the lines or planes that enclose a curve or a surface over them.
 
 Everything is batch first: a ``Box`` holds ``(B, n)`` arrays, one row per subproblem. A batch of
 one broadcasts over any other, which is how bounds shared by all subproblems are stored once.
@@ -218,4 +218,18 @@ class Lines:
     lower_slope: Array
     lower_offset: Array
     upper_slope: Array
+    upper_offset: Array
+
+
+@dataclass(frozen=True)
+class Planes:
+    """Two planes round a function of two values over a rectangle of them.
+
+    ``lower_slopes[0] a + lower_slopes[1] b + lower_offset <= f(a, b)``, and likewise above; arrays
+    of shape (B, n). The inequalities hold exactly for the stored numbers, as those of `Lines` do.
+    """
+
+    lower_slopes: tuple[Array, Array]
+    lower_offset: Array
+    upper_slopes: tuple[Array, Array]
     upper_offset: Array

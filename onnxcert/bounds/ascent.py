@@ -22,7 +22,7 @@ from onnxcert.arrays import Array, array_module, concatenate
 from onnxcert.bounds.backward import Pulled, pull_back
 from onnxcert.bounds.optimised import Forms, FreeCurve, FreeRelaxation, round_down
 from onnxcert.graph import Graph
-from onnxcert.ops.base import Elementwise
+from onnxcert.ops.base import Bivariate, Elementwise
 from onnxcert.sets import Ball, Box
 
 STEPS = 4
@@ -55,17 +55,26 @@ class Raised:
 
     @staticmethod
     def join(parts: Sequence[Raised]) -> Raised:
-        """All forms of some batches over the same network."""
+        """All forms of some batches over the same network.
+
+        A value that is the same all over some batch has no rows there; they count as zero.
+        """
         if len(parts) == 1:
             return parts[0]
+        widths = {n: rows.shape[1] for part in parts for n, rows in part.activations.items()}
         return Raised(
             concatenate([part.lower for part in parts]),
             concatenate([part.coefficients for part in parts]),
             {
-                name: concatenate([part.activations[name] for part in parts])
-                for name in parts[0].activations
+                name: concatenate([part.rows(name, width) for part in parts])
+                for name, width in widths.items()
             },
         )
+
+    def rows(self, name: str, width: int) -> Array:
+        """The rows (P, width) over a node's output, zero where none reached it."""
+        none = array_module(self.lower).zeros((len(self.lower), width))
+        return self.activations.get(name, none)  # type: ignore[no-any-return]
 
 
 def raise_forms(
@@ -152,6 +161,9 @@ def _move(
     values = {graph.input: point}
     for node in graph.nodes:
         read = [values[name] for name in node.inputs]
+        if isinstance(node.op, Bivariate) and node.name in rows:
+            values[node.name] = relaxation.surfaces[node.name].taken(rows[node.name], read)
+            continue
         if not isinstance(node.op, Elementwise) or node.name not in rows:
             values[node.name] = node.op.forward(read)
             continue

@@ -15,6 +15,13 @@ bound rigorous. Where a value feeds activations only, its v is charged there, wi
 rows at hand. What binary32 executions of the network round is charged in the same vectors
 (`onnxcert.bounds.execution`), so that one bound holds for the reals and for all of them.
 
+Products. A function of two computed values lies between two planes (`onnxcert.ops.product`), of
+which a row takes the lower or the upper one, like a line, and becomes one row over each of the two.
+
+Constants. Where all that a value depends on is fixed by the specification, or nearly so, its bounds
+are a number and its roundings in every subproblem. Rows over it end there, with the middle and the
+radius of those bounds: a part of a network that does not vary costs nothing behind that point.
+
 Splits. A constraint ``s (z - p) >= 0`` with multiplier beta >= 0 may be subtracted, ``A z - beta s
 (z - p)``, when the pass reaches z (Wang et al., *Beta-CROWN*, 2021); signed multipliers ``beta s``
 and points p arrive as dense arrays.
@@ -32,11 +39,18 @@ import numpy as np
 from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module
 from onnxcert.bounds.execution import execution_error
 from onnxcert.graph import Graph, Node
-from onnxcert.ops.base import TINY, Affine, Elementwise, gamma
-from onnxcert.sets import Ball, Box, Lines
+from onnxcert.ops.base import TINY, Affine, Bivariate, Elementwise, gamma
+from onnxcert.sets import Ball, Box, Lines, Planes
+
+_FIXED = 2.0**-36
+"""An entry whose range is no larger than this share of the value's largest one is a number and its
+roundings."""
 
 _UNDERFLOWN = 1e-150
 """More than a length loses where squares underflow."""
+
+_NARROW = 0.5
+"""Rows with more than this share of columns are stored densely."""
 
 SLACK = 1.0 + 1e-9
 """Covers the rounding of the error terms themselves."""
@@ -74,6 +88,70 @@ class Curve:
 
 
 @dataclass
+class Surface:
+    """The planes of one function of two values, in the form of `Curve`; arrays (B, n).
+
+    Attributes:
+        mean, half: of both slopes, by input.
+        mean_offset, half_offset: as those of `Curve`.
+    """
+
+    mean: tuple[Array, Array]
+    half: tuple[Array, Array]
+    mean_offset: Array
+    half_offset: Array
+
+    def to(self, dtype: Any) -> Surface:
+        """The same in another precision."""
+        mean, half = (
+            (first.astype(dtype), second.astype(dtype)) for first, second in (self.mean, self.half)
+        )
+        return Surface(mean, half, self.mean_offset.astype(dtype), self.half_offset.astype(dtype))
+
+    def take(self, index: Array) -> Surface:
+        """Those of some subproblems."""
+        mean = self.mean[0][index], self.mean[1][index]
+        half = self.half[0][index], self.half[1][index]
+        return Surface(mean, half, self.mean_offset[index], self.half_offset[index])
+
+    def taken(self, row: Array, values: Sequence[Array]) -> Array:
+        """The plane that a row (B, n) takes, at values of both inputs (B, n)."""
+        sign = array_module(row).where(row >= 0, 1.0, -1.0).astype(row.dtype)
+        result = self.mean_offset - sign * self.half_offset
+        for mean, half, value in zip(self.mean, self.half, values, strict=True):
+            result = result + (mean - sign * half) * value
+        return result  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A value that hardly varies in some of its entries, or in all.
+
+    Attributes:
+        center, radius: (B, n) of those entries, with what rounding adds; zero for the others.
+        others: (B, n) which these are. What a subproblem ends there must not depend on the others
+            in its batch, because a proof is repeated in other batches.
+    """
+
+    center: Array
+    radius: Array
+    others: Array
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is all of the value in all subproblems."""
+        return not self.others.any()
+
+    def to(self, dtype: Any) -> Fixed:
+        """The same in another precision."""
+        return Fixed(self.center.astype(dtype), self.radius.astype(dtype), self.others)
+
+    def take(self, index: Array) -> Fixed:
+        """The same for some subproblems."""
+        return Fixed(self.center[index], self.radius[index], self.others[index])
+
+
+@dataclass
 class Relaxation:
     """A graph over a batch of subproblems with every nonlinearity replaced by lines.
 
@@ -86,17 +164,23 @@ class Relaxation:
         execution_unit: unit roundoff of the executions that the bounds hold for beside the
             real-valued network (2^-24 for binary32), 0 for none.
         curves: elementwise node name -> its lines.
+        surfaces: name of a node that reads two values -> its planes.
         errors: value name -> rounding vector v still to be charged when a pass crosses the value.
         sums: value name -> rounding of one addition of rows, for values with several readers and
             for those that split constraints may speak about.
+        fixed: values of which much hardly varies in any subproblem; rows over that end there.
+        left_out: nodes without lines or rounding vectors, because no row gets behind their value.
     """
 
     graph: Graph
     box: Box
     execution_unit: float = 0.0
     curves: dict[str, Curve] = field(default_factory=dict)
+    surfaces: dict[str, Surface] = field(default_factory=dict)
     errors: dict[str, Array] = field(default_factory=dict)
     sums: dict[str, Array] = field(default_factory=dict)
+    fixed: dict[str, Fixed] = field(default_factory=dict)
+    left_out: set[str] = field(default_factory=set)
     _at_start: dict[str, Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -114,11 +198,22 @@ class Relaxation:
         They hold up to the rounding of binary32, which nobody charges.
         """
         box = self.box.map(lambda part: part.astype(np.float32))
-        vectors = (
+        errors, sums, at_start = (
             {name: vector.astype(np.float32) for name, vector in vectors.items()}
             for vectors in (self.errors, self.sums, self._at_start)
         )
-        return Relaxation(self.graph.single, box, self.execution_unit, dict(curves), *vectors)
+        return Relaxation(
+            self.graph.single,
+            box,
+            self.execution_unit,
+            dict(curves),
+            {name: surface.to(np.float32) for name, surface in self.surfaces.items()},
+            errors,
+            sums,
+            {name: fixed.to(np.float32) for name, fixed in self.fixed.items()},
+            self.left_out,
+            at_start,
+        )
 
     def add_affine(self, node: Node, boxes: Mapping[str, Box]) -> None:
         """Compute the rounding vector of an affine node from the bounds of what it reads.
@@ -156,6 +251,25 @@ class Relaxation:
         self.curves[node.name] = Curve(mean, half, mean_offset, half_offset + SLACK * error)
         self._note_magnitude(node, boxes)
 
+    def add_bivariate(self, node: Node, boxes: Mapping[str, Box], planes: Planes) -> None:
+        """Store the planes of a function of two values, given the bounds of what it reads."""
+        self._note_magnitude(node, boxes)
+        pairs = tuple(zip(planes.lower_slopes, planes.upper_slopes, strict=True))
+        (first, second) = (0.5 * (low + high) for low, high in pairs)
+        halves = tuple(0.5 * (high - low) for low, high in pairs)
+        mean_offset = 0.5 * (planes.lower_offset + planes.upper_offset)
+        half_offset = 0.5 * (planes.upper_offset - planes.lower_offset)
+        error = abs(mean_offset) + abs(half_offset)
+        for name, mean, half in zip(node.inputs, (first, second), halves, strict=True):
+            error = error + (abs(mean) + abs(half)) * boxes[name].magnitude
+        error = 2.0 * self._gamma(node) * error + TINY
+        executed = execution_error(self.graph, node, boxes, self.execution_unit)
+        if executed is not None:
+            error = error + executed
+        self.surfaces[node.name] = Surface(
+            (first, second), (halves[0], halves[1]), mean_offset, half_offset + SLACK * error
+        )
+
     def _note_magnitude(self, node: Node, boxes: Mapping[str, Box]) -> None:
         """Prepare to charge the sums of rows that meet at what the node reads.
 
@@ -164,8 +278,32 @@ class Relaxation:
         """
         curve = isinstance(node.op, Elementwise)
         for name in node.inputs:
+            self._note_fixed(name, boxes[name])
             if (curve or self.graph.consumers[name] > 1) and name not in self.sums:
                 self.sums[name] = 2.0 * UNIT_ROUNDOFF * boxes[name].magnitude + TINY
+
+    def leave_out(self, node: Node, box: Box) -> bool:
+        """Whether a node needs nothing more, since all of its value (box) hardly varies."""
+        self._note_fixed(node.name, box)
+        if node.name not in self.fixed or not self.fixed[node.name].whole:
+            return False
+        self.left_out.add(node.name)
+        return True
+
+    def _note_fixed(self, name: str, box: Box) -> None:
+        """Keep the middle and the radius of what is the same all over every subproblem."""
+        if name == self.graph.input or name in self.fixed:
+            return
+        xp, width = array_module(box.lower), box.upper - box.lower
+        largest = box.magnitude.max(axis=1, keepdims=True, initial=0.0)
+        others = ~((width <= _FIXED * largest) & xp.isfinite(largest))
+        if not others.all():
+            center = 0.5 * (box.lower + box.upper)
+            error = 2.0 * gamma(width.shape[1] + 16, UNIT_ROUNDOFF) * box.magnitude
+            radius = SLACK * (width + error + TINY)
+            self.fixed[name] = Fixed(
+                xp.where(others, 0.0, center), xp.where(others, 0.0, radius), others
+            )
 
     def _gamma(self, node: Node) -> float:
         op = node.op
@@ -215,7 +353,8 @@ class Pulled:
     Attributes:
         lower: (B, R) lower bounds; NaN never, -inf where nothing is known.
         coefficients: (B, R, input_size) of the form over the input.
-        activations: elementwise node name -> rows over its output, (B, R, n), if asked for.
+        activations: name of a node with lines or planes -> rows over its output, (B, R, n), if
+            asked for.
     """
 
     lower: Array
@@ -225,9 +364,6 @@ class Pulled:
 
 Columns = Array | None
 """Where rows may be non-zero: increasing column numbers, or None for everywhere."""
-
-_NARROW = 0.5
-"""Rows with more than this share of columns are stored densely."""
 
 
 class _Pass:
@@ -303,10 +439,24 @@ class _Pass:
         self.charge(abs(result), self._sum_error(name), -SLACK)
         return result
 
+    def end(self, fixed: Fixed, rows: Array, columns: Columns) -> tuple[Array, Columns]:
+        """End rows at what does not vary; those over the rest of the value."""
+        self.charge(rows, _part(fixed.center, columns))
+        self.charge(abs(rows), _part(fixed.radius, columns), -1.0)
+        left = _part(fixed.others, columns)
+        index = array_module(left).flatnonzero(left.any(axis=0))
+        rows = array_module(rows).where(left[:, None], rows, rows.dtype.type(0))
+        if len(index) > _NARROW * left.shape[1]:
+            return rows, columns
+        return rows[:, :, index], index if columns is None else columns[index]
+
     def step(self, node: Node, rows: Array, columns: Columns = None) -> None:
         """Move rows over the node's output to its inputs."""
         if isinstance(node.op, Elementwise):
             self._through_curve(node, rows, columns)
+            return
+        if isinstance(node.op, Bivariate):
+            self._through_surface(node, rows, columns)
             return
         op = node.op
         assert isinstance(op, Affine)
@@ -338,6 +488,15 @@ class _Pass:
         absolute *= _part(curve.half, columns)[:, None]
         result -= absolute
         self.push(node.inputs[0], result, columns)
+
+    def _through_surface(self, node: Node, rows: Array, columns: Columns) -> None:
+        surface = self.relaxation.surfaces[node.name]
+        absolute = abs(rows)
+        self.charge(rows, _part(surface.mean_offset, columns))
+        self.charge(absolute, _part(surface.half_offset, columns), -1.0)
+        for name, mean, half in zip(node.inputs, surface.mean, surface.half, strict=True):
+            moved = rows * _part(mean, columns)[:, None] - absolute * _part(half, columns)[:, None]
+            self.push(name, moved, columns)
 
     def finish(self, *, all_rows: bool) -> Pulled:
         """Minimise the form over the input box."""
@@ -427,7 +586,7 @@ def pull_units(
     producer = next(node for node in graph.nodes if node.name == start)
     xp = array_module(index)
     run = _Pass(relaxation, (index.shape[0], index.shape[1]))
-    if not isinstance(producer.op, Affine):
+    if not isinstance(producer.op, Affine) or start in relaxation.left_out:
         rows = xp.zeros((*index.shape, graph.sizes[start]))
         batch, row = index.shape
         rows[xp.arange(batch)[:, None], xp.arange(row), index] = sign
@@ -445,6 +604,33 @@ def pull_units(
     return run.finish(all_rows=keep)
 
 
+def pull_differences(
+    relaxation: Relaxation, names: tuple[str, str], index: Array, slopes: Array, sign: float
+) -> Array:
+    """Lower bounds of ``sign * (a[i] - c b[i])``: numbers i and slopes c (B, R) -> (B, R).
+
+    Args:
+        relaxation: the relaxed network.
+        names: of the values a and b, which are as long.
+    """
+    graph = relaxation.graph
+    xp = array_module(index)
+    batch, count = index.shape
+    here = xp.arange(batch)[:, None], xp.arange(count), index
+    run = _Pass(relaxation, (batch, count))
+    for name, factor in zip(names, (sign, -sign * slopes), strict=True):
+        rows = xp.zeros((batch, count, graph.sizes[name]))
+        rows[here] = factor
+        error = relaxation.start_error(name)
+        if error is not None:
+            run.charge(abs(rows), error, -SLACK)
+        run.push(name, rows)
+    _walk(run, {}, keep=False)
+    if graph.input not in run.pending:
+        _push_zero(run, index)
+    return run.finish(all_rows=False).lower
+
+
 def _part(vector: Array, columns: Columns) -> Array:
     """The columns of a vector (B, n)."""
     return vector if columns is None else vector[:, columns]
@@ -458,6 +644,7 @@ def _push_zero(run: _Pass, like: Array) -> None:
 
 def _walk(run: _Pass, multipliers: Mapping[str, Multipliers], *, keep: bool) -> None:
     graph = run.relaxation.graph
+    fixed = run.relaxation.fixed
     for node in reversed(graph.nodes):
         if node.name not in run.pending:
             continue
@@ -466,6 +653,10 @@ def _walk(run: _Pass, multipliers: Mapping[str, Multipliers], *, keep: bool) -> 
             rows, columns = run.widen(rows, columns, graph.sizes[node.name]), None
         if node.name in multipliers:
             rows = run.subtract(node.name, rows, multipliers[node.name])
-        if keep and isinstance(node.op, Elementwise):
+        bent = isinstance(node.op, Elementwise | Bivariate)
+        if keep and bent and not (node.name in fixed and fixed[node.name].whole):
             run.kept[node.name] = rows
-        run.step(node, rows, columns)
+        if node.name in fixed:
+            rows, columns = run.end(fixed[node.name], rows, columns)
+        if columns is None or len(columns):
+            run.step(node, rows, columns)

@@ -4,7 +4,8 @@ Interval bounds are computed first; backward bounds only for the neurons that th
 in some subproblem, in batches of subproblems x rows that stay within a memory budget. Known bounds
 (a parent's, or those of split constraints) are intersected on the way, so what is inherited is
 never lost: default slopes are not monotone in the bounds, intersection is what makes a child at
-least as tight as its parent.
+least as tight as its parent. Products and quotients get backward bounds of what they read, or of a
+difference of it (`onnxcert.ops.quotient`), before their planes are chosen.
 """
 
 from __future__ import annotations
@@ -12,13 +13,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from onnxcert.arrays import Array, array_module
-from onnxcert.bounds.backward import Curve, Relaxation, pull_back_units, unstable_neurons
-from onnxcert.bounds.execution import enclose
+from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module
+from onnxcert.bounds.backward import (
+    Curve,
+    Relaxation,
+    pull_back_units,
+    pull_differences,
+    unstable_neurons,
+)
+from onnxcert.bounds.execution import enclose, execution_error
 from onnxcert.bounds.forward import ForwardForms
 from onnxcert.bounds.patches import find_patch
 from onnxcert.graph import Graph, Node
-from onnxcert.ops.base import Elementwise
+from onnxcert.ops.base import Bivariate, Elementwise
 from onnxcert.sets import Ball, Box
 
 CHUNK_NUMBERS = 1 << 20
@@ -72,21 +79,38 @@ def crown_bounds(
     Returns:
         Bounds valid for the real-valued network and for those executions.
     """
-    xp = array_module(box.lower)
     known = known or {}
     boxes = {graph.input: box}
     relaxation = Relaxation(graph, box, execution_unit)
     empty = box.empty
     forms = ForwardForms.begin(graph, box, execution_unit) if backward else None
     for number, node in enumerate(graph.nodes):
+        if isinstance(node.op, Bivariate) and backward:
+            for name in _bent_factors(graph, node, boxes, round_inputs=isinstance(box, Ball)):
+                found = _refine_factor(relaxation, node, name, boxes, expired)
+                boxes[name], wrong = _settled(found)
+                empty |= wrong
         current = enclose(graph, node, boxes, execution_unit)
         if node.name in known:
             current = current.intersect(known[node.name])
+        if relaxation.leave_out(node, current):
+            boxes[node.name] = current
+            if forms is not None:
+                forms.add_fixed(number, node, current)
+            continue
         if isinstance(node.op, Elementwise):
             if forms is not None:
                 forms.add_elementwise(number, node, boxes)
             source = boxes[node.inputs[0]]
             relaxation.add_elementwise(node, boxes, node.op.relax(source))
+        elif isinstance(node.op, Bivariate):
+            if backward and not expired():
+                current = current.intersect(_by_difference(relaxation, node, boxes, current))
+            ordered, _ = _settled(current)
+            planes = node.op.relax([boxes[name] for name in node.inputs], ordered)
+            if forms is not None:
+                current = current.intersect(forms.add_bivariate(number, node, boxes, planes))
+            relaxation.add_bivariate(node, boxes, planes)
         else:
             if forms is not None:
                 current = current.intersect(forms.add_affine(number, node, boxes))
@@ -96,33 +120,108 @@ def crown_bounds(
         reads_input_only = node.inputs == (graph.input,) and not isinstance(box, Ball)
         worthwhile = node.name in graph.pre_activations and not reads_input_only
         if backward and worthwhile and not expired():
-            current = _refine(relaxation, node, current, expired)
-        wrong = current.empty
+            unstable = unstable_neurons(graph, node.name, current)
+            current = _refine(relaxation, node.name, current, unstable, expired)
+        boxes[node.name], wrong = _settled(current)
         empty |= wrong
-        if wrong.any():
-            # Nothing is in there, so any bounds hold; these keep the arithmetic well defined.
-            current = Box(
-                xp.minimum(current.lower, current.upper), xp.maximum(current.lower, current.upper)
-            )
-        boxes[node.name] = current
     return Bounds(boxes, relaxation, empty)
+
+
+def _settled(box: Box) -> tuple[Box, Array]:
+    """A box with its ends in order, and which were not, (B,).
+
+    Nothing is in there, so any bounds hold; these keep the arithmetic well defined.
+    """
+    wrong = box.empty
+    if not wrong.any():
+        return box, wrong
+    xp = array_module(wrong)
+    return Box(xp.minimum(box.lower, box.upper), xp.maximum(box.lower, box.upper)), wrong
+
+
+def _bent_factors(
+    graph: Graph, node: Node, boxes: Mapping[str, Box], *, round_inputs: bool
+) -> list[str]:
+    """Which inputs of a function of two values backward rows may bound better than intervals do.
+
+    Those of curves follow from what these read, and intervals are exact for sums of the inputs.
+    """
+    op = node.op
+    assert isinstance(op, Bivariate)
+    if not op.bends([boxes[name] for name in node.inputs]).any():
+        return []
+    makers = {maker.name: maker for maker in graph.nodes}
+    return [
+        name
+        for name in dict.fromkeys(node.inputs)
+        if name in makers
+        and not isinstance(makers[name].op, Elementwise)
+        and (round_inputs or makers[name].inputs != (graph.input,))
+    ]
+
+
+def _refine_factor(
+    relaxation: Relaxation,
+    node: Node,
+    name: str,
+    boxes: Mapping[str, Box],
+    expired: Callable[[], bool],
+) -> Box:
+    """Better bounds of a factor where the product with the other one is far from a plane."""
+    graph, box = relaxation.graph, boxes[name]
+    assert isinstance(node.op, Bivariate)
+    wanted = node.op.bends([boxes[other] for other in node.inputs])
+    if name in graph.pre_activations:  # of those the rows are known
+        wanted = wanted & ~unstable_neurons(graph, name, box)
+    return _refine(relaxation, name, box, wanted, expired)
+
+
+def _by_difference(relaxation: Relaxation, node: Node, boxes: Mapping[str, Box], made: Box) -> Box:
+    """Bounds of a function of two values from backward bounds of a - c b, where there is such a c.
+
+    Those of executions are as far from these as they are from what the function makes of them.
+    """
+    op, (first, second) = node.op, node.inputs
+    assert isinstance(op, Bivariate)
+    read = [boxes[first], boxes[second]]
+    center = op.center(read, made)
+    xp = array_module(center)
+    wanted = (center != 0) & (first != second)
+    if not wanted.any():
+        return made
+    lower, upper = xp.full(center.shape, -xp.inf), xp.full(center.shape, xp.inf)
+    graph = relaxation.graph
+    order = _Rows(node.name, lower, upper, wanted).order(None)
+    step = max(1, CHUNK_NUMBERS // (max(graph.sizes.values()) * len(center)))
+    each = xp.arange(len(center))[:, None]
+    for start in range(0, order.shape[1], step):
+        index = order[:, start : start + step]
+        slopes = xp.take_along_axis(center, index, axis=1)
+        lower[each, index] = pull_differences(relaxation, (first, second), index, slopes, 1.0)
+        upper[each, index] = -pull_differences(relaxation, (first, second), index, slopes, -1.0)
+    found = op.from_difference(read, center, Box(lower, upper))
+    error = execution_error(graph, node, boxes, relaxation.execution_unit)
+    if error is not None:
+        error = error + 2.0 * UNIT_ROUNDOFF * (found.magnitude + error)
+        found = Box(found.lower - error, found.upper + error).defined()
+    return Box(xp.where(wanted, found.lower, -xp.inf), xp.where(wanted, found.upper, xp.inf))
 
 
 def _refine(
     relaxation: Relaxation,
-    node: Node,
+    name: str,
     box: Box,
+    unstable: Array,
     expired: Callable[[], bool],
 ) -> Box:
-    """Intersect with backward bounds where some reader finds the neuron unstable."""
+    """Intersect with backward bounds where a neuron is unstable."""
     graph = relaxation.graph
-    unstable = unstable_neurons(graph, node.name, box)
-    if not unstable.any():
+    if not unstable.any() or expired():
         return box
-    patch = find_patch(graph, node.name, box.lower)
+    patch = None if relaxation.left_out else find_patch(graph, name, box.lower)
     if patch is None:
-        rows = _Rows(node.name, box.lower.copy(), box.upper.copy(), unstable)
-        order = rows.order(graph.ranks[node.name])
+        rows = _Rows(name, box.lower.copy(), box.upper.copy(), unstable)
+        order = rows.order(graph.ranks[name])
         widest = max(graph.sizes.values())
         rows.refine(lambda members: _subset(relaxation, members), order, widest, expired)
         return Box(rows.lower, rows.upper)
@@ -131,7 +230,7 @@ def _refine(
         return patch.view(members // places, members % places).relaxation(relaxation)
 
     vectors = (patch.by_position(vector) for vector in (box.lower, box.upper, unstable))
-    rows = _Rows(node.name, *vectors)
+    rows = _Rows(name, *vectors)
     places = len(rows.unstable) // len(box)
     rows.refine(at, rows.order(None), max(patch.graph.sizes.values()), expired)
     return Box(patch.by_neuron(rows.lower), patch.by_neuron(rows.upper))
@@ -232,6 +331,8 @@ def _subset(relaxation: Relaxation, index: Array) -> Relaxation:
         relaxation,
         box=box.take(index),
         curves=curves,
+        fixed={name: some.take(index) for name, some in relaxation.fixed.items()},
+        surfaces={name: some.take(index) for name, some in relaxation.surfaces.items()},
         errors=taken(relaxation.errors),
         sums=taken(relaxation.sums),
         _at_start=taken(relaxation._at_start),

@@ -17,11 +17,11 @@ overflow has no bounds at all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module
 from onnxcert.graph import Graph, Node
-from onnxcert.ops.base import Affine, Elementwise, gamma
+from onnxcert.ops.base import Affine, Bivariate, Elementwise, gamma
 from onnxcert.sets import Box
 
 _FLUSH = 2.0**-124
@@ -56,6 +56,8 @@ def execution_error(
     op = node.op
     if isinstance(op, Elementwise):
         return _curve_error(op, boxes[node.inputs[0]], unit)
+    if isinstance(op, Bivariate):
+        return _pair_error(op, [boxes[name] for name in node.inputs], unit)
     assert isinstance(op, Affine)
     count = graph.roundings[node.name]
     if count == 0:
@@ -70,13 +72,20 @@ def execution_error(
 
 
 def _curve_error(op: Elementwise, box: Box, unit: float) -> Array | None:
-    """Smooth curves are a few units off in absolute terms, whatever their value."""
+    """Curves that saturate are a few units off in absolute terms, whatever their value."""
     if op.error_terms == 0:
         return None
     size = op.interval([box], UNIT_ROUNDOFF).magnitude
-    if not op.piecewise_linear:
+    if op.saturates:
         size = array_module(size).maximum(size, 1.0)
     return _error(size, op.error_terms, box.magnitude, unit)
+
+
+def _pair_error(op: Bivariate, boxes: Sequence[Box], unit: float) -> Array:
+    """As for curves; either operand may be what is flushed."""
+    size = op.interval(boxes, UNIT_ROUNDOFF).magnitude
+    largest = boxes[0].magnitude + boxes[1].magnitude
+    return _error(size, op.error_terms, largest, unit)
 
 
 def _error(size: Array, count: int, largest: Array, unit: float) -> Array:

@@ -27,7 +27,7 @@ from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module
 from onnxcert.bounds.execution import execution_error
 from onnxcert.graph import Graph, Node
 from onnxcert.ops.base import TINY, Affine, Elementwise, gamma
-from onnxcert.sets import Box
+from onnxcert.sets import Box, Planes
 
 NEURONS_PER_INPUT = 64
 """Neurons of the widest layer for each column of the forms from which on these are worth it."""
@@ -52,15 +52,18 @@ class ForwardForms:
     def begin(cls, graph: Graph, box: Box, unit: float) -> ForwardForms | None:
         """Forms of the inputs (B, n_in); None where too many of them vary to pay."""
         xp = array_module(box.lower)
-        varies = xp.flatnonzero((box.upper > box.lower).any(axis=0))
+        varies = box.upper > box.lower
+        most = int(varies.sum(axis=1).max())  # each box has columns for its own inputs
         widest = max((graph.sizes[name] for name in graph.pre_activations), default=0)
-        if NEURONS_PER_INPUT * (len(varies) + 2) > widest:
+        if NEURONS_PER_INPUT * (most + 2) > widest:
             return None
+        slots = xp.argsort(~varies, axis=1, kind="stable")[:, :most]
         center = 0.5 * (box.lower + box.upper)
         radius = xp.maximum(box.upper - center, center - box.lower) * (1.0 + 4.0 * UNIT_ROUNDOFF)
-        terms = xp.zeros((len(box), 1 + len(varies), graph.input_size))
+        terms = xp.zeros((len(box), 1 + most, graph.input_size))
         terms[:, 0] = center
-        terms[:, 1 + xp.arange(len(varies)), varies] = radius[:, varies]
+        each = xp.arange(len(box))[:, None]
+        terms[each, 1 + xp.arange(most), slots] = xp.take_along_axis(radius, slots, axis=1)
         return cls(graph, unit, {graph.input: (terms, xp.zeros_like(center))})
 
     def add_affine(self, number: int, node: Node, boxes: Mapping[str, Box]) -> Box:
@@ -111,6 +114,46 @@ class ForwardForms:
         if executed is not None:
             radius += executed
         self._keep(number, node, terms, radius)
+
+    def add_bivariate(
+        self, number: int, node: Node, boxes: Mapping[str, Box], planes: Planes
+    ) -> Box:
+        """Move forms between the planes of a function of two values: bounds of its output."""
+        read = [boxes[name] for name in node.inputs]
+        xp = array_module(planes.lower_offset)
+        low, high, size = planes.lower_offset, planes.upper_offset, xp.zeros(())
+        parts: list[Array] = []
+        radius = xp.zeros(())
+        for name, box, *slopes in zip(
+            node.inputs, read, planes.lower_slopes, planes.upper_slopes, strict=True
+        ):
+            terms, spread = self.forms[name]
+            slope = 0.5 * (slopes[0] + slopes[1])
+            tilts = slopes[0] - slope, slopes[1] - slope
+            low = low + xp.minimum(tilts[0] * box.lower, tilts[0] * box.upper)
+            high = high + xp.maximum(tilts[1] * box.lower, tilts[1] * box.upper)
+            size = size + (abs(tilts[0]) + abs(tilts[1])) * box.magnitude
+            parts.append(slope[:, None] * terms)
+            radius = radius + abs(slope) * spread * (1.0 + 4.0 * UNIT_ROUNDOFF)
+        middle, gap = 0.5 * (low + high), 0.5 * (high - low)
+        size = size + abs(low) + abs(high) + sum(abs(part).sum(axis=1) for part in parts)
+        terms = parts[0] + parts[1]
+        terms[:, 0] += middle
+        radius = (radius + gap) * (1.0 + 8.0 * UNIT_ROUNDOFF) + 32.0 * UNIT_ROUNDOFF * size + TINY
+        executed = execution_error(self.graph, node, boxes, self.unit)
+        if executed is not None:
+            radius += executed
+        self._keep(number, node, terms, radius)
+        return _concretise(terms, radius)
+
+    def add_fixed(self, number: int, node: Node, box: Box) -> None:
+        """The form of a value that hardly varies: its middle, and the rest as radius."""
+        xp = array_module(box.lower)
+        terms, _ = self.forms[node.inputs[0]]
+        made = xp.zeros((*terms.shape[:2], box.lower.shape[1]))
+        made[:, 0] = 0.5 * (box.lower + box.upper)
+        error = 4.0 * UNIT_ROUNDOFF * box.magnitude + TINY
+        self._keep(number, node, made, box.upper - box.lower + error)
 
     def _keep(self, number: int, node: Node, terms: Array, radius: Array) -> None:
         self.forms[node.name] = terms, radius

@@ -155,7 +155,8 @@ class _Block:
     @classmethod
     def of(cls, index: Array, free: FreeRelaxation, target: str, box: Box) -> _Block:
         """The block, with patches where those save work."""
-        patch = find_patch(free.relaxation.graph, target, index)
+        relaxation = free.relaxation
+        patch = None if relaxation.left_out else find_patch(relaxation.graph, target, index)
         pixels = 0 if patch is None else int(np.prod(patch.shapes[target][1:]))
         view = None if patch is None else patch.view(None, index % pixels)
         if view is not None and not view.turns(free):

@@ -38,9 +38,10 @@ import numpy as np
 
 from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module, concatenate
 from onnxcert.bounds.backward import Curve, Multipliers, Pulled, Relaxation, pull_back
+from onnxcert.bounds.execution import enclose
 from onnxcert.bounds.hints import round_multipliers, round_positions
 from onnxcert.graph import Graph, Node
-from onnxcert.ops.base import BentLines, Elementwise, gamma
+from onnxcert.ops.base import BentLines, Bivariate, Elementwise, gamma
 from onnxcert.sets import Ball, Box, Lines
 
 _SLOPE_RATE = 0.25
@@ -226,11 +227,14 @@ class FreeRelaxation:
         free: elementwise node name -> its lines by position; nodes without free lines are fixed in
             the relaxation.
         default: elementwise node name -> default positions, (B, n).
+        factors: bounds of what functions of two values read and make, for the planes of
+            subproblems.
     """
 
     relaxation: Relaxation
     free: dict[str, FreeCurve | BentCurve] = field(default_factory=dict)
     default: dict[str, Array] = field(default_factory=dict)
+    factors: dict[str, Box] = field(default_factory=dict)
 
     @classmethod
     def begin(cls, graph: Graph, box: Box, execution_unit: float = 0.0) -> FreeRelaxation:
@@ -254,11 +258,21 @@ class FreeRelaxation:
         return result
 
     def add(self, node: Node, boxes: Mapping[str, Box]) -> None:
-        """Add the next node, given the bounds of what it reads."""
+        """Add the next node, given the bounds of what it reads and makes."""
+        if self.relaxation.leave_out(node, boxes[node.name]):
+            return
         if isinstance(node.op, Elementwise):
             self._add_curve(node, node.op, boxes)
+        elif isinstance(node.op, Bivariate):
+            names = (*node.inputs, node.name)
+            self.factors.update((name, boxes[name]) for name in names)
+            self._add_planes(node, node.op, boxes)
         else:
             self.relaxation.add_affine(node, boxes)
+
+    def _add_planes(self, node: Node, op: Bivariate, boxes: Mapping[str, Box]) -> None:
+        planes = op.relax([boxes[name] for name in node.inputs], boxes[node.name])
+        self.relaxation.add_bivariate(node, boxes, planes)
 
     def _add_curve(self, node: Node, op: Elementwise, boxes: Mapping[str, Box]) -> None:
         name, box = node.name, boxes[node.inputs[0]]
@@ -318,15 +332,32 @@ class FreeRelaxation:
     def with_boxes(self, boxes: Mapping[str, Box]) -> FreeRelaxation:
         """The same relaxation with tighter bounds of some pre-activations, (B, n) each.
 
-        Rounding vectors stay those of the wider boxes, which hold all the more.
+        Rounding vectors stay those of the wider boxes, which hold all the more. Planes become those
+        of the tighter boxes, also where a factor is made by a curve of what became tighter.
         """
-        relaxation = replace(self.relaxation, curves=dict(self.relaxation.curves))
-        result = FreeRelaxation(relaxation, dict(self.free), dict(self.default))
-        for node in self.relaxation.graph.nodes:
+        whole = self.relaxation
+        relaxation = replace(
+            whole,
+            curves=dict(whole.curves),
+            surfaces=dict(whole.surfaces),
+            fixed=dict(whole.fixed),
+            left_out=set(whole.left_out),
+        )
+        result = FreeRelaxation(relaxation, dict(self.free), dict(self.default), self.factors)
+        ranges = dict(boxes)
+        for node in whole.graph.nodes:
+            if node.name in whole.left_out:
+                continue
             if isinstance(node.op, Elementwise) and node.inputs[0] in boxes:
                 result.free.pop(node.name, None)
                 result.default.pop(node.name, None)
                 result._add_curve(node, node.op, boxes)
+                if node.name in self.factors:
+                    made = enclose(whole.graph, node, boxes, whole.execution_unit)
+                    known = ranges.get(node.name, self.factors[node.name])
+                    ranges[node.name] = made.intersect(known)
+            elif isinstance(node.op, Bivariate) and not ranges.keys().isdisjoint(node.inputs):
+                result._add_planes(node, node.op, self.factors | ranges)
         return result
 
     def single(self) -> FreeRelaxation:
@@ -783,13 +814,21 @@ def _step(
         if not all(name in values for name in node.inputs):
             continue  # not between the input and the forms
         name = node.name
-        if isinstance(node.op, Elementwise):
+        fixed = free.relaxation.fixed.get(name)
+        if fixed is not None and fixed.whole:
+            shape = len(minimiser), node.op.output_size
+            values[name] = xp.broadcast_to(fixed.center, shape)
+        elif isinstance(node.op, Elementwise):
             if name not in pulled.activations:
                 continue
             row, z = pulled.activations[name][:, 0], values[node.inputs[0]]
             values[name] = _on_line(free.relaxation.curves[name], row, z)
             if name in variables.lines:
                 turns[name] = variables.lines[name].gradient(row, z, variables.positions(name))
+        elif isinstance(node.op, Bivariate) and name in pulled.activations:
+            read = [values[source] for source in node.inputs]
+            row = pulled.activations[name][:, 0]
+            values[name] = free.relaxation.surfaces[name].taken(row, read)
         else:
             values[name] = node.op.forward([values[source] for source in node.inputs])
         if name in splits.signs:

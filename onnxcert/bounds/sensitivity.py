@@ -424,6 +424,11 @@ class _Gains:
         for node in graph.nodes:
             if node.name not in needed:
                 continue
+            fixed = self.relaxation.fixed.get(node.name)
+            if fixed is not None and fixed.whole:
+                center = fixed.center[:, None]
+                values[node.name] = xp.broadcast_to(center, (*shape, center.shape[2]))
+                continue
             if isinstance(node.op, Elementwise):
                 values[node.name] = self._through(node, values[node.inputs[0]])
                 continue

@@ -9,7 +9,20 @@ import numpy as np
 from onnxcert.arrays import Array, FloatArray, IntArray
 from onnxcert.frontend.tensors import Constant, Operand, Shape, Tensor
 from onnxcert.graph import Graph, Neurons, Node
-from onnxcert.ops import Concat, Elementwise, Maximum, Operator, Relu, Scale, Select, Sum
+from onnxcert.ops import (
+    Bivariate,
+    Concat,
+    Elementwise,
+    Maximum,
+    Operator,
+    Power,
+    Product,
+    Quotient,
+    Relu,
+    Scale,
+    Select,
+    Sum,
+)
 
 Move = Callable[..., Array]
 
@@ -222,6 +235,26 @@ class Builder:
         names, index = self._aligned(tensors)
         op = Sum(self.sizes[names[0]], tuple(signs))
         made = self.apply(op, *names, roundings=roundings)
+        return Tensor(made, self.sizes[made], index)
+
+    def product(self, first: Tensor, second: Tensor) -> Tensor:
+        """The product of two tensors, broadcast; of a tensor with itself, the square."""
+        shape = np.broadcast_shapes(first.shape, second.shape)
+        pair = [self.broadcast(tensor, shape) for tensor in (first, second)]
+        same = first.source == second.source and first.fill is second.fill is None
+        if same and np.array_equal(pair[0].index, pair[1].index):
+            return self.elementwise(pair[0], lambda size: Power(size, 2))
+        return self._pairwise(Product, pair)
+
+    def quotient(self, first: Tensor, second: Tensor) -> Tensor:
+        """The quotient of two tensors, broadcast."""
+        shape = np.broadcast_shapes(first.shape, second.shape)
+        return self._pairwise(Quotient, [self.broadcast(x, shape) for x in (first, second)])
+
+    def _pairwise(self, make: Callable[[int], Bivariate], pair: Sequence[Tensor]) -> Tensor:
+        """A function of two tensors of one shape."""
+        names, index = self._aligned(pair)
+        made = self.apply(make(self.sizes[names[0]]), *names)
         return Tensor(made, self.sizes[made], index)
 
     def _aligned(self, tensors: Sequence[Tensor]) -> tuple[list[str], IntArray]:

@@ -3,23 +3,28 @@
 ONNX has many names for few maps: Transpose, Slice, Gather, Split, Expand and Resize all pick
 entries of a vector, and every pooling by the mean is a convolution. So the operators here are the
 maps, on flat vectors of fixed length, and `onnxcert.frontend.rules` says which of them each ONNX
-operator becomes. Two families own all the rules that the analyses need:
+operator becomes. Two families own nearly all the rules that the analyses need:
 
 * `Affine`: y = A x + b (apply, transpose, absolute); interval bounds, linear bounds, attack
   gradients and error bounds follow from these three.
 * `Elementwise`: y_i = f(x_i) (value, derivative, relax).
 
-What is neither is rewritten into both when the model is read: max(a, b) = b + relu(a - b).
+A third family is for products and quotients, `Bivariate`: y_i = f(a_i, b_i), between two planes.
+What is none of these is rewritten into them when the model is read: max(a, b) = b + relu(a - b).
 """
 
 from onnxcert.ops.absolute import Absolute
 from onnxcert.ops.adjoint import Adjoint
-from onnxcert.ops.base import OPERATORS, Affine, Elementwise, Operator
+from onnxcert.ops.base import OPERATORS, Affine, Bivariate, Elementwise, Operator
 from onnxcert.ops.concat import Concat
 from onnxcert.ops.convolution import Convolution
 from onnxcert.ops.leaky_relu import LeakyRelu
 from onnxcert.ops.linear import Linear
 from onnxcert.ops.maximum import Maximum
+from onnxcert.ops.power import Power
+from onnxcert.ops.product import Product
+from onnxcert.ops.quotient import Quotient
+from onnxcert.ops.reciprocal import Reciprocal
 from onnxcert.ops.relu import Relu
 from onnxcert.ops.scale import Scale
 from onnxcert.ops.select import Select
@@ -34,6 +39,7 @@ __all__ = [
     "Absolute",
     "Adjoint",
     "Affine",
+    "Bivariate",
     "Concat",
     "Convolution",
     "Elementwise",
@@ -41,6 +47,10 @@ __all__ = [
     "Linear",
     "Maximum",
     "Operator",
+    "Power",
+    "Product",
+    "Quotient",
+    "Reciprocal",
     "Relu",
     "Scale",
     "Select",

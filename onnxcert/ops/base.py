@@ -31,10 +31,13 @@ from onnxcert.arrays import (
     cast_floats,
     to_device,
 )
-from onnxcert.sets import Box, Lines
+from onnxcert.sets import Box, Lines, Planes
 
 TINY = 1e-290
 """Absorbs underflow in error bounds: far below any margin, far above what underflow loses."""
+
+LARGEST = float(np.finfo(np.float64).max)
+"""What overflows to infinity is at least this, which is a lower bound where infinity is none."""
 
 EXTRA_ROUNDINGS = 8
 """Those of an executor beside the ones of products and sums: the bias, a factor of the whole, and a
@@ -244,7 +247,8 @@ class Affine(Operator):
 class BentLines(ABC):
     """Lines of a curve on a box that turn round no fixed point as the position s goes from 0 to 1.
 
-    Each slope and each offset is monotonic in s, so the ends bound what lies between.
+    Each slope is monotonic in s, and each offset is largest in size at an end, so the ends bound
+    what lies between.
     """
 
     @abstractmethod
@@ -270,6 +274,9 @@ class Elementwise(Operator):
 
     roundings: ClassVar[int] = 0
     """Roundings in one evaluation of the curve; zero where the result is exact."""
+
+    saturates: ClassVar[bool] = False
+    """Whether the curve levels off, so that its roundings are those of one, however small it is."""
 
     size: int
 
@@ -375,3 +382,53 @@ class Elementwise(Operator):
             box.lower - error * xp.abs(box.lower) - TINY,
             box.upper + error * xp.abs(box.upper) + TINY,
         )
+
+
+class Bivariate(Operator):
+    """y_i = f(a_i, b_i) for two computed values; subclasses give the function and planes round it.
+
+    A row over y becomes one over a and one over b, by the lower plane where it is positive and by
+    the upper one where it is negative, as a row over a curve takes one of two lines.
+    """
+
+    roundings: ClassVar[int]
+    """Roundings in one evaluation of the function."""
+
+    size: int
+
+    @property
+    def error_terms(self) -> int:
+        """The roundings of the function itself."""
+        return self.roundings
+
+    @property
+    def input_sizes(self) -> tuple[int, int]:
+        """Two inputs, each as long as the output."""
+        return self.size, self.size
+
+    @property
+    def output_size(self) -> int:
+        """The number of pairs."""
+        return self.size
+
+    @abstractmethod
+    def relax(self, boxes: Sequence[Box], made: Box) -> Planes:
+        """Planes below and above the function.
+
+        Args:
+            boxes: those of a and b, arrays (B, n).
+            made: bounds of the function's own values that hold there.
+        """
+
+    @abstractmethod
+    def bends(self, boxes: Sequence[Box]) -> Array:
+        """Where no plane is the function over the boxes, but for roundings: (B, n) booleans."""
+
+    def center(self, boxes: Sequence[Box], made: Box) -> Array:
+        """The c for which bounds of a - c b give bounds of the function; zero where none do."""
+        del made
+        return array_module(boxes[0].lower).zeros(boxes[0].lower.shape)  # type: ignore[no-any-return]
+
+    def from_difference(self, boxes: Sequence[Box], center: Array, difference: Box) -> Box:
+        """Bounds of the function from those of a - c b."""
+        raise NotImplementedError(f"{type(self).__name__} is no function of a difference")

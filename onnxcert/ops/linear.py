@@ -66,10 +66,16 @@ class Linear(Affine):
         return [product.reshape(len(rows), self.input_sizes[0])]
 
     def transpose_on(self, rows: Array, columns: Array) -> list[tuple[Array, Array | None]]:
-        """G W^T with the columns of W that matter."""
-        if self.rows > 1:
-            return super().transpose_on(rows, columns)
-        return [(rows @ self.weight[:, columns].T, None)]
+        """G W^T with the columns of W that matter, or for the rows of G that are not zero."""
+        if self.rows == 1:
+            return [(rows @ self.weight[:, columns].T, None)]
+        xp, (depth, width) = array_module(rows), self.weight.shape
+        used, place = xp.unique(columns // width, return_inverse=True)
+        dense = xp.zeros((len(rows), len(used), width), rows.dtype)
+        dense[:, place, columns % width] = rows
+        product = dense.reshape(-1, width) @ self.weight.T
+        targets = (used[:, None] * depth + xp.arange(depth)).ravel()
+        return [(product.reshape(len(rows), -1), targets)]
 
     def one_hot_rows(self, index: Array) -> list[tuple[Array, Array | None]]:
         """Rows of W^T, without multiplying by zeros."""

@@ -44,6 +44,7 @@ class SShaped(Elementwise):
 
     piecewise_linear: ClassVar[bool] = False
     roundings: ClassVar[int] = _ULPS
+    saturates: ClassVar[bool] = True
 
     @abstractmethod
     def inverse_derivative(self, slope: Array) -> Array:

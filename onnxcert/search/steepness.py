@@ -23,7 +23,8 @@ from collections.abc import Mapping
 from onnxcert.arrays import Array, array_module
 from onnxcert.bounds.ascent import Raised
 from onnxcert.bounds.backward import Relaxation
-from onnxcert.ops.base import Affine, Elementwise
+from onnxcert.graph import Node
+from onnxcert.ops.base import Affine, Bivariate, Elementwise
 from onnxcert.sets import Box
 
 MOST_INPUTS = 32
@@ -57,13 +58,23 @@ def steepness(
     gain = xp.zeros((count, len(vary)))
     for position, node in enumerate(graph.nodes):
         read = [tangents[name] for name in node.inputs]
-        if isinstance(node.op, Elementwise):
+        if node.name in relaxation.left_out:
+            tangents[node.name] = xp.zeros((count, len(vary), graph.sizes[node.name]))
+        elif isinstance(node.op, Elementwise):
             if node.name in raised.activations:
                 lost = _lost(relaxation, boxes[node.inputs[0]], node.name, index)
                 weight = abs(raised.activations[node.name]) * lost
                 gain += (abs(read[0]) @ weight[:, :, None])[:, :, 0]
             mean = relaxation.curves[node.name].mean
             tangents[node.name] = read[0] * mean[index][:, None]
+        elif isinstance(node.op, Bivariate):
+            if node.name in raised.activations:
+                losses = _lost_by_pair(relaxation, node, boxes, index)
+                for tangent, lost in zip(read, losses, strict=True):
+                    weight = abs(raised.activations[node.name]) * lost
+                    gain += (abs(tangent) @ weight[:, :, None])[:, :, 0]
+            first, second = relaxation.surfaces[node.name].mean
+            tangents[node.name] = read[0] * first[index][:, None] + read[1] * second[index][:, None]
         else:
             assert isinstance(node.op, Affine)
             flat = [rows.reshape(count * len(vary), -1) for rows in read]
@@ -77,10 +88,26 @@ def steepness(
 
 def _lost(relaxation: Relaxation, box: Box, name: str, index: Array) -> Array:
     """rho_n of the neurons of one node, (P, n); zero where a line is the curve."""
-    xp = array_module(index)
     lower, upper = box.lower[index], box.upper[index]
     curve = relaxation.curves[name]
     gap = 2.0 * (curve.half[index] * (0.5 * (lower + upper)) + curve.half_offset[index])
-    reach = 0.5 * (upper - lower)
+    return _share(gap, 0.5 * (upper - lower))
+
+
+def _lost_by_pair(
+    relaxation: Relaxation, node: Node, boxes: Mapping[str, Box], index: Array
+) -> list[Array]:
+    """The same for each of two inputs: the gap between planes shrinks with the range of either."""
+    surface = relaxation.surfaces[node.name].take(index)
+    ranges = [boxes[name].take(index) for name in node.inputs]
+    gap = 2.0 * surface.half_offset
+    for half, one in zip(surface.half, ranges, strict=True):
+        gap = gap + half * (one.lower + one.upper)
+    return [_share(gap, 0.5 * (one.upper - one.lower)) for one in ranges]
+
+
+def _share(gap: Array, reach: Array) -> Array:
+    """gap / reach; zero where there is no reach, or no number."""
+    xp = array_module(gap)
     share = xp.where(reach > 0, gap / xp.where(reach > 0, reach, 1.0), 0.0)
     return xp.where(xp.isfinite(share), share, 0.0)  # type: ignore[no-any-return]

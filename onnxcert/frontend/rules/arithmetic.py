@@ -1,4 +1,4 @@
-"""Sums of computed values, and products with constants."""
+"""Sums, products, quotients and whole powers of computed values."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import numpy as np
 
 from onnxcert.frontend.rules.registry import Call, reads
 from onnxcert.frontend.tensors import Constant, NoRule, Operand, Tensor
+from onnxcert.ops import Power, Reciprocal
+from onnxcert.ops.power import MOST
 
 
 @reads("Add", since=7)
@@ -64,31 +66,55 @@ def negative(call: Call) -> Operand:
     return call.build.negative(call.tensor(0))
 
 
-@reads("Mul", since=7, note="by a constant")
+@reads("Mul", since=7)
 def multiply(call: Call) -> Operand:
-    """x c, broadcast."""
+    """x c or x y, broadcast; the product of a value with itself is a square."""
     first, second = call.operand(0), call.operand(1)
     if isinstance(first, Constant):
         first, second = second, first
     if isinstance(first, Tensor) and isinstance(second, Constant):
         return call.build.scale(first, second.numbers, None)
-    raise NoRule("product of two computed values")
+    assert isinstance(first, Tensor)  # constants are folded
+    assert isinstance(second, Tensor)
+    return call.build.product(first, second)
 
 
-@reads("Div", since=7, note="by a constant")
+@reads("Div", since=7)
 def divide(call: Call) -> Operand:
-    """x / c as the product with 1 / c, which is rounded once; `Scale` accounts for that."""
-    divisor = call.numbers(1, "the divisor")
-    if (divisor == 0.0).any():
-        raise ValueError("division by zero")
-    return call.build.scale(call.tensor(0), 1.0 / divisor, None)
+    """x / c as the product with 1 / c, which is rounded once; `Scale` accounts for that.
+
+    c / y is the product of c with the reciprocal of y, which is taken before it is broadcast.
+    """
+    first, second = call.operand(0), call.operand(1)
+    if isinstance(second, Constant):
+        divisor = second.numbers
+        if (divisor == 0.0).any():
+            raise ValueError("division by zero")
+        return call.build.scale(call.tensor(0), 1.0 / divisor, None)
+    if isinstance(first, Constant):
+        inverse = call.build.elementwise(second, Reciprocal)
+        return call.build.scale(inverse, first.numbers, None)
+    return call.build.quotient(first, second)
 
 
-@reads("Pow", since=7, note="with exponent 1")
+@reads("Reciprocal")
+def reciprocal(call: Call) -> Operand:
+    """1 / x."""
+    return call.build.elementwise(call.tensor(0), Reciprocal)
+
+
+@reads("Pow", since=7, note="constant whole exponent other than zero")
 def power(call: Call) -> Operand:
-    """x^1."""
-    exponent = call.numbers(1, "the exponent")
-    if (exponent != 1.0).any():
-        raise NoRule("power other than one")
-    operand = call.tensor(0)
-    return call.build.broadcast(operand, np.broadcast_shapes(operand.shape, exponent.shape))
+    """x^n, and for negative n the reciprocal of x^-n."""
+    exponents = call.numbers(1, "the exponent")
+    exponent = float(exponents.flat[0]) if exponents.size else 1.0
+    if (exponents != exponent).any() or exponent != round(exponent) or exponent == 0.0:
+        raise NoRule("a power that is not the same whole number for all entries, or is zero")
+    if abs(exponent) > MOST:
+        raise NoRule(f"a power of more than {MOST}")
+    build, operand = call.build, call.tensor(0)
+    operand = build.broadcast(operand, np.broadcast_shapes(operand.shape, exponents.shape))
+    factors = abs(int(exponent))
+    if factors > 1:
+        operand = build.elementwise(operand, lambda size: Power(size, factors))
+    return operand if exponent > 0 else build.elementwise(operand, Reciprocal)
