@@ -19,9 +19,13 @@ from onnxcert.graph import Graph
 from onnxcert.ops import (
     Absolute,
     Affine,
+    Bivariate,
     Elementwise,
     LeakyRelu,
     Operator,
+    Power,
+    Product,
+    Reciprocal,
     Relu,
     Sigmoid,
     Sign,
@@ -66,6 +70,8 @@ def exact_curve(op: Elementwise, x: Vector) -> Vector:
     if isinstance(op, LeakyRelu):
         slopes = np.broadcast_to(op.slope, (len(x),))
         return [v if v >= 0 else v * Fraction(float(s)) for v, s in zip(x, slopes, strict=True)]
+    if isinstance(op, Power):
+        return [value**op.exponent for value in x]
     return [_CURVES[type(op)](value) for value in x]
 
 
@@ -91,6 +97,7 @@ _CURVES: dict[type[Elementwise], Callable[[Fraction], Fraction]] = {
     Sign: _sign,
     Sigmoid: _sigmoid,
     Tanh: _tanh,
+    Reciprocal: lambda x: 1 / x,
 }
 
 
@@ -98,6 +105,9 @@ def exact_operator(op: Operator, inputs: Sequence[Vector]) -> Vector:
     """Any operator over the rationals."""
     if isinstance(op, Affine):
         return exact_affine(op, inputs)
+    if isinstance(op, Bivariate):
+        pairs = zip(*inputs, strict=True)
+        return [a * b if isinstance(op, Product) else a / b for a, b in pairs]
     assert isinstance(op, Elementwise)
     return exact_curve(op, inputs[0])
 

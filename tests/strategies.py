@@ -26,6 +26,9 @@ from onnxcert.ops import (
     Linear,
     Maximum,
     Operator,
+    Power,
+    Product,
+    Quotient,
     Relu,
     Scale,
     Select,
@@ -118,6 +121,9 @@ def points_in(draw: st.DrawFn, box: Box, count: int = 3) -> Array:
 _PIECEWISE_LINEAR = ("relu", "relu", "leaky", "abs")
 _ALL_CURVES = (*_PIECEWISE_LINEAR, "sigmoid", "tanh", "sign")
 
+_STEEP_NODES = 2
+"""Powers, products and quotients in one network; more of them overflow on wide boxes."""
+
 
 class _Growing:
     """A network under construction: appends nodes that read values made before."""
@@ -127,6 +133,12 @@ class _Growing:
         self.nodes: list[Node] = []
         self.sizes = {"x": inputs}
         self.kind = weights
+
+    @property
+    def may_bend(self) -> bool:
+        """Whether another power, product or quotient is small enough."""
+        steep = [node for node in self.nodes if isinstance(node.op, Power | Product | Quotient)]
+        return self.kind != "wild" and len(steep) < _STEEP_NODES
 
     def add(self, op: Operator, *inputs: str) -> str:
         name = f"v{len(self.nodes)}"
@@ -180,6 +192,27 @@ class _Growing:
             second = self.linear(second, self.sizes[first])
         return first, second
 
+    def positive(self, source: str) -> str:
+        """Something positive of a value: |x| + 1/2."""
+        size = self.sizes[source]
+        return self.add(Scale(size, None, np.full(size, 0.5)), self.add(Absolute(size), source))
+
+    def bend(self, kind: str) -> None:
+        """A power, product or quotient; a share is a part of a sum over that."""
+        first, second = self.pair()
+        size = self.sizes[first]
+        if kind == "power":
+            self.add(Power(size, int(self.rng.integers(2, 5))), first)
+        elif kind == "product":
+            self.add(Product(size), first, second)
+        elif kind == "quotient":
+            self.add(Quotient(size), first, self.positive(second))
+        else:
+            part = self.positive(first)
+            total = self.add(Linear(np.ones((size, 1))), part)
+            whole = self.add(Select.of(np.zeros(size, int), 1), total)
+            self.add(Quotient(size), part, whole)
+
     def grow(self, kind: str, curves: tuple[str, ...]) -> None:
         match kind:
             case "linear":
@@ -210,6 +243,9 @@ class _Growing:
                 first, second = self.any_value(), self.any_value()
                 if self.sizes[first] + self.sizes[second] <= 6:
                     self.add(Concat((self.sizes[first], self.sizes[second])), first, second)
+            case "power" | "product" | "quotient" | "share":
+                if self.may_bend:
+                    self.bend(kind)
             case "maximum":
                 first, second = self.pair()
                 size = self.sizes[first]
@@ -232,6 +268,10 @@ LAYERS = (
 )
 
 
+STEEP = ("power", "product", "quotient", "share")
+"""Layers of powers, products and quotients."""
+
+
 @st.composite
 def graphs(
     draw: st.DrawFn,
@@ -244,7 +284,7 @@ def graphs(
     """Any small network: residual sums, maxima, values read twice, values read by nobody.
 
     Args:
-        smooth: also sigmoid, tanh and sign.
+        smooth: also sigmoid, tanh and sign, powers, products and quotients.
         layers: the kinds of layers to choose from.
         curves: the curves to choose from, unless ``smooth``.
         largest: the number of layers at most.
@@ -252,6 +292,7 @@ def graphs(
     Weights are ordinary, or short binary fractions (so that values meet kinks exactly), or such
     fractions times powers of two up to 2^60 (so that sums cancel and rounding is all that is left).
     """
+    layers = (*layers, *STEEP) if smooth else layers
     kinds = draw(st.lists(st.sampled_from(layers), min_size=1, max_size=largest))
     inputs = draw(st.integers(1, 3))
     weights = draw(st.sampled_from(["any", "dyadic", "wild"]))

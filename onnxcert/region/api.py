@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from onnxcert.arrays import Device, FloatArray, select_device, to_device, to_host
-from onnxcert.errors import UsageError
+from onnxcert.errors import UnsupportedModel, UsageError
 from onnxcert.frontend.onnx import Model, load_model
 from onnxcert.graph import Graph
+from onnxcert.ops import Bivariate
 from onnxcert.region.condition import Condition, from_specification, keep_class, stack
 from onnxcert.region.grow import grow
 from onnxcert.region.options import (
@@ -129,6 +130,17 @@ def largest_regions(
         return run.answer(points, found or (lambda number, region: None))
 
 
+def _refuse_products(graph: Graph, model: Model) -> None:
+    """Derivatives of bounds by the box know lines, but no planes."""
+    nodes = [node for node in graph.nodes if isinstance(node.op, Bivariate)]
+    if nodes:
+        named = [f"{node.source or node.name} ({type(node.op).__name__})" for node in nodes]
+        raise UnsupportedModel(
+            "regions of models that multiply or divide computed values are not supported",
+            place="\n  --> ".join([model.file.source, *named]),
+        )
+
+
 @dataclass
 class _Run:
     """One call of `largest_regions`."""
@@ -160,6 +172,7 @@ class _Run:
         device = select_device(options.device)
         model = load_model(source)
         graph = model.graph
+        _refuse_products(graph, model)
         spec = None
         if options.spec is not None:
             spec = from_specification(options.spec, options.margin)

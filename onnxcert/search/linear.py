@@ -66,10 +66,12 @@ class Program:
 
     @staticmethod
     def expressible(graph: Graph) -> bool:
-        """Whether all curves have two slopes, and each pre-activation has one reader."""
+        """Whether all curves have two slopes, each pre-activation has one reader, and no computed
+        values are multiplied."""
         curves = [node.op for node in graph.nodes if isinstance(node.op, Elementwise)]
         single = all(graph.consumers[name] == 1 for name in graph.pre_activations)
-        return single and all(isinstance(curve, TwoSlope) for curve in curves)
+        bent = any(not isinstance(curve, TwoSlope) for curve in curves)
+        return single and not bent and not graph.factors
 
     @classmethod
     def size(cls, graph: Graph, boxes: Mapping[str, Box]) -> int:
