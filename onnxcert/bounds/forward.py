@@ -84,6 +84,7 @@ class ForwardForms:
         spread = [radius * (1.0 + error) + error * abs(part).sum(axis=1) for part, radius in read]
         radius = op.magnitude.apply(spread) * (1.0 + error) + TINY
         if op.bias is not None:
+            terms = terms.copy()  # an operator without factors hands on what it was given
             terms[:, 0] += op.bias
             radius += error * (xp.abs(op.bias) + abs(terms[:, 0]))
         executed = execution_error(self.graph, node, boxes, self.unit)

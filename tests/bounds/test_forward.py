@@ -16,8 +16,8 @@ from onnxcert.bounds.crown import crown_bounds
 from onnxcert.bounds.execution import enclose
 from onnxcert.bounds.forward import ForwardForms
 from onnxcert.graph import Graph, Node
-from onnxcert.ops import Absolute, LeakyRelu, Linear, Relu
-from onnxcert.ops.base import Elementwise, Operator
+from onnxcert.ops import Absolute, LeakyRelu, Linear, Relu, Scale, Sum
+from onnxcert.ops.base import Bivariate, Elementwise, Operator
 from onnxcert.sets import Box
 from tests.bounds.test_soundness import Sample, assert_inside, networks
 
@@ -37,7 +37,12 @@ def test_exact_values_lie_within_the_radius(drawn: tuple[Graph, Box, list[Sample
         if isinstance(node.op, Elementwise):
             forms.add_elementwise(number, node, boxes)
         else:
-            found = forms.add_affine(number, node, boxes)
+            if isinstance(node.op, Bivariate):
+                read = [boxes[name] for name in node.inputs]
+                planes = node.op.relax(read, boxes[node.name])
+                found = forms.add_bivariate(number, node, boxes, planes)
+            else:
+                found = forms.add_affine(number, node, boxes)
             for sample in samples:
                 assert_inside({node.name: found}, sample)
         kept[node.name] = forms.forms[node.name]
@@ -128,3 +133,18 @@ def test_forms_are_left_out_where_many_inputs_vary() -> None:
     assert forms.forms[graph.input][0].shape == (1, 5, 5)
     wider = Box(np.zeros((1, 5)), np.ones((1, 5)))
     assert ForwardForms.begin(graph, wider, 0.0) is None
+
+
+def test_an_offset_leaves_the_form_that_it_is_added_to() -> None:
+    """A scale without factors hands on the very array that it reads."""
+    nodes = (
+        Node("h", Relu(1), ("x",)),
+        Node("moved", Scale(1, None, np.array([5.0])), ("h",)),
+        Node("y", Sum(1, (1, 1)), ("h", "moved")),
+    )
+    graph = Graph("x", 1, nodes, "y")
+    box = Box(np.array([[1.0]]), np.array([[2.0]]))
+    with ALWAYS:
+        bounds = crown_bounds(graph, box)
+    assert bounds.boxes["y"].lower[0, 0] <= 7.0
+    assert bounds.boxes["y"].upper[0, 0] >= 9.0
