@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from onnxcert.arrays import Array, Device
 from onnxcert.graph import Graph
-from onnxcert.ops import Concat, LeakyRelu, Linear, Maximum, Scale, Select
-from onnxcert.ops.base import Affine, Elementwise
+from onnxcert.ops import Concat, LeakyRelu, Linear, Maximum, Product, Scale, Select
+from onnxcert.ops.base import Affine, Bivariate, Elementwise
 from tests.oracles import matrices
 
 BINARY32 = 2.0**-24
@@ -41,6 +43,8 @@ class Execution:
                 read = [values[name] for name in node.inputs]
                 if isinstance(node.op, Elementwise):
                     values[node.name] = self.curve(node.op, read[0])
+                elif isinstance(node.op, Bivariate):
+                    values[node.name] = self.pair(node.op, *read)
                 elif isinstance(node.op, Maximum):
                     values[node.name] = np.maximum(read[0], read[1])
                 elif isinstance(node.op, (Select, Concat)):
@@ -63,11 +67,23 @@ class Execution:
         if isinstance(op, LeakyRelu):
             product = np.asarray(op.slope, np.float32) * z
             return np.where(z > 0, z, self.flush(product)).astype(np.float32)
-        value = op.value(z.astype(float)).astype(np.float32)
+        value = op.value(self.flush(z).astype(float)).astype(np.float32)
         if op.piecewise_linear:
             return value
         noise = self.rng.integers(-8, 9, size=len(z)) * np.float32(BINARY32)
-        return (value + noise).astype(np.float32)
+        if not op.saturates:
+            noise *= value
+        return self.flush((value + noise).astype(np.float32))
+
+    def pair(self, op: Bivariate, a: Array, b: Array) -> Array:
+        """A product, or a quotient, which may be the product with a rounded reciprocal."""
+        a, b = self.flush(a), self.flush(b)
+        if isinstance(op, Product):
+            return self.flush((a * b).astype(np.float32))
+        if self.rng.random() < 0.5:
+            return self.flush((a / b).astype(np.float32))
+        inverse = self.flush((np.float32(1.0) / b).astype(np.float32))
+        return self.flush((a * inverse).astype(np.float32))
 
     def terms(self, op: Affine, read: list[Array]) -> list[Terms]:
         rows = [matrix.astype(np.float32) for matrix in matrices(op)]
@@ -106,7 +122,7 @@ class Execution:
         exact = float(self.flush(weight)) * float(self.flush(x))  # 48 digits fit
         return self.flush(np.float32(float(total) + exact))
 
-    def flush(self, value: np.float32) -> np.float32:
+    def flush(self, value: Any) -> Any:
         """Subnormal numbers become zero where the executor does so."""
         if not self.flushes:
             return value

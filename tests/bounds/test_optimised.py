@@ -23,7 +23,7 @@ from onnxcert.bounds.hints import (
 from onnxcert.bounds.optimised import Forms, FreeRelaxation, Optimised, Splits, Start, optimise
 from onnxcert.graph import Graph, Node
 from onnxcert.ops import LeakyRelu, Linear, Relu, Sigmoid, Sum, Tanh
-from onnxcert.ops.base import Elementwise
+from onnxcert.ops.base import Bivariate, Elementwise
 from onnxcert.sets import Box
 from tests import strategies
 from tests.oracles import Vector, dot, exact, exact_values
@@ -203,6 +203,10 @@ def test_first_bound_is_that_of_the_default_lines(scenario: Scenario) -> None:
         if isinstance(node.op, Elementwise):
             lines = node.op.relax(scenario.boxes[node.inputs[0]])
             relaxation.add_elementwise(node, scenario.boxes, lines)
+        elif isinstance(node.op, Bivariate):
+            read = [scenario.boxes[name] for name in node.inputs]
+            planes = node.op.relax(read, scenario.boxes[node.name])
+            relaxation.add_bivariate(node, scenario.boxes, planes)
         else:
             relaxation.add_affine(node, scenario.boxes)
     usual = forms.pull(relaxation).lower[0, 0]
