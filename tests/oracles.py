@@ -22,9 +22,9 @@ from onnxcert.ops import (
     Bivariate,
     Elementwise,
     LeakyRelu,
+    Multiply,
     Operator,
     Power,
-    Product,
     Reciprocal,
     Relu,
     Sigmoid,
@@ -107,7 +107,7 @@ def exact_operator(op: Operator, inputs: Sequence[Vector]) -> Vector:
         return exact_affine(op, inputs)
     if isinstance(op, Bivariate):
         pairs = zip(*inputs, strict=True)
-        return [a * b if isinstance(op, Product) else a / b for a, b in pairs]
+        return [a * b if isinstance(op, Multiply) else a / b for a, b in pairs]
     assert isinstance(op, Elementwise)
     return exact_curve(op, inputs[0])
 

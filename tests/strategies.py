@@ -21,14 +21,14 @@ from onnxcert.ops import (
     Affine,
     Concat,
     Convolution,
+    Divide,
     Elementwise,
     LeakyRelu,
     Linear,
     Maximum,
+    Multiply,
     Operator,
     Power,
-    Product,
-    Quotient,
     Relu,
     Scale,
     Select,
@@ -137,7 +137,7 @@ class _Growing:
     @property
     def may_bend(self) -> bool:
         """Whether another power, product or quotient is small enough."""
-        steep = [node for node in self.nodes if isinstance(node.op, Power | Product | Quotient)]
+        steep = [node for node in self.nodes if isinstance(node.op, Power | Multiply | Divide)]
         return self.kind != "wild" and len(steep) < _STEEP_NODES
 
     def add(self, op: Operator, *inputs: str) -> str:
@@ -204,14 +204,14 @@ class _Growing:
         if kind == "power":
             self.add(Power(size, int(self.rng.integers(2, 5))), first)
         elif kind == "product":
-            self.add(Product(size), first, second)
+            self.add(Multiply(size), first, second)
         elif kind == "quotient":
-            self.add(Quotient(size), first, self.positive(second))
+            self.add(Divide(size), first, self.positive(second))
         else:
             part = self.positive(first)
             total = self.add(Linear(np.ones((size, 1))), part)
             whole = self.add(Select.of(np.zeros(size, int), 1), total)
-            self.add(Quotient(size), part, whole)
+            self.add(Divide(size), part, whole)
 
     def grow(self, kind: str, curves: tuple[str, ...]) -> None:
         match kind:

@@ -15,7 +15,7 @@ bound rigorous. Where a value feeds activations only, its v is charged there, wi
 rows at hand. What binary32 executions of the network round is charged in the same vectors
 (`onnxcert.bounds.execution`), so that one bound holds for the reals and for all of them.
 
-Products. A function of two computed values lies between two planes (`onnxcert.ops.product`), of
+Products. A function of two computed values lies between two planes (`onnxcert.ops.multiply`), of
 which a row takes the lower or the upper one, like a line, and becomes one row over each of the two.
 
 Constants. Where all that a value depends on is fixed by the specification, or nearly so, its bounds

@@ -5,7 +5,7 @@ in some subproblem, in batches of subproblems x rows that stay within a memory b
 (a parent's, or those of split constraints) are intersected on the way, so what is inherited is
 never lost: default slopes are not monotone in the bounds, intersection is what makes a child at
 least as tight as its parent. Products and quotients get backward bounds of what they read, or of a
-difference of it (`onnxcert.ops.quotient`), before their planes are chosen.
+difference of it (`onnxcert.ops.divide`), before their planes are chosen.
 """
 
 from __future__ import annotations

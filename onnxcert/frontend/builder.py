@@ -12,12 +12,12 @@ from onnxcert.graph import Graph, Neurons, Node
 from onnxcert.ops import (
     Bivariate,
     Concat,
+    Divide,
     Elementwise,
     Maximum,
+    Multiply,
     Operator,
     Power,
-    Product,
-    Quotient,
     Relu,
     Scale,
     Select,
@@ -244,12 +244,12 @@ class Builder:
         same = first.source == second.source and first.fill is second.fill is None
         if same and np.array_equal(pair[0].index, pair[1].index):
             return self.elementwise(pair[0], lambda size: Power(size, 2))
-        return self._pairwise(Product, pair)
+        return self._pairwise(Multiply, pair)
 
     def quotient(self, first: Tensor, second: Tensor) -> Tensor:
         """The quotient of two tensors, broadcast."""
         shape = np.broadcast_shapes(first.shape, second.shape)
-        return self._pairwise(Quotient, [self.broadcast(x, shape) for x in (first, second)])
+        return self._pairwise(Divide, [self.broadcast(x, shape) for x in (first, second)])
 
     def _pairwise(self, make: Callable[[int], Bivariate], pair: Sequence[Tensor]) -> Tensor:
         """A function of two tensors of one shape."""

@@ -18,12 +18,12 @@ from onnxcert.ops.adjoint import Adjoint
 from onnxcert.ops.base import OPERATORS, Affine, Bivariate, Elementwise, Operator
 from onnxcert.ops.concat import Concat
 from onnxcert.ops.convolution import Convolution
+from onnxcert.ops.divide import Divide
 from onnxcert.ops.leaky_relu import LeakyRelu
 from onnxcert.ops.linear import Linear
 from onnxcert.ops.maximum import Maximum
+from onnxcert.ops.multiply import Multiply
 from onnxcert.ops.power import Power
-from onnxcert.ops.product import Product
-from onnxcert.ops.quotient import Quotient
 from onnxcert.ops.reciprocal import Reciprocal
 from onnxcert.ops.relu import Relu
 from onnxcert.ops.scale import Scale
@@ -42,14 +42,14 @@ __all__ = [
     "Bivariate",
     "Concat",
     "Convolution",
+    "Divide",
     "Elementwise",
     "LeakyRelu",
     "Linear",
     "Maximum",
+    "Multiply",
     "Operator",
     "Power",
-    "Product",
-    "Quotient",
     "Reciprocal",
     "Relu",
     "Scale",

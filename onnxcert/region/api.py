@@ -137,7 +137,7 @@ def _refuse_products(graph: Graph, model: Model) -> None:
         named = [f"{node.source or node.name} ({type(node.op).__name__})" for node in nodes]
         raise UnsupportedModel(
             "regions of models that multiply or divide computed values are not supported",
-            place="\n  --> ".join([model.file.source, *named]),
+            place="\n  --> ".join([model.source, *named]),
         )
 
 

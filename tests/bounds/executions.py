@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxcert.arrays import Array, Device
 from onnxcert.graph import Graph
-from onnxcert.ops import Concat, LeakyRelu, Linear, Maximum, Product, Scale, Select
+from onnxcert.ops import Concat, LeakyRelu, Linear, Maximum, Multiply, Scale, Select
 from onnxcert.ops.base import Affine, Bivariate, Elementwise
 from tests.oracles import matrices
 
@@ -78,7 +78,7 @@ class Execution:
     def pair(self, op: Bivariate, a: Array, b: Array) -> Array:
         """A product, or a quotient, which may be the product with a rounded reciprocal."""
         a, b = self.flush(a), self.flush(b)
-        if isinstance(op, Product):
+        if isinstance(op, Multiply):
             return self.flush((a * b).astype(np.float32))
         if self.rng.random() < 0.5:
             return self.flush((a / b).astype(np.float32))

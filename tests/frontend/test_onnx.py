@@ -279,7 +279,7 @@ def test_all_unsupported_nodes_are_listed() -> None:
         helper.make_node("Softmax", ["x"], ["s"], name="first"),
         helper.make_node("Relu", ["s"], ["r"], name="fine"),
         helper.make_node("Erf", ["r"], ["e"], name="second"),
-        helper.make_node("Mul", ["e", "r"], ["p"], name="third"),
+        helper.make_node("Pow", ["e", "r"], ["p"], name="third"),
         helper.make_node("Softmax", ["p"], ["y"], name="fourth"),
     ]
     with pytest.raises(UnsupportedModel) as caught:

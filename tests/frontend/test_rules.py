@@ -98,8 +98,17 @@ ARITHMETIC = [
     single("Mul", SHAPE, weights(3, 1), opset=7),
     single("Mul", weights(1), SHAPE),
     single("Mul", SHAPE, np.zeros(4, dtype=FLOATS)),
+    single("Mul", SHAPE, SHAPE),
+    single("Mul", (3, 1), SHAPE, opset=7),
     single("Div", SHAPE, weights(3, 1)),
+    single("Div", SHAPE, (3, 1)),
+    single("Div", SHAPE, SHAPE, opset=7),
+    single("Div", weights(3, 1), SHAPE),
+    single("Reciprocal", SHAPE),
     single("Pow", SHAPE, np.float32(1)),
+    single("Pow", SHAPE, np.float32(2)),
+    single("Pow", SHAPE, np.full((3, 1), 5, dtype=FLOATS)),
+    single("Pow", SHAPE, np.float32(-3)),
     single("BatchNormalization", IMAGE, *weights(3, 3), np.abs(weights(3)), opset=7),
     single("BatchNormalization", IMAGE, *weights(3, 3), np.abs(weights(3)), opset=9, epsilon=0.1),
     single("BatchNormalization", (4, 3), *weights(3, 3), np.abs(weights(3)), opset=15),
@@ -404,10 +413,12 @@ def test_a_sparse_matrix_is_stored_by_its_entries() -> None:
 
 
 UNSUPPORTED = {
-    "product of two computed values": single("Mul", SHAPE, SHAPE),
-    "the divisor depends on the input": single("Div", SHAPE, SHAPE),
+    "the exponent depends on the input": single("Pow", SHAPE, SHAPE),
+    "the same whole number": single("Pow", SHAPE, np.array([1, 2, 3, 2], dtype=FLOATS)),
+    "is zero": single("Pow", SHAPE, np.float32(0)),
+    "more than 64": single("Pow", SHAPE, np.float32(65)),
     "no rule": single("Softmax", SHAPE, axis=-1),
-    "power other than one": single("Pow", SHAPE, np.float32(2)),
+    "whole number for all entries": single("Pow", SHAPE, np.float32(0.5)),
     "mode=linear": single(
         "Resize", (1, 1, 2, 2), None, np.array([1, 1, 2, 2], dtype=FLOATS), mode="linear"
     ),

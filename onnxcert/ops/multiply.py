@@ -1,4 +1,4 @@
-"""Product: a b of two computed values, between McCormick's planes.
+"""Multiply: a b of two computed values, between McCormick's planes.
 
 Over a rectangle [al, au] x [bl, bu] the products of the distances from two faces that meet are not
 negative (McCormick, *Computability of Global Solutions to Factorable Nonconvex Programs*, 1976):
@@ -35,7 +35,7 @@ _POINT = 2.0**-30
 
 @register
 @dataclass(frozen=True)
-class Product(Bivariate):
+class Multiply(Bivariate):
     """a b."""
 
     size: int

@@ -1,4 +1,4 @@
-"""Quotient: a / b of two computed values, where b keeps away from zero.
+"""Divide: a / b of two computed values, where b keeps away from zero.
 
 For every number c the quotient is
 
@@ -6,7 +6,7 @@ For every number c the quotient is
 
 and c shall be near to it. Then d stays near zero however widely a and b vary together, as they do
 where b is a sum with a in it (a share, a mean with weights). The product d r lies between two
-planes (`onnxcert.ops.product`); its slope in r is the middle of d, next to nothing, so that little
+planes (`onnxcert.ops.multiply`); its slope in r is the middle of d, next to nothing, so that little
 of the distance between the lines of 1 / b is left; and its own distance is half of range times
 range. With c = 0, the product of a with 1 / b, both are in proportion to the quotient itself.
 
@@ -29,7 +29,7 @@ import numpy as np
 
 from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module
 from onnxcert.ops.base import EXTRA_ROUNDINGS, TINY, Bivariate, register
-from onnxcert.ops.product import Product
+from onnxcert.ops.multiply import Multiply
 from onnxcert.ops.reciprocal import Reciprocal
 from onnxcert.sets import Box, Planes
 
@@ -38,7 +38,7 @@ _ERROR = 8.0 * UNIT_ROUNDOFF
 
 @register
 @dataclass(frozen=True)
-class Quotient(Bivariate):
+class Divide(Bivariate):
     """a / b; nothing is known of it where the range of b contains zero."""
 
     size: int
@@ -131,8 +131,8 @@ class Quotient(Bivariate):
         return Reciprocal(self.size)
 
     @property
-    def _product(self) -> Product:
-        return Product(self.size)
+    def _product(self) -> Multiply:
+        return Multiply(self.size)
 
     @classmethod
     def examples(cls, rng: np.random.Generator) -> list[Self]:
