@@ -10,10 +10,11 @@ as ``python -m onnxcert.checker PROOF MODEL [SPEC]``. To read it, begin here:
     witness    rule R13: replay of a witness
     lipschitz  rule R14: constants of a network
     audit      bounds again in exact arithmetic
-    bounds     rules R1, R2, R3, R7, R9: rigorous linear bounds in float64
+    bounds     rules R1, R2, R3, R7, R9, R16: rigorous linear bounds in float64
     forward    rule R6: forms of few inputs, before those
     ascent     rule R4: lines for one form, found by an ascent of its bound
     curves     rules R4, R5: lines round a curve
+    pairs      rule R15: planes round products and quotients
     container  the file format
     spec       VNN-LIB 1.0 and 2.x, exactly
     model      ONNX; ``operators`` is the table of operators, ``network`` what they become

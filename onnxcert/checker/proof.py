@@ -17,6 +17,7 @@ R12  (Reserved: derived cuts.)
 R13  A witness lies in the specification exactly, with the outputs that exact rational arithmetic
      gives (exact-replay) or those that onnxruntime computes (ort-replay).
 R14  Lipschitz constants (`onnxcert.checker.lipschitz`).
+R15  Products and quotients (`onnxcert.checker.pairs`), and R16 (`onnxcert.checker.bounds`).
 """
 
 from __future__ import annotations

@@ -347,6 +347,34 @@ def convolution() -> onnx.ModelProto:
     return model_of(nodes, {"x": [1, 1, 2, 3]}, ["y"], constants)
 
 
+def products(*, share: bool = False) -> onnx.ModelProto:
+    """relu(A x + a) times B x + b, or shares of relu(A x + a) + 1; then a weighted sum."""
+    rng = np.random.default_rng(5)
+    shapes = {"w0": (2, 4), "b0": (4,), "w1": (2, 4), "b1": (4,), "w2": (4, 1)}
+    constants = {
+        name: (np.round(8 * rng.normal(size=shape)) / 8).astype(np.float32)
+        for name, shape in shapes.items()
+    }
+    constants |= {"one": np.ones(1, np.float32), "axis": np.array([1], np.int64)}
+    nodes = [
+        helper.make_node("Gemm", ["x", "w0", "b0"], ["z0"]),
+        helper.make_node("Relu", ["z0"], ["h0"]),
+    ]
+    if share:
+        nodes += [
+            helper.make_node("Add", ["h0", "one"], ["above"]),
+            helper.make_node("ReduceSum", ["above", "axis"], ["total"], keepdims=1),
+            helper.make_node("Div", ["above", "total"], ["p"]),
+        ]
+    else:
+        nodes += [
+            helper.make_node("Gemm", ["x", "w1", "b1"], ["z1"]),
+            helper.make_node("Mul", ["h0", "z1"], ["p"]),
+        ]
+    nodes.append(helper.make_node("MatMul", ["p", "w2"], ["y"]))
+    return model_of(nodes, {"x": [1, 2]}, ["y"], constants)
+
+
 _SQUARE = ([-1.0, -1.0], [1.0, 1.0])
 _CUBE = ([-1.0] * 3, [1.0] * 3)
 _HALVES = ([-1.0, -1.0], [1.0, 0.0]), ([-1.0, 0.0], [1.0, 1.0])
@@ -422,6 +450,28 @@ PLANS = {
         (-1.171875, -1.15625),
         (1.0, 0.0, 0.0, 0.0, 0.0, 0.0),
         settings=_INPUT,
+    ),
+    "products": _Plan(
+        products(),
+        lambda t: [(*_SQUARE, [([1], t)])],
+        (-6.03125, -6.015625),
+        (-1.0, 1.0),
+        settings=_INPUT,
+    ),
+    "shares": _Plan(
+        products(share=True),
+        lambda t: [(*_SQUARE, [([1], t)])],
+        (-0.296875, -0.28125),
+        (1.0, -1.0),
+        settings=_INPUT,
+    ),
+    "executed_shares": _Plan(
+        products(share=True),
+        lambda t: [(*_SQUARE, [([1], t)])],
+        (-0.296875, -0.28125),
+        (1.0, -1.0),
+        settings=_INPUT,
+        semantics=EXECUTED,
     ),
     "executed": _Plan(
         dense([2, 4, 3, 1], 2),
