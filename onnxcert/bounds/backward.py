@@ -170,6 +170,7 @@ class Relaxation:
             for those that split constraints may speak about.
         fixed: values of which much hardly varies in any subproblem; rows over that end there.
         left_out: nodes without lines or rounding vectors, because no row gets behind their value.
+        to_inputs: whether all rows go on to the input, as derivatives by the box need it.
     """
 
     graph: Graph
@@ -181,6 +182,7 @@ class Relaxation:
     sums: dict[str, Array] = field(default_factory=dict)
     fixed: dict[str, Fixed] = field(default_factory=dict)
     left_out: set[str] = field(default_factory=set)
+    to_inputs: bool = False
     _at_start: dict[str, Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -212,6 +214,7 @@ class Relaxation:
             sums,
             {name: fixed.to(np.float32) for name, fixed in self.fixed.items()},
             self.left_out,
+            self.to_inputs,
             at_start,
         )
 
@@ -292,7 +295,7 @@ class Relaxation:
 
     def _note_fixed(self, name: str, box: Box) -> None:
         """Keep the middle and the radius of what is the same all over every subproblem."""
-        if name == self.graph.input or name in self.fixed:
+        if self.to_inputs or name == self.graph.input or name in self.fixed:
             return
         xp, width = array_module(box.lower), box.upper - box.lower
         largest = box.magnitude.max(axis=1, keepdims=True, initial=0.0)

@@ -175,6 +175,7 @@ def bound_layers(
         Bounds that hold for the real-valued network in spite of rounding.
     """
     free = rule.begin(graph, box)
+    free.relaxation.to_inputs = True
     result = LayerBounds(graph, {graph.input: box}, {}, free, rule)
     round_inputs = isinstance(box, Ball)  # intervals are exact behind a box only
     kept = 0
@@ -204,6 +205,7 @@ def bound_forms(
     batch, count, size = rows.shape
     boxes = {name: _repeat(box, count) for name, box in layers.boxes.items()}
     free = layers.rule.begin(layers.graph, boxes[layers.graph.input])
+    free.relaxation.to_inputs = True
     for node in layers.graph.nodes:
         free.add(node, boxes)
     chosen = _choose(free, (positions or {}).get(FORMS, {}))
@@ -423,11 +425,6 @@ class _Gains:
         needed = _ancestors(graph, self.pulled.activations)
         for node in graph.nodes:
             if node.name not in needed:
-                continue
-            fixed = self.relaxation.fixed.get(node.name)
-            if fixed is not None and fixed.whole:
-                center = fixed.center[:, None]
-                values[node.name] = xp.broadcast_to(center, (*shape, center.shape[2]))
                 continue
             if isinstance(node.op, Elementwise):
                 values[node.name] = self._through(node, values[node.inputs[0]])
