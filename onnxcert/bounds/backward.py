@@ -46,6 +46,9 @@ _FIXED = 2.0**-36
 """An entry whose range is no larger than this share of the value's largest one is a number and its
 roundings."""
 
+_POINT = 2.0**-45
+"""An input whose range is no larger than this share of it is a decimal between two floats."""
+
 _UNDERFLOWN = 1e-150
 """More than a length loses where squares underflow."""
 
@@ -184,6 +187,7 @@ class Relaxation:
     left_out: set[str] = field(default_factory=set)
     to_inputs: bool = False
     _at_start: dict[str, Array] = field(default_factory=dict)
+    _varies: dict[str, Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         graph = self.graph
@@ -281,32 +285,54 @@ class Relaxation:
         """
         curve = isinstance(node.op, Elementwise)
         for name in node.inputs:
-            self._note_fixed(name, boxes[name])
             if (curve or self.graph.consumers[name] > 1) and name not in self.sums:
                 self.sums[name] = 2.0 * UNIT_ROUNDOFF * boxes[name].magnitude + TINY
 
     def leave_out(self, node: Node, box: Box) -> bool:
-        """Whether a node needs nothing more, since all of its value (box) hardly varies."""
-        self._note_fixed(node.name, box)
-        if node.name not in self.fixed or not self.fixed[node.name].whole:
-            return False
-        self.left_out.add(node.name)
-        return True
+        """Note which entries of a node's value hang on nothing that varies.
 
-    def _note_fixed(self, name: str, box: Box) -> None:
-        """Keep the middle and the radius of what is the same all over every subproblem."""
-        if self.to_inputs or name == self.graph.input or name in self.fixed:
-            return
+        Args:
+            node: the next node of the graph.
+            box: bounds of its value.
+
+        Returns:
+            Whether these are all, so that the node needs nothing more.
+        """
+        varies = self._varying(node)
+        if self.to_inputs or varies is None:
+            return False
         xp, width = array_module(box.lower), box.upper - box.lower
         largest = box.magnitude.max(axis=1, keepdims=True, initial=0.0)
-        others = ~((width <= _FIXED * largest) & xp.isfinite(largest))
-        if not others.all():
-            center = 0.5 * (box.lower + box.upper)
-            error = 2.0 * gamma(width.shape[1] + 16, UNIT_ROUNDOFF) * box.magnitude
-            radius = SLACK * (width + error + TINY)
-            self.fixed[name] = Fixed(
-                xp.where(others, 0.0, center), xp.where(others, 0.0, radius), others
-            )
+        others = varies | ~((width <= _FIXED * largest) & xp.isfinite(largest))
+        if others.all():
+            return False
+        center = 0.5 * (box.lower + box.upper)
+        error = 2.0 * gamma(width.shape[1] + 16, UNIT_ROUNDOFF) * box.magnitude
+        radius = SLACK * (width + error + TINY)
+        fixed = Fixed(xp.where(others, 0.0, center), xp.where(others, 0.0, radius), others)
+        self.fixed[node.name] = fixed
+        if fixed.whole:
+            self.left_out.add(node.name)
+        return fixed.whole
+
+    def _varying(self, node: Node) -> Array | None:
+        """Which entries (B, n) hang on inputs that vary; None where all inputs do.
+
+        Bounds do not tell: a split may leave a neuron only its end, and then what it is made of
+        still says which inputs are left.
+        """
+        varies = self._varies
+        if not varies:
+            size = self.box.magnitude
+            varies[self.graph.input] = self.box.upper - self.box.lower > _POINT * size
+        if varies[self.graph.input].all():
+            return None
+        read = [varies[name] for name in node.inputs]
+        if isinstance(node.op, Affine):
+            varies[node.name] = node.op.magnitude.apply([part.astype(float) for part in read]) > 0
+        else:
+            varies[node.name] = read[0] if len(read) == 1 else read[0] | read[1]
+        return varies[node.name]
 
     def _gamma(self, node: Node) -> float:
         op = node.op

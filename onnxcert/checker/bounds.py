@@ -78,6 +78,9 @@ _FIXED = 2.0**-36
 """A scalar whose range is no larger than this share of its block's largest number is a number and
 its roundings."""
 
+_DECIMAL = 2.0**-45
+"""An input whose range is no larger than this share of it is a decimal between two floats."""
+
 _LARGEST_MATRIX = 1 << 24
 
 _SINGLE = 2.0**-24
@@ -282,6 +285,8 @@ class Relaxation:
         curves: block number -> mean, half difference, mean offset, half offset plus noise.
         planes: block number -> `pairs.Planes`, with noise in the last.
         fixed: block number -> (B, n) which of its scalars hardly vary on which sets, if any do not.
+        varies: (B, scalars + 1) one for scalars that hang on an input that varies, else zero; None
+            where all inputs do.
         empty: (B,) whether bounds contradict each other.
         balls: ellipsoids that the inputs lie in, of B sets or of one for all; None for none.
     """
@@ -295,6 +300,7 @@ class Relaxation:
     curves: dict[int, tuple[Array, Array, Array, Array]] = field(default_factory=dict)
     planes: dict[int, pairs.Planes] = field(default_factory=dict)
     fixed: dict[int, Array] = field(default_factory=dict)
+    varies: Array | None = None
     empty: Array = field(default_factory=lambda: np.zeros(1, bool))
     balls: Balls | None = None
 
@@ -305,9 +311,6 @@ class Relaxation:
         self.center[:, span] = center = 0.5 * (low + high)
         self.radius[:, span] = np.maximum(high - center, center - low)
         self.reach[:, span] = np.maximum(np.maximum(abs(low), abs(high)), floor)
-        fixed = _hardly_varies(low, high)
-        if k and k not in self.fixed and fixed.any():
-            self.fixed[k] = fixed
 
     def ends(self, k: int) -> bool:
         """Whether no form gets behind a block on any set, so that it has no lines."""
@@ -618,6 +621,10 @@ class Bounder:
         empty = np.zeros(len(low), bool) if balls is None else balls.apart(low, high)
         r = Relaxation(lower, upper, noise, center, radius, reach, empty=empty, balls=balls)
         r.lower[:, : low.shape[1]], r.upper[:, : low.shape[1]] = low, high
+        varies = high - low > _DECIMAL * np.maximum(abs(low), abs(high))
+        if not varies.all():
+            r.varies = np.zeros(shape)
+            r.varies[:, : low.shape[1]] = varies
         forms = Forms.begin(low, high, self.network.size, self.widest_read)
         column = 0
         for k, block in enumerate(self.blocks):
@@ -667,13 +674,33 @@ class Bounder:
             assert isinstance(block, Pair)
             low, high = self._executed_pair(r, block)
         r.lower[:, span], r.upper[:, span] = low, high
-        fixed = _hardly_varies(low, high)
-        if not fixed.all():
+        varies = self._varying(r, k, block)
+        if varies is None or not (fixed := _hardly_varies(low, high) & ~varies).any():
             return False
         r.fixed[k] = fixed
+        if not fixed.all():
+            return False
         if forms is not None:
             forms.constant(span, low, high)
         return True
+
+    def _varying(self, r: Relaxation, k: int, block: Block) -> Array | None:
+        """Which scalars of a block (B, n) hang on inputs that vary; None where all inputs do.
+
+        Bounds do not tell: a split may leave a neuron only its end, and then what it is made of
+        still says which inputs are left.
+        """
+        if r.varies is None:
+            return None
+        if isinstance(block, Affine):
+            varies = self._sums(k, r.varies, True) > 0
+        elif isinstance(block, Curve):
+            varies = r.varies[:, block.ids] > 0
+        else:
+            assert isinstance(block, Pair)
+            varies = (r.varies[:, block.first] > 0) | (r.varies[:, block.second] > 0)
+        r.varies[:, block.start : block.start + block.size] = varies
+        return np.asarray(varies)
 
     def _interval(self, r: Relaxation, block: Curve) -> pairs.Range:
         """All values of a curve, of executions, too."""
