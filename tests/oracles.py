@@ -20,7 +20,9 @@ from onnxcert.ops import (
     Absolute,
     Affine,
     Bivariate,
+    Cos,
     Elementwise,
+    Exp,
     LeakyRelu,
     Multiply,
     Operator,
@@ -29,6 +31,7 @@ from onnxcert.ops import (
     Relu,
     Sigmoid,
     Sign,
+    Sin,
     Tanh,
 )
 from onnxcert.search.candidates import Confirm
@@ -40,6 +43,22 @@ Vector = list[Fraction]
 _CONTEXT = decimal.Context(prec=50)
 _SATURATED = 100
 """Beyond this, exp(-2 |x|) is below 1e-86, and the curves are at their asymptotes."""
+
+_BEYOND = 2000
+"""Its exponential is beyond all numbers of float64, and that of less than minus it below them."""
+
+_NOTHING = decimal.Decimal("1e-58")
+
+
+def _arctan_of_inverse(n: int) -> Fraction:
+    """By its series, to a hundred digits."""
+    return sum(
+        (Fraction((-1) ** k, (2 * k + 1) * n ** (2 * k + 1)) for k in range(80)), Fraction(0)
+    )
+
+
+_PI = 16 * _arctan_of_inverse(5) - 4 * _arctan_of_inverse(239)
+"""Machin's formula."""
 
 
 def exact(values: Iterable[float]) -> Vector:
@@ -54,6 +73,11 @@ def matrices(op: Affine) -> list[np.ndarray]:
     are the right ones is tested against definitions of each operator.
     """
     return op.transpose(np.eye(op.output_size))
+
+
+def extended(values: Iterable[float]) -> list[Fraction | float]:
+    """As `exact`, but infinity stays what it is; rationals compare with it."""
+    return [Fraction(float(value)) if np.isfinite(value) else float(value) for value in values]
 
 
 def exact_affine(op: Affine, inputs: Sequence[Vector]) -> Vector:
@@ -87,6 +111,33 @@ def _sigmoid(x: Fraction) -> Fraction:
     return (1 + _tanh(x / 2)) / 2
 
 
+def _exp(x: Fraction) -> Fraction:
+    """To fifty digits; beyond any number of float64 it only is beyond them."""
+    if x < -_BEYOND:
+        return Fraction(0)
+    with decimal.localcontext(_CONTEXT):
+        x = min(x, Fraction(_BEYOND))
+        return Fraction((decimal.Decimal(x.numerator) / decimal.Decimal(x.denominator)).exp())
+
+
+def _sin(x: Fraction) -> Fraction:
+    """By the Taylor series, after halves of turns are taken off; fifty digits behind the point."""
+    turns = round(x / _PI)
+    with decimal.localcontext(_CONTEXT, prec=60):
+        rest = x - turns * _PI
+        term = decimal.Decimal(rest.numerator) / decimal.Decimal(rest.denominator)
+        square, total, n = term * term, decimal.Decimal(0), 1
+        while abs(term) > _NOTHING:
+            total += term
+            term = -term * square / ((n + 1) * (n + 2))
+            n += 2
+    return -Fraction(total) if turns % 2 else Fraction(total)
+
+
+def _cos(x: Fraction) -> Fraction:
+    return _sin(x + _PI / 2)
+
+
 def _sign(x: Fraction) -> Fraction:
     return Fraction((x > 0) - (x < 0))
 
@@ -98,6 +149,9 @@ _CURVES: dict[type[Elementwise], Callable[[Fraction], Fraction]] = {
     Sigmoid: _sigmoid,
     Tanh: _tanh,
     Reciprocal: lambda x: 1 / x,
+    Exp: _exp,
+    Sin: _sin,
+    Cos: _cos,
 }
 
 

@@ -315,7 +315,7 @@ class FreeRelaxation:
     ) -> None:
         box = boxes[node.inputs[0]]
         xp = array_module(box.lower)
-        ends = [lines.at(xp.full_like(box.lower, position)) for position in (0.0, 1.0)]
+        ends = [lines.at(position + xp.zeros_like(box.lower)) for position in lines.landmarks()]
         # The rounding vector must hold for every position: take the steepest line and the largest
         # offset, twice, so that all of half the difference of the offsets is rounding.
         slope, offset = xp.zeros_like(box.lower), xp.zeros_like(box.lower)

@@ -18,6 +18,8 @@ from onnxcert.ops.adjoint import Adjoint
 from onnxcert.ops.base import OPERATORS, Affine, Bivariate, Elementwise, Operator
 from onnxcert.ops.concat import Concat
 from onnxcert.ops.convolution import Convolution
+from onnxcert.ops.cos import Cos
+from onnxcert.ops.exp import Exp
 from onnxcert.ops.divide import Divide
 from onnxcert.ops.leaky_relu import LeakyRelu
 from onnxcert.ops.linear import Linear
@@ -30,6 +32,7 @@ from onnxcert.ops.scale import Scale
 from onnxcert.ops.select import Select
 from onnxcert.ops.sigmoid import Sigmoid
 from onnxcert.ops.sign import Sign
+from onnxcert.ops.sin import Sin
 from onnxcert.ops.sparse import SparseLinear
 from onnxcert.ops.sum import Sum
 from onnxcert.ops.tanh import Tanh
@@ -42,8 +45,10 @@ __all__ = [
     "Bivariate",
     "Concat",
     "Convolution",
+    "Cos",
     "Divide",
     "Elementwise",
+    "Exp",
     "LeakyRelu",
     "Linear",
     "Maximum",
@@ -56,6 +61,7 @@ __all__ = [
     "Select",
     "Sigmoid",
     "Sign",
+    "Sin",
     "SparseLinear",
     "Sum",
     "Tanh",

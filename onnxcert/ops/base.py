@@ -247,8 +247,8 @@ class Affine(Operator):
 class BentLines(ABC):
     """Lines of a curve on a box that turn round no fixed point as the position s goes from 0 to 1.
 
-    Each slope is monotonic in s, and each offset is largest in size at an end, so the ends bound
-    what lies between.
+    Each slope is monotonic in s, and each offset is largest in size at one of the `landmarks`, the
+    ends where nothing else is said; so these bound what lies between.
     """
 
     @abstractmethod
@@ -258,6 +258,10 @@ class BentLines(ABC):
     @abstractmethod
     def gains(self, position: Array, z: Array) -> tuple[Array, Array]:
         """Derivatives of the lower and the upper line at z with respect to s, arrays (B, n)."""
+
+    def landmarks(self) -> list[Array | float]:
+        """Positions, (B, n) or one for all: no line is steeper, no offset larger than there."""
+        return [0.0, 1.0]
 
 
 class Elementwise(Operator):

@@ -8,11 +8,20 @@ import numpy as np
 
 from onnxcert.frontend.rules.registry import Call, reads
 from onnxcert.frontend.tensors import Operand, Tensor
-from onnxcert.ops import Absolute, LeakyRelu, Relu, Sigmoid, Sign, Tanh
+from onnxcert.ops import Absolute, Cos, Exp, LeakyRelu, Relu, Sigmoid, Sign, Sin, Tanh
 
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
-_CURVES = {"Abs": Absolute, "Relu": Relu, "Sigmoid": Sigmoid, "Sign": Sign, "Tanh": Tanh}
+_CURVES = {
+    "Abs": Absolute,
+    "Cos": Cos,
+    "Exp": Exp,
+    "Relu": Relu,
+    "Sigmoid": Sigmoid,
+    "Sign": Sign,
+    "Sin": Sin,
+    "Tanh": Tanh,
+}
 
 
 @reads(*_CURVES)
