@@ -15,8 +15,8 @@ On an interval no longer than half a period f changes sign once at most, and an 
 
     is the chord where f <= 0 at both ends;
     touches at d = l + p (u - l) where f >= 0 at both ends, by default in the middle;
-    touches at d = d* + p (e - d*) where f > 0 at one end e only; by default at d*, where a line from
-    the other end touches. Where that is beyond e the chord is the hull.
+    touches at d = d* + p (e - d*) where f > 0 at one end e only; by default at d*, where a line
+    from the other end touches. Where that is beyond e the chord is the hull.
 
 The position p in [0, 1] serves both lines. On longer intervals both have the slope of the chord. A
 lower line is minus an upper line of -f. Far from zero, where the reduction of the argument is left
@@ -155,7 +155,7 @@ def _extreme(
     found = wave(lower) - slope * lower
     for point in (upper, xp.clip(first, lower, upper), xp.clip(last, lower, upper)):
         found = better(found, wave(point) - slope * point)
-    return found
+    return found  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ from onnxcert.frontend.rules import (
     pooling,
     reduction,
     resize,
+    softmax,
 )
 from onnxcert.frontend.rules.registry import RULES, Call, Entry, reads
 
@@ -31,4 +32,5 @@ __all__ = [
     "reads",
     "reduction",
     "resize",
+    "softmax",
 ]
