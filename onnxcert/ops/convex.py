@@ -114,7 +114,8 @@ class Convex(Elementwise):
         defined = self.defined(box)
         lower, upper = xp.where(defined, box.lower, 1.0), xp.where(defined, box.upper, 1.0)
         above = None if self.even else self._side(-upper, -lower)
-        return ConvexLines(self, defined, self._side(lower, upper), above)
+        flat = self.interval([box], UNIT_ROUNDOFF).defined()
+        return ConvexLines(self, defined, self._side(lower, upper), above, flat)
 
     def _chord(self, lower: Array, upper: Array) -> Array:
         width = upper - lower
@@ -194,7 +195,7 @@ class _Side:
 
 @dataclass(frozen=True, eq=False)
 class ConvexLines(BentLines):
-    """The lines of such a curve; nothing is known where it is not defined.
+    """The lines of such a curve; constants where it is not defined.
 
     Attributes:
         op: the curve.
@@ -202,12 +203,14 @@ class ConvexLines(BentLines):
         below: the side of the lower lines.
         mirrored: that of the lower lines of the box turned about zero: minus the upper ones. None
             for an even curve, whose upper lines are chords.
+        flat: bounds of the curve, which are its lines where it is not defined.
     """
 
     op: Convex
     defined: Array
     below: _Side
     mirrored: _Side | None
+    flat: Box
 
     def at(self, position: Array) -> Lines:
         """Tangents and chords with rigorous offsets."""
@@ -222,9 +225,9 @@ class ConvexLines(BentLines):
         known = self.defined & xp.isfinite(parts[0] + parts[1] + parts[2] + parts[3])
         return Lines(
             xp.where(known, lower_slope, 0.0),
-            xp.where(known, lower_offset, -xp.inf),
+            xp.where(known, lower_offset, self.flat.lower),
             xp.where(known, upper_slope, 0.0),
-            xp.where(known, upper_offset, xp.inf),
+            xp.where(known, upper_offset, self.flat.upper),
         )
 
     def gains(self, position: Array, z: Array) -> tuple[Array, Array]:

@@ -25,8 +25,9 @@ _ULPS = 32
 """Relative error of one evaluation in units: libm stays within a few; onnxruntime's binary32, which
 reduces the argument and takes a polynomial, within this."""
 
-_OVERFLOW = 709.0
-"""Where values begin to be taken for infinite: exp(709.78) is the largest number of float64."""
+_OVERFLOW = 690.0
+"""Larger values are taken for infinite: exp(709.78) is the largest number of float64, and sums of
+values shall have room."""
 
 _OVERFLOW_OF_SINGLE = 88.72
 """The same in binary32."""
@@ -41,7 +42,7 @@ _LEFT, _RIGHT = -745.0, 300.0
 @register
 @dataclass(frozen=True)
 class Exp(Elementwise):
-    """exp(x); infinite beyond 709."""
+    """exp(x); taken for infinite where x is beyond 690."""
 
     size: int
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import numpy as np
 
 from onnxcert.arrays import Array, FloatArray, array_module
 from onnxcert.ops.base import EXTRA_ROUNDINGS, Affine, register
+from onnxcert.sets import Box
 
 
 @register
@@ -53,6 +55,23 @@ class Linear(Affine):
         if self.offset is None or self.rows == 1:
             return self.offset
         return array_module(self.offset).tile(self.offset, self.rows)  # type: ignore[no-any-return]
+
+    def interval(self, boxes: Sequence[Box], unit: float) -> Box:
+        """As for other affine maps; where no weight is negative, end by end.
+
+        Centre and radius lose a lower end that is small beside the upper one, or infinite.
+        """
+        if not self._rises:
+            return super().interval(boxes, unit)
+        box = boxes[0]
+        lower = super().interval([Box(box.lower, box.lower)], unit).lower
+        upper = super().interval([Box(box.upper, box.upper)], unit).upper
+        return Box(lower, upper).defined()
+
+    @cached_property
+    def _rises(self) -> bool:
+        """Whether no weight is negative."""
+        return bool((self.weight >= 0).all())
 
     def apply(self, inputs: Sequence[Array]) -> Array:
         """X W."""

@@ -34,15 +34,14 @@ class Reciprocal(Convex):
         return False
 
     def defined(self, box: Box) -> Array:
-        """Where the interval keeps away from zero."""
-        apart = (box.lower >= NEAREST) | (box.upper <= -NEAREST)
-        return super().defined(box) & apart
+        """Where the interval keeps away from zero and from infinity."""
+        return super().defined(box) & _apart(box)
 
     def interval(self, boxes: Sequence[Box], unit: float) -> Box:
         """The values at the ends; everything where zero lies between."""
         box = boxes[0]
         xp = array_module(box.lower)
-        defined = self.defined(box)
+        defined = _apart(box)
         lower, upper = xp.where(defined, box.lower, 1.0), xp.where(defined, box.upper, 1.0)
         found = self.widen(Box(1.0 / upper, 1.0 / lower), unit)
         return Box(xp.where(defined, found.lower, -xp.inf), xp.where(defined, found.upper, xp.inf))
@@ -73,3 +72,8 @@ class Reciprocal(Convex):
         """One size is like another."""
         del rng
         return [cls(3)]
+
+
+def _apart(box: Box) -> Array:
+    """Where the interval keeps away from zero."""
+    return (box.lower >= NEAREST) | (box.upper <= -NEAREST)
