@@ -19,9 +19,19 @@ from typing import Any
 import numpy as np
 
 from onnxcert.checker.bounds import Bounder, Relaxation
-from onnxcert.checker.curves import CONVEX, SMOOTH, Array
+from onnxcert.checker.curves import CONVEX, Array
 from onnxcert.checker.errors import Rejected
-from onnxcert.checker.network import Affine, Block, Curve, Entries, Pair, Pick, Product, Term
+from onnxcert.checker.network import (
+    TRANSCENDENTAL,
+    Affine,
+    Block,
+    Curve,
+    Entries,
+    Pair,
+    Pick,
+    Product,
+    Term,
+)
 
 _METHODS = multiprocessing.get_all_start_methods()
 FORKS = multiprocessing.get_context("fork") if "fork" in _METHODS else None
@@ -144,7 +154,7 @@ class Auditor:
                 raise Rejected("R4", f"audit, {block.label}", "a line crosses its curve")
             return slope, offset
         for z in (low, high, Fraction(0)):
-            if block.kind in SMOOTH or not low <= z <= high:
+            if block.kind in TRANSCENDENTAL or not low <= z <= high:
                 continue
             value = {
                 "relu": max(z, Fraction(0)),

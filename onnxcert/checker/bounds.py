@@ -456,7 +456,8 @@ def _offset_moved(block: Affine, inner: Affine) -> Affine | None:
     plain = isinstance(term, Pick) and term.factor is None and np.array_equal(term.ids, whole)
     if not plain or inner.offset is not None:
         return None
-    return replace(block, terms=inner.terms, roundings=max(inner.roundings, block.roundings))
+    roundings, least = max(inner.roundings, block.roundings), max(inner.least, block.least)
+    return replace(block, terms=inner.terms, roundings=roundings, least=least)
 
 
 def _contracted(block: Affine, inner: Affine) -> Affine | None:
@@ -732,7 +733,8 @@ class Bounder:
         noise = self.gamma * weight + inexact
         if self.executed and block.roundings:
             units = gamma(block.roundings, _SINGLE)
-            noise = noise + units * (weight + inexact) + block.roundings / _RANGE
+            size = weight + inexact + block.least
+            noise = noise + units * size + block.roundings / _RANGE
         # Written so that NaN counts as too much, and so does what binary32 may not hold.
         right = weight + noise <= (_RANGE if self.executed else np.inf)
         noise = np.where(right, noise * _SLACK + TINY, np.inf)

@@ -198,6 +198,7 @@ class Builder:
         offset: Known = ZERO,
         roundings: int = 0,
         maximum: tuple[Array, Array] | None = None,
+        least: float = 0.0,
     ) -> Array:
         """Append an `Affine` block, unless it would change nothing.
 
@@ -205,8 +206,8 @@ class Builder:
             layout: shape of the tensor, or for each of its entries the position in the block.
             picks: scalars with their factors, and ``offset``, broadcast to the tensor.
             terms: further ones, in the order of the block.
-            roundings, maximum: see `Affine`; an offset may be where the sum of the product that it
-                is added to begins, so it takes those roundings, too.
+            roundings, maximum, least: see `Affine`; an offset may be where the sum of the product
+                that it is added to begins, so it takes those roundings, too.
         """
         if isinstance(layout, tuple):
             layout = np.arange(math.prod(layout)).reshape(layout)
@@ -222,14 +223,16 @@ class Builder:
 
         made = [(ids, *parts(factor, 1)) for ids, factor in picks]
         fixed, error = parts(offset, 0)
-        if not layout.size or (len(made) == 1 and made[0][1] is fixed is None and not terms):
+        alone = len(made) == 1 and made[0][1] is fixed is None and not terms
+        if not layout.size or (alone and not least):
             return np.broadcast_to(made[0][0] if made else layout, shape)
         if roundings and fixed is not None and not terms:
             behind = [block for ids, _ in picks for block in self._behind(ids)]
             roundings += max((getattr(block, "roundings", 0) for block in behind), default=0)
         terms = (*terms, *(Pick(flat(ids), factor, error=e) for ids, factor, e in made))
         start, size = self.size, layout.size
-        self._append(Affine(start, size, self._name, terms, fixed, error, roundings, maximum))
+        block = Affine(start, size, self._name, terms, fixed, error, roundings, maximum, least)
+        self._append(block)
         return np.asarray(start + layout)
 
     def curve(self, kind: str, ids: Array, slope: Array | None = None) -> Array:

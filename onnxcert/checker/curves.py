@@ -5,6 +5,7 @@ kink at zero minus a line is extreme at the ends and the kink. An S-shaped curve
 zero, concave right of it) minus a line is least at an end of the concave part or, on the convex
 part, above its tangent at any point: no root has to be found exactly, a bad one only loosens.
 Whole powers and the reciprocal are convex right of zero and even or odd, and go the same way.
+Exponential functions and waves are in `onnxcert.checker.waves`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
+
+from onnxcert.checker import waves
+from onnxcert.checker.waves import WAVES
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -32,7 +36,7 @@ SMOOTH = ("sigmoid", "tanh")
 CONVEX = ("power", "reciprocal")
 """Curves that are convex right of zero, and even or odd."""
 
-BENT = (*SMOOTH, *CONVEX)
+BENT = (*SMOOTH, *CONVEX, *WAVES)
 """Curves whose lines are tangents."""
 
 MOST = 64
@@ -53,9 +57,11 @@ Lines = tuple[Array, Array, Array, Array]
 
 
 def value(kind: str, x: Array, slope: Array | None = None) -> Array:
-    """The curve in float64; exact but for sigmoid, tanh, powers and reciprocals."""
+    """The curve in float64; exact but for those in `BENT`."""
     if kind in CONVEX:
         return _convex(kind, slope).value(x)
+    if kind in WAVES:
+        return waves.value(kind, x)
     if kind == "sigmoid":
         return 0.5 + 0.5 * np.tanh(0.5 * x)
     if kind in ("tanh", "sign", "abs"):
@@ -74,6 +80,8 @@ def interval(
         return value(kind, low) - slack, value(kind, high) + slack
     if kind in CONVEX:
         return _convex(kind, slope).interval(low, high, _RELATIVE[kind] * executed)
+    if kind in WAVES:
+        return waves.interval(kind, low, high, executed)
     first, last = value(kind, low, slope), value(kind, high, slope)
     inside = (low < 0) & (high > 0) & (kind in ("abs", "leaky"))
     lower = np.where(inside, np.minimum(0.0, np.minimum(first, last)), np.minimum(first, last))
@@ -108,6 +116,8 @@ def lines(
         return lower_slope, 2 * curve.middle - mirrored - error, upper_slope, upper + error
     if kind in CONVEX:
         return _convex(kind, slope).lines(low, high, free, _RELATIVE[kind] * executed)
+    if kind in WAVES:
+        return waves.lines(kind, low, high, free, executed)
     if kind == "sign":
         return _jump(low, high)
     left, right = np.array(-1.0 if kind == "abs" else 0.0 if slope is None else slope), 1.0
@@ -357,7 +367,9 @@ def _convex(kind: str, exponent: Array | None) -> _Convex:
 
 
 def steepness(kind: str, exponent: Array | None, low: Array, high: Array) -> tuple[Array, Array]:
-    """Between which slopes a convex curve lies; NaN or infinite where it is not defined."""
+    """Between which slopes such a curve or a wave lies; NaN or infinite where it is not defined."""
+    if kind in WAVES:
+        return waves.steepness(kind, low, high)
     curve = _convex(kind, exponent)
     ends = curve.steep(low), curve.steep(high)
     below, above = np.minimum(*ends), np.maximum(*ends)

@@ -20,6 +20,9 @@ from onnxcert.checker.errors import Expired, Unusable
 Array = NDArray[Any]
 _fraction = np.frompyfunc(Fraction, 1, 1)
 
+TRANSCENDENTAL = ("sigmoid", "tanh", "exp", "sin", "cos")
+"""Curves whose values are not rational."""
+
 
 def need(truth: Any, otherwise: str) -> None:
     """Refuse what is not understood."""
@@ -119,6 +122,7 @@ class Affine(Block):
             any order of summation, products rounded or fused; factors and offsets of a node (and
             of the normalisation or offset behind a product) combined beforehand or not. 0 where
             nothing is executed.
+        least: in an execution the sum of absolute values counts as that much larger.
         maximum: (a, b) where y = b + relu(a - b) is the maximum of a and b, (size,) numbers each.
     """
 
@@ -127,6 +131,7 @@ class Affine(Block):
     offset_error: Array | None
     roundings: int
     maximum: tuple[Array, Array] | None = None
+    least: float = 0.0
 
     def values(self, v: Array) -> Array:
         """See `Block`."""
@@ -146,8 +151,8 @@ class Curve(Block):
     """y = f(v[ids]).
 
     Attributes:
-        kind: relu, leaky (x for x >= 0, slope x below), abs, sign, sigmoid, tanh, power (x^slope)
-            or reciprocal.
+        kind: relu, leaky (x for x >= 0, slope x below), abs, sign, sigmoid, tanh, power (x^slope),
+            reciprocal, exp, sin or cos.
         ids: (size,) numbers of what f is applied to, in row-major order of the ONNX tensor (for
             maxima: of the broadcast pairs).
         slope: (size,) for leaky and, the same whole number everywhere, for power; else None.
@@ -164,8 +169,11 @@ class Curve(Block):
         z = v[self.ids]
         if self.kind == "sigmoid":
             return np.asarray(0.5 * np.tanh(0.5 * z) + 0.5)
-        if self.kind == "tanh":
-            return np.asarray(np.tanh(z))
+        if self.kind in ("tanh", "sin", "cos"):
+            return np.asarray(getattr(np, self.kind)(z))
+        if self.kind == "exp":
+            with np.errstate(over="ignore"):
+                return np.asarray(np.exp(z))
         if self.kind == "sign":
             return np.asarray((z > 0).astype(int) - (z < 0).astype(int)).astype(z.dtype)
         if self.kind == "power" and self.slope is not None:
@@ -241,7 +249,7 @@ class Network:
             Expired: asked before a layer, ``expired`` says that it takes too long.
         """
         for block in self.blocks:
-            smooth = isinstance(block, Curve) and block.kind in ("sigmoid", "tanh")
+            smooth = isinstance(block, Curve) and block.kind in TRANSCENDENTAL
             if smooth or (isinstance(block, Affine) and not block.exact):
                 raise Unusable(f"the values of {block.name!r} are not exact")
         exact = _fraction(np.array([*x, 0], object))[:-1]

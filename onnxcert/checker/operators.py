@@ -21,7 +21,7 @@ import onnx
 
 from onnxcert.checker.builder import EXTRA, MINUS, ONE, ZERO, Builder, Known, calculated, exact
 from onnxcert.checker.curves import MOST
-from onnxcert.checker.network import Array, bounded, need
+from onnxcert.checker.network import Array, Product, bounded, need
 
 FLOATS = {1: "float32", 10: "float16", 11: "float64"}
 """Numbers of ``onnx.TensorProto.DataType``: between these a cast is the identity over the reals."""
@@ -546,6 +546,33 @@ def _p_relu(net: Builder, x: Any, slope: Known) -> Array:
     return _leaky(net, x, slope)
 
 
+def _softmax(net: Builder, x: Any, axis: int) -> Any:
+    """1 / (1 + sum over j != i of exp(x_j - x_i)).
+
+    Executors take exp(x_j - max x), sums and quotients instead. With u = 2^-24, m entries and an
+    exponential that is off by 32 u, a share p is off by less than u (2 m + 80): p times twice the
+    roundings of one exponential, of the sum and of the quotient, and by what the roundings of the
+    differences t <= 0 change, u |t| exp(t) <= u / e for each.
+    """
+    ids, old = net.ids(x), net.version < 13
+    shape = ids.shape
+    length = math.prod(shape[range(len(shape) + 1)[axis] :]) if old else shape[axis]
+    need(length > 0, "shares of nothing")
+    if length == 1:
+        return Known(np.ones(shape))
+    turned = ids if old else np.moveaxis(ids, axis, -1)
+    rows, place = turned.reshape(-1, length), np.arange(length)
+    bounded([len(rows), length, length])
+    others = np.array([place[place != i] for i in place])
+    gaps = net.affine((len(rows), *others.shape), (rows[:, others], ONE), (rows[:, :, None], MINUS))
+    powers = net.curve("exp", gaps).reshape(1, -1, length - 1).swapaxes(1, 2)
+    total = Product(powers, np.ones((1, 1, length - 1)))
+    shares = net.curve("reciprocal", net.affine(rows.shape, terms=[total], offset=ONE))
+    made = net.affine(rows.shape, (shares, ONE), roundings=2 * length + 80, least=1.0)
+    made = made.reshape(turned.shape)
+    return made if old else np.moveaxis(made, -1, axis)
+
+
 OPERATORS: dict[str, Callable[..., Any]] = {
     **{name: partial(_move, move) for name, move in _MOVES.items()},
     **{f"Reduce{kind}": partial(_reduce, kind) for kind in ("Max", "Mean", "Min", "Sum")},
@@ -558,6 +585,8 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Range": _range, "ScatterND": _scatter_nd, "Split": _split,
     "Abs": lambda net, x: net.curve("abs", net.ids(x)),
     "Add": lambda net, *x: _sum(net, x, (ONE, ONE)),
+    "Cos": lambda net, x: net.curve("cos", net.ids(x)),
+    "Exp": lambda net, x: net.curve("exp", net.ids(x)),
     "Concat": lambda net, *x, axis: net.moved(lambda *x: np.concatenate(x, axis), *x),
     "GlobalAveragePool": lambda net, x: _reduce("Mean", net, x, range(2, len(x.shape))),
     "GlobalMaxPool": lambda net, x: _reduce("Max", net, x, range(2, len(x.shape))),
@@ -567,6 +596,8 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Shape": lambda net, x, start=0, end=None: Known(np.array(x.shape[start:end], np.int64)),
     "Sigmoid": lambda net, x: net.curve("sigmoid", net.ids(x)),
     "Sign": lambda net, x: net.curve("sign", net.ids(x)),
+    "Sin": lambda net, x: net.curve("sin", net.ids(x)),
+    "Softmax": _softmax,
     "Size": lambda net, x: Known(np.array(math.prod(x.shape))),
     "Sub": lambda net, *x: _sum(net, x, (ONE, MINUS)),
     "Sum": lambda net, *x: _sum(net, x, [ONE] * len(x)),

@@ -42,7 +42,7 @@ from typing import Any
 import numpy as np
 
 from onnxcert.checker.bounds import Bounder, gamma
-from onnxcert.checker.curves import CONVEX, SMOOTH, TINY, Array, U, derivative, steepness
+from onnxcert.checker.curves import BENT, SMOOTH, TINY, Array, U, derivative, steepness
 from onnxcert.checker.errors import Rejected
 from onnxcert.checker.network import (
     Affine,
@@ -80,7 +80,7 @@ def slope_range(block: Curve, low: Array, high: Array) -> tuple[Array, Array]:
         steep = derivative(block.kind, near), derivative(block.kind, np.maximum(-low, high))
         most = 0.25 if block.kind == "sigmoid" else 1.0
         return np.maximum(steep[1] - 64 * U, 0.0), np.minimum(steep[0] + 64 * U, most)
-    if block.kind in CONVEX:
+    if block.kind in BENT:
         steep = steepness(block.kind, block.slope, low, high)
         steady = bool(np.isfinite(steep[0] + steep[1]).all())
         need(steady, f"{block.label!r} ({block.kind}) has no Lipschitz constant there")

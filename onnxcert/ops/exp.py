@@ -36,7 +36,7 @@ _SINGLE = 4
 """Bytes of a number in binary32."""
 
 _LEFT, _RIGHT = -745.0, 300.0
-"""Tangents touch between these: farther left they are zero, farther right too steep to be useful."""
+"""Tangents touch between these: farther left they are zero, farther right too steep for use."""
 
 
 @register

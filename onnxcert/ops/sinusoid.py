@@ -30,8 +30,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module
 from onnxcert.ops.base import BentLines, Elementwise
 from onnxcert.sets import Box, Lines
