@@ -26,14 +26,17 @@ from onnxcert.checker.errors import Expired
 from onnxcert.checker.network import Curve
 from onnxcert.checker.trees import Refusal
 from onnxcert.frontend.onnx import load_model
-from onnxcert.ops import Sigmoid, Tanh
+from onnxcert.ops import Cos, Exp, Sigmoid, Sin, Tanh
 from onnxcert.sets import Box
 from tests.bounds.executions import Execution
 from tests.checker.makers import ACCEPTED, Instance, by_hand, coarse, dense, spec
 from tests.frontend.onnx_models import model_of
+from tests.oracles import exact_curve as known_curve
+from tests.oracles import extended
 
 KINKED = ["relu", "leaky", "abs", "sign"]
 SMOOTH = ["sigmoid", "tanh"]
+WAVES = ["exp", "sin", "cos"]
 _DIGITS = decimal.Context(prec=60, Emin=-(10**9), Emax=10**9)
 
 
@@ -55,6 +58,9 @@ def exact_curve(kind: str, x: Fraction, slope: float = 0.0) -> Fraction:
         return exact_tanh(x)
     if kind == "sigmoid":
         return (1 + exact_tanh(x / 2)) / 2
+    if kind in WAVES:
+        (found,) = known_curve({"exp": Exp, "sin": Sin, "cos": Cos}[kind](1), [x])
+        return found
     if kind == "sign":
         return Fraction((x > 0) - (x < 0))
     if kind == "abs":
@@ -84,7 +90,7 @@ def hold(kind: str, low: float, high: float, slope: float, free: float | None, c
         with np.errstate(all="ignore"):
             lines = curves.lines(kind, *z, slopes, position, executed)
             box = curves.interval(kind, *z, slopes, executed)
-        numbers = [Fraction(float(part[0])) for part in (*lines, *box)]
+        numbers = extended([float(part[0]) for part in (*lines, *box)])
         lower_slope, lower, upper_slope, upper, least, most = numbers
         for x in _points(low, high, count):
             y = exact_curve(kind, x, slope)
@@ -112,7 +118,7 @@ ENDS = sorted([0.0, *MAGNITUDES, *(-m for m in MAGNITUDES)])
 
 
 @pytest.mark.parametrize("free", [0.0, 0.5, 254 / 255, 1.0])
-@pytest.mark.parametrize("kind", SMOOTH)
+@pytest.mark.parametrize("kind", SMOOTH + WAVES)
 def test_tangents_on_extreme_intervals(kind: str, free: float) -> None:
     for i, low in enumerate(ENDS):
         for high in ENDS[i:]:
@@ -120,14 +126,14 @@ def test_tangents_on_extreme_intervals(kind: str, free: float) -> None:
 
 
 @given(
-    kind=st.sampled_from(SMOOTH),
+    kind=st.sampled_from(SMOOTH + WAVES),
     ends=st.tuples(st.floats(-12, 12), st.floats(-12, 12)),
     code=st.integers(0, 255),
 )
 def test_tangents_are_those_of_the_engine(kind: str, ends: tuple[float, float], code: int) -> None:
     """Otherwise no margin found by one of them would be there for the other."""
     low, high = np.array([[min(ends)]]), np.array([[max(ends)]])
-    op = Sigmoid(1) if kind == "sigmoid" else Tanh(1)
+    op = {"sigmoid": Sigmoid, "tanh": Tanh, "exp": Exp, "sin": Sin, "cos": Cos}[kind](1)
     for free in (None, np.array([[code / 255.0]])):
         theirs = op.relax(Box(low, high), free)
         lower_slope, lower, upper_slope, upper = curves.lines(kind, low, high, None, free, False)
@@ -153,7 +159,7 @@ SLOPES = [0.125, 0.3, 2.3, -0.7]
 
 @pytest.mark.parametrize(
     ("kind", "slope"),
-    [(kind, slope) for kind in SMOOTH + KINKED for slope in SLOPES[: 4 if kind == "leaky" else 1]],
+    [(kind, slope) for kind in SMOOTH + WAVES + KINKED for slope in SLOPES[: 4 if kind == "leaky" else 1]],
 )
 def test_lines_on_extreme_intervals(kind: str, slope: float) -> None:
     for i, low in enumerate(ENDS):
@@ -175,7 +181,7 @@ def test_lines_on_intervals_one_unit_wide(kind: str) -> None:
         hold(kind, float(np.nextafter(low, -np.inf)), low, 0.125, None, 2)
 
 
-@pytest.mark.parametrize("kind", SMOOTH)
+@pytest.mark.parametrize("kind", SMOOTH + WAVES)
 def test_smooth_lines_on_a_dense_grid(kind: str) -> None:
     for low, high in [(-6, 6), (-1, 8), (-8, 0.5), (-3, -1), (0.5, 5), (-0.01, 0.02), (-30, 2)]:
         hold(kind, low, high, 0.0, None, 400)
@@ -185,7 +191,7 @@ FLOATS = st.floats(-50, 50) | st.sampled_from(ENDS) | st.floats(-1e-3, 1e-3)
 
 
 @given(
-    kind=st.sampled_from(SMOOTH + KINKED),
+    kind=st.sampled_from(SMOOTH + WAVES + KINKED),
     ends=st.tuples(FLOATS, FLOATS),
     slope=st.sampled_from([0.0, 0.01, 0.125, 0.5, 1.0, 1.5, 3.0, -0.25, -2.0, 1e-30, 1e6]),
     free=st.none() | st.floats(0, 1) | st.just(float("nan")),
@@ -258,6 +264,9 @@ EXACT_MODELS = {
     "abs": lambda seed: dense([2, 3, 3, 2], seed, curve="Abs"),
     "sign": lambda seed: dense([2, 4, 3, 2], seed, curve="Sign"),
     "leaky": lambda seed: dense([2, 3, 3, 2], seed, curve="LeakyRelu"),
+    "exp": lambda seed: dense([2, 3, 2], seed, curve="Exp"),
+    "sin": lambda seed: dense([2, 3, 3, 2], seed, curve="Sin"),
+    "cos": lambda seed: dense([2, 3, 3, 2], seed, curve="Cos"),
     "residual": lambda seed: residual(seed, "Relu"),
     "residual_tanh": lambda seed: residual(seed, "Tanh"),
 }
@@ -275,7 +284,7 @@ def scalars(bounder: Bounder, x: Sequence[float]) -> list[Fraction]:
     v[: len(x)] = [Fraction(float(value)) for value in x]
     for block in bounder.blocks[1:]:
         span = slice(block.start, block.start + block.size)
-        if isinstance(block, Curve) and block.kind in SMOOTH:
+        if isinstance(block, Curve) and block.kind in SMOOTH + WAVES:
             v[span] = [exact_curve(block.kind, z) for z in v[block.ids]]
         else:
             v[span] = block.values(v)
