@@ -39,8 +39,10 @@ from onnxcert.files import check_writable, write_file
 from onnxcert.frontend.lower import Lowered, lower_query
 from onnxcert.frontend.onnx import Model, TensorInfo, load_model
 from onnxcert.frontend.replay import Replayer, check_lowering
+from onnxcert.frontend.rows import only_compares
 from onnxcert.frontend.vnnlib import read_query
 from onnxcert.frontend.write import format_vnnlib
+from onnxcert.graph import Graph
 from onnxcert.ops.base import gamma
 from onnxcert.proof.certify import (
     EXECUTED,
@@ -241,9 +243,9 @@ class _Run:
         """One search; its ``Unsat`` is proved to the checker, if ``prove`` and the user say so."""
         rng = np.random.default_rng(self.seed)
         executed = semantics == EXECUTED
-        graph = instance.model.lowered if executed else instance.model.graph
+        graph = instance.model.lowered if executed else instance.compared
         if not executed and self.settings.constants == "auto":
-            self.constants = CasesByConstants(instance.model.graph)
+            self.constants = CasesByConstants(graph)
         self.solver = solver = Solver(
             graph.to(self.device),
             instance.confirmation(replayer),
@@ -512,6 +514,19 @@ class Instance:
         if hashlib.sha256(data).hexdigest() != known:
             raise SpecError("the file has changed since it was read", place=str(path))
         return data
+
+    @property
+    def compared(self) -> Graph:
+        """The graph that answers the query over the reals.
+
+        Where shares are only compared with shares of the same row, what Softmax is applied to
+        decides, and nothing has to be estimated of its exponentials.
+        """
+        if self.model.compared is None:
+            return self.model.graph
+        graph, families = self.model.compared
+        plain = only_compares(self.query, self.lowered.layout, families)
+        return graph if plain else self.model.graph
 
     @property
     def input_type(self) -> type[np.floating]:

@@ -152,6 +152,7 @@ class Builder:
         self.blocks: list[Block] = [Block(0, n_inputs, "")]
         self.size, self.directory = n_inputs, directory
         self.types: set[str] = set()
+        self.shares: list[tuple[Array, Array]] = []
         self.begin("")
 
     def begin(self, name: str, version: int = 0, outputs: int = 1) -> None:

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from onnxcert.checker.bounds import Bounder
 from onnxcert.checker.curves import Array
 from onnxcert.checker.errors import Rejected, Unusable
 from onnxcert.checker.model import read_network
+from onnxcert.checker.network import Network
 from onnxcert.checker.spec import Case, read_spec
 from onnxcert.checker.trees import Arrays, Group, InputGroup, Refusal
 
@@ -92,10 +94,24 @@ class Session:
                 if tensor.element_type not in ("real", element_type):
                     raise Unusable(f"{tensor.name} has another type than the model's {name}")
 
+    def proved(self, *, executed: bool) -> Network:
+        """The network that proofs are about.
+
+        Over the reals a larger share is one of a larger number, so where the specification only
+        compares shares of one Softmax with each other, it ends before that.
+        """
+        return self.network if executed else self._compared
+
+    @cached_property
+    def _compared(self) -> Network:
+        network = self.network
+        shared = network.shares and self.query.only_compares(network.families)
+        return network.compared() if shared else network
+
     def bounder(self, *, executed: bool, expired: Callable[[], bool] = lambda: False) -> Bounder:
         """Bounds for the network over the inputs of the specification."""
-        spherical = self.query.has_balls
-        return Bounder(self.network, executed=executed, expired=expired, spherical=spherical)
+        network, spherical = self.proved(executed=executed), self.query.has_balls
+        return Bounder(network, executed=executed, expired=expired, spherical=spherical)
 
     def check(
         self,

@@ -166,7 +166,7 @@ def _network(
     need({element for *_, element in infos} <= {*FLOATS.values()}, "outputs that are no numbers")
     binary32 = net.types <= {"float32"}
     n_inputs = net.blocks[0].size
-    return Network(net.blocks, inputs, n_inputs, output, net.size, infos, binary32)
+    return Network(net.blocks, inputs, n_inputs, output, net.size, infos, binary32, net.shares)
 
 
 def _run(

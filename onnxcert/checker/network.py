@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -224,6 +224,8 @@ class Network:
         size: how many scalars there are.
         binary32: whether the file computes in binary32 and nothing else, as counts of roundings
             presume.
+        shares: numbers of what each Softmax makes and of what it is applied to, (R, m) each, by
+            rows that sum to one.
     """
 
     blocks: list[Block]
@@ -233,6 +235,34 @@ class Network:
     size: int
     outputs: list[tuple[str, tuple[int, ...], str]]
     binary32: bool
+    shares: Sequence[tuple[Array, Array]] = ()
+
+    @property
+    def families(self) -> Array:
+        """The row of a Softmax that an output is from, (n_out,), numbered; -1 for none."""
+        return self._unshared()[0][self.output]
+
+    def compared(self) -> Network:
+        """What decides comparisons of two shares of one row over the reals: exp grows.
+
+        Shares among the outputs give way to what Softmax was applied to, and blocks that nothing
+        reads any more end the network no longer.
+        """
+        output, blocks = self._unshared()[1][self.output], list(self.blocks)
+        read = output.max(initial=-1)
+        while len(blocks) > 1 and read < blocks[-1].start:
+            blocks.pop()
+        size = blocks[-1].start + blocks[-1].size
+        return replace(self, blocks=blocks, output=output, size=size, shares=())
+
+    def _unshared(self) -> tuple[Array, Array]:
+        """For every scalar its row, and what Softmax makes it from; -1 and itself for others."""
+        family, origin, count = np.full(self.size + 1, -1), np.arange(self.size + 1), 0
+        origin[-1] = -1
+        for made, read in self.shares:
+            family[made] = count + np.arange(len(made))[:, None]
+            origin[made], count = read, count + len(made)
+        return family, origin
 
     def forward(self, x: Array) -> Array:
         """Evaluate in float64, roundings and all: (B, n_in) -> (B, n_out)."""

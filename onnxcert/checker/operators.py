@@ -569,6 +569,7 @@ def _softmax(net: Builder, x: Any, axis: int) -> Any:
     total = Product(powers, np.ones((1, 1, length - 1)))
     shares = net.curve("reciprocal", net.affine(rows.shape, terms=[total], offset=ONE))
     made = net.affine(rows.shape, (shares, ONE), roundings=2 * length + 80, least=1.0)
+    net.shares.append((made, rows))
     made = made.reshape(turned.shape)
     return made if old else np.moveaxis(made, -1, axis)
 

@@ -195,6 +195,27 @@ class Spec:
             nodes += (child for child in node.children if isinstance(child, _Node))
         return any(isinstance(child, _Quadric) for node in nodes for child in node.children)
 
+    def only_compares(self, families: NDArray[Any]) -> bool:
+        """Whether outputs are only compared with each other, each with one of its own family.
+
+        Args:
+            families: (n_outputs,) numbers, -1 for outputs that are of none.
+        """
+        nodes = [self.formula]
+        for node in nodes:
+            nodes += (child for child in node.children if isinstance(child, _Node))
+            for child in node.children:
+                terms = () if isinstance(child, _Node | _Quadric) else child.terms
+                outputs = [(~v, c) for v, c in terms if v < 0]
+                if not outputs:
+                    continue
+                family = {int(families[v]) for v, _ in outputs}
+                plain = len(terms) == len(outputs) == 2 and sum(c for _, c in outputs) == 0
+                alone = isinstance(child, _Atom) and child.constant == 0
+                if not (plain and alone and len(family) == 1 and min(family) >= 0):
+                    return False
+        return True
+
     def excludes(
         self, number: Fraction, position: int, inputs: Sequence[Fraction], outputs: list[Fraction]
     ) -> bool:

@@ -104,9 +104,10 @@ def _neighbours(value: Fraction, kind: str) -> list[Fraction]:
 
 def _evaluate(session: Session, exact: list[Fraction]) -> list[Fraction] | None:
     """Outputs in exact arithmetic; None where they have no exact value or it would take long."""
+    network = session.proved(executed=False)
     work = sum(
         term.weight.size * term.ids.shape[2]
-        for block in session.network.blocks
+        for block in network.blocks
         if isinstance(block, Affine)
         for term in block.terms
         if isinstance(term, Product)
@@ -115,7 +116,7 @@ def _evaluate(session: Session, exact: list[Fraction]) -> list[Fraction] | None:
         return None
     end = time.monotonic() + _MOST_SECONDS
     try:
-        return session.network.evaluate(exact, lambda: time.monotonic() > end)
+        return network.evaluate(exact, lambda: time.monotonic() > end)
     except (Unusable, Expired):
         return None  # smooth curves and rounded constants; deep networks
 

@@ -33,12 +33,16 @@ class Builder:
     Args:
         input_name: name of the vector of all inputs.
         input_size: its length.
+
+    Attributes:
+        shares: vector that a Softmax makes, row by row -> what it is applied to, (rows, length).
     """
 
     def __init__(self, input_name: str, input_size: int) -> None:
         self.input = input_name
         self.sizes: dict[str, int] = {input_name: input_size}
         self.nodes: list[Node] = []
+        self.shares: dict[str, Tensor] = {}
         self._flat: dict[int, tuple[Tensor, str]] = {}
         self._output = "value"
         self._origin = ""

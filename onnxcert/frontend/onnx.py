@@ -24,6 +24,7 @@ from pathlib import Path
 
 import onnx
 
+from onnxcert.arrays import IntArray
 from onnxcert.errors import ModelError, UnsupportedModel
 from onnxcert.frontend.canonical import NEWEST_OPSET, Canonical, canonical
 from onnxcert.frontend.model_file import ModelFile, read_bytes
@@ -69,6 +70,8 @@ class Model:
         parameters: stored floating-point numbers.
         layers: the nodes of the file in order.
         proto: the model as read, for an object; None for a file, which replay reads again.
+        compared: where there is a Softmax, the graph without it and the row of each output in it;
+            see `onnxcert.frontend.translate.Translation.compared`.
     """
 
     source: str
@@ -83,6 +86,7 @@ class Model:
     parameters: int
     layers: tuple[Layer, ...] = field(repr=False)
     proto: onnx.ModelProto | None = field(repr=False, default=None)
+    compared: tuple[Graph, IntArray] | None = field(repr=False, default=None)
 
     def stored(self) -> bytes:
         """The bytes that `sha256` is of: the file as it is, or the serialised object.
@@ -149,6 +153,10 @@ def load_model(
     _require_computed(model, hidden)
     names = (*model.outputs, *hidden)
     graph = translation.build.graph(translation.output(names))
+    compared = None
+    if translation.build.shares:
+        operand, families = translation.compared(names)
+        compared = simplify(translation.build.graph(operand)), families
     infos = [_tensor_info(model, name, translation.shape(name)) for name in names]
     return Model(
         model.file.source,
@@ -163,6 +171,7 @@ def load_model(
         _parameters(model),
         tuple(translation.layers),
         source if isinstance(source, onnx.ModelProto) else None,
+        compared,
     )
 
 

@@ -12,10 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from onnxcert.arrays import IntArray
 from onnxcert.errors import UnsupportedSpec
 from onnxcert.spec.decimals import round_down
 from onnxcert.spec.query import Query
-from onnxcert.spec.tree import Atom, Variable
+from onnxcert.spec.tree import Atom, Variable, atoms
+
+_PAIR = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,32 @@ class Layout:
             key=lambda p: (self.offsets[p] <= position, self.offsets[p]),
         )
         return Variable(tensor, position - self.offsets[tensor])
+
+
+def only_compares(query: Query, layout: Layout, families: IntArray) -> bool:
+    """Whether outputs are only compared with each other, each with one of its own family.
+
+    Args:
+        query: the query.
+        layout: where its variables are.
+        families: (n_outputs,) numbers of families, -1 for outputs that are of none.
+    """
+    for atom in atoms(query.assertions):
+        terms = atom.polynomial.terms
+        outputs = [
+            (term.coefficient, layout.position(variable))
+            for term in terms
+            for variable in term.variables
+            if not layout.is_input[variable.tensor]
+        ]
+        if not outputs:
+            continue
+        found = {int(families[position]) for _, position in outputs}
+        pair = len(terms) == len(outputs) == len({p for _, p in outputs}) == _PAIR
+        plain = pair and atom.polynomial.constant == sum(c for c, _ in outputs) == 0
+        if not (plain and len(found) == 1 and min(found) >= 0):
+            return False
+    return True
 
 
 def make_rows(atom: Atom, layout: Layout, query: Query) -> tuple[Row, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxcert.arrays import Array
+from onnxcert.arrays import Array, IntArray
 from onnxcert.errors import ModelError
 from onnxcert.frontend.builder import Builder
 from onnxcert.frontend.canonical import NEWEST_OPSET, Canonical, node_key, schema_version
@@ -117,6 +117,28 @@ class Translation:
             raise ModelError("an output cannot be computed", place=self.model.file.source)
         known = [operand for operand in operands if operand is not None]
         return self.build.rearrange(known, lambda *p: np.concatenate([x.ravel() for x in p]))
+
+    def compared(self, names: Iterable[str]) -> tuple[Operand, IntArray]:
+        """As `output`, with the numbers that a Softmax is applied to in place of its shares.
+
+        Returns:
+            The tensors, and for each of their entries the row of shares that it is from; -1 for
+            none. Of two shares of one row, the larger one is of the larger number.
+        """
+        operands, families, count = [], [np.zeros(0, dtype=np.int64)], 0
+        for name in names:
+            operand = self._lookup(name)
+            assert operand is not None
+            family = np.full(operand.shape, -1)
+            rows = self.build.shares.get(operand.source) if isinstance(operand, Tensor) else None
+            if isinstance(operand, Tensor) and rows is not None and operand.fill is None:
+                index = operand.index
+                family, count = count + index // rows.shape[1], count + rows.shape[0]
+                operand = self.build.moved([rows], lambda x, index=index: x.ravel()[index])
+            operands.append(operand)
+            families.append(family.ravel())
+        whole = self.build.rearrange(operands, lambda *p: np.concatenate([x.ravel() for x in p]))
+        return whole, np.concatenate(families)
 
     def shape(self, name: str) -> Shape:
         """The shape of a tensor.

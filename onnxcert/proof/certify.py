@@ -135,7 +135,7 @@ class Certifier:
             constant: hints for cases that Lipschitz constants refute, for the checker's network.
         """
         writer = Writer(self._cases)
-        hints = constant(self.session.network) if trace.constant else np.zeros(0)
+        hints = constant(self.session.proved(executed=False)) if trace.constant else np.zeros(0)
         arrays = writer.arrays(trace, hints)
         return self._refutation(writer, arrays)
 

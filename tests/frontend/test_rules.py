@@ -245,7 +245,16 @@ POOLING = [
 ]  # fmt: skip
 
 CURVES = [
-    *(single(op, SHAPE, opset=6) for op in ("Abs", "Relu", "Sigmoid", "Tanh")),
+    *(single(op, SHAPE, opset=6) for op in ("Abs", "Exp", "Relu", "Sigmoid", "Tanh")),
+    *(single(op, SHAPE, opset=7) for op in ("Cos", "Sin")),
+    *(single("Softmax", SHAPE, opset=opset) for opset in (6, 11, 13, 17)),
+    *(
+        single("Softmax", SHAPE, axis=axis, opset=opset)
+        for opset in (11, 13)
+        for axis in (0, 1, 2, -1)
+    ),
+    single("Softmax", (4, 1), opset=13),
+    single("Softmax", (3,), axis=0, opset=13),
     single("Sign", SHAPE, opset=9),
     single("LeakyRelu", SHAPE, opset=6),
     single("LeakyRelu", SHAPE, alpha=-0.3, opset=16),

@@ -67,4 +67,5 @@ def _shares(build: Builder, rows: Tensor) -> Tensor:
     shares = build.elementwise(made, Reciprocal)
     executed = Scale(size, None, np.zeros(size), np.ones(size))
     name = build.apply(executed, build.flat(shares), roundings=2 * length + _EXTRA)
+    build.shares[name] = rows
     return Tensor.whole(name, rows.shape)
