@@ -21,8 +21,10 @@ from onnxcert.ops import (
     Affine,
     Concat,
     Convolution,
+    Cos,
     Divide,
     Elementwise,
+    Exp,
     LeakyRelu,
     Linear,
     Maximum,
@@ -34,6 +36,7 @@ from onnxcert.ops import (
     Select,
     Sigmoid,
     Sign,
+    Sin,
     Sum,
     Tanh,
 )
@@ -119,7 +122,7 @@ def points_in(draw: st.DrawFn, box: Box, count: int = 3) -> Array:
 
 
 _PIECEWISE_LINEAR = ("relu", "relu", "leaky", "abs")
-_ALL_CURVES = (*_PIECEWISE_LINEAR, "sigmoid", "tanh", "sign")
+_ALL_CURVES = (*_PIECEWISE_LINEAR, "sigmoid", "tanh", "sign", "exp", "sin", "cos")
 
 _STEEP_NODES = 2
 """Powers, products and quotients in one network; more of them overflow on wide boxes."""
@@ -172,7 +175,12 @@ class _Growing:
             "sigmoid": Sigmoid(size),
             "tanh": Tanh(size),
             "sign": Sign(size),
+            "exp": Exp(size),
+            "sin": Sin(size),
+            "cos": Cos(size),
         }[kind]
+        if kind == "exp":  # of numbers whose exponential is one
+            source = self.add(Tanh(size), source)
         return self.add(op, source)
 
     def convolution(self) -> str:
@@ -284,7 +292,7 @@ def graphs(
     """Any small network: residual sums, maxima, values read twice, values read by nobody.
 
     Args:
-        smooth: also sigmoid, tanh and sign, powers, products and quotients.
+        smooth: also sigmoid, tanh, sign, waves, exponentials of tanh, powers, products, quotients.
         layers: the kinds of layers to choose from.
         curves: the curves to choose from, unless ``smooth``.
         largest: the number of layers at most.

@@ -34,7 +34,7 @@ from tests import strategies
 from tests.frontend.onnx_models import model_of, single
 from tests.oracles import dot, exact_values
 
-CURVES = ("relu", "relu", "leaky", "abs", "tanh", "sigmoid")
+CURVES = ("relu", "relu", "leaky", "abs", "tanh", "sigmoid", "sin", "cos")
 LAYERS = (*strategies.LAYERS, "convolution", "maximum")
 NORMS = st.sampled_from(["2", "inf", "1"])
 
