@@ -497,6 +497,20 @@ PLANS = {
         # Optimised tangents need no split here.
         settings={**_NEURON, "slope_steps": 0, "layer_steps": 0, "branch_steps": 1},
     ),
+    "waves": _Plan(
+        dense([2, 3, 1], 4, curve="Cos"),
+        lambda t: [(*_SQUARE, [([1], t)])],
+        (-1.1875, -1.125),
+        (-0.921875, -1.0),
+        settings=_NEURON,
+    ),
+    "shares": _Plan(
+        dense([2, 4, 1], 7, curve="Softmax"),
+        lambda t: [(*_SQUARE, [([1], t)])],
+        (-1.71875, -1.6875),
+        (1.0, -1.0),
+        settings=_INPUT,
+    ),
 }
 
 

@@ -159,7 +159,11 @@ SLOPES = [0.125, 0.3, 2.3, -0.7]
 
 @pytest.mark.parametrize(
     ("kind", "slope"),
-    [(kind, slope) for kind in SMOOTH + WAVES + KINKED for slope in SLOPES[: 4 if kind == "leaky" else 1]],
+    [
+        (kind, slope)
+        for kind in SMOOTH + WAVES + KINKED
+        for slope in SLOPES[: 4 if kind == "leaky" else 1]
+    ],
 )
 def test_lines_on_extreme_intervals(kind: str, slope: float) -> None:
     for i, low in enumerate(ENDS):

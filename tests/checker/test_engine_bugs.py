@@ -23,7 +23,10 @@ from onnxcert.bounds.optimised import Optimised
 from onnxcert.checker.certificate import REAL
 from onnxcert.ops import Divide, Multiply
 from onnxcert.ops.base import Affine
+from onnxcert.ops.convex import ConvexLines
+from onnxcert.ops.exp import ExpLines
 from onnxcert.ops.s_shaped import Tangents
+from onnxcert.ops.sinusoid import SinusoidLines
 from onnxcert.ops.two_slope import TwoSlope
 from onnxcert.proof.certify import Certifier
 from onnxcert.search import input_split, neuron_split, solve
@@ -134,6 +137,21 @@ def dropped_intercept_of_smooth_curves(patch: Patch) -> None:
         )
 
     patch.setattr(Tangents, "at", at)
+
+
+def dropped_intercept_of_waves(patch: Patch) -> None:
+    """The same for cosines, exponentials and reciprocals."""
+    for lines_of in (SinusoidLines, ExpLines, ConvexLines):
+
+        def at(self: Any, position: Any, right: Any = lines_of.at) -> Lines:
+            lines = right(self, position)
+            return replace(
+                lines,
+                lower_offset=lines.lower_offset + 0.1,
+                upper_offset=lines.upper_offset - 0.1,
+            )
+
+        patch.setattr(lines_of, "at", at)
 
 
 def stale_bounds(patch: Patch) -> None:
@@ -263,6 +281,7 @@ BUGS: dict[Callable[[Patch], None], list[str]] = {
     wrong_sign_of_the_upper_slope: ["inputs", "boxes", "sums", "neurons", "weights", "groups"],
     wrong_sign_of_the_lower_slope: ["neurons", "weights"],
     dropped_intercept_of_smooth_curves: ["sigmoid"],
+    dropped_intercept_of_waves: ["waves", "shares"],
     stale_bounds: ["boxes", "combined", "sums"],
     stale_splits: ["neurons", "weights", "sigmoid", "groups"],
     tolerance: ["inputs", "combined", "boxes", "sums", "neurons", "weights", "groups", "sigmoid"],

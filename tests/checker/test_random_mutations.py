@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from onnxcert.checker import container
+from onnxcert.ops import Linear
 from tests.checker.makers import (
     ACCEPTED,
     PLANS,
@@ -208,7 +209,10 @@ CERTIFICATES = 2000
 PER_NAME = CERTIFICATES // len(PLANS)
 
 
-@pytest.mark.parametrize("name", [name for name in PLANS if name != "sigmoid"])
+SMOOTH = {"sigmoid", "waves", "shares"}
+
+
+@pytest.mark.parametrize("name", [name for name in PLANS if name not in SMOOTH])
 def test_there_is_no_solution(name: str) -> None:
     """By enumeration of all patterns of active neurons."""
     it = made(name).instance
@@ -217,13 +221,26 @@ def test_there_is_no_solution(name: str) -> None:
             assert smallest_violation(it.graph, problem, case) > 1e-3
 
 
-def test_there_is_no_solution_with_sigmoids() -> None:
-    """Smallest on a grid, less what a step of the grid can change: slopes are at most 1/4."""
-    it = made("sigmoid").instance
-    (problem,) = it.problems
+@pytest.mark.parametrize(("name", "slope"), [("sigmoid", 1 / 16), ("waves", 1.0)])
+def test_there_is_no_solution_with_smooth_curves(name: str, slope: float) -> None:
+    """Sigmoids have slopes of at most 1/4, and there are two layers of them."""
+    it = made(name).instance
     weights = [np.abs(node.op.transpose(np.eye(node.op.output_size))[0]) for node in _sums(it)]
-    steepest = float((weights[2] @ weights[1] @ weights[0]).sum()) / 16
-    steps = 400
+    _on_a_grid(it, float(np.linalg.multi_dot(weights[::-1]).sum()) * slope)
+
+
+def test_there_is_no_solution_with_shares() -> None:
+    """A share changes by a quarter at most of what any of the numbers changes."""
+    it = made("shares").instance
+    layers = [node.op for node in it.graph.nodes if isinstance(node.op, Linear)]
+    first, last = (np.abs(layer.weight) for layer in (layers[0], layers[-1]))
+    _on_a_grid(it, float(first.sum() * last.sum()) / 4)
+
+
+def _on_a_grid(it: Instance, steepest: float) -> None:
+    """Smallest on a grid, less what a step of the grid can change."""
+    (problem,) = it.problems
+    steps = 2000
     ticks = np.linspace(-1, 1, steps + 1)
     points = np.stack(np.meshgrid(ticks, ticks), -1).reshape(-1, 2)
     lowest = (it.graph.forward(points) @ problem.output_rows[0] + problem.offset[0]).min()
