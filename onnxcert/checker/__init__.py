@@ -13,15 +13,16 @@ as ``python -m onnxcert.checker PROOF MODEL [SPEC]``. To read it, begin here:
     bounds     rules R1, R2, R3, R7, R9, R16: rigorous linear bounds in float64
     forward    rule R6: forms of few inputs, before those
     ascent     rule R4: lines for one form, found by an ascent of its bound
-    curves     rules R4, R5: lines round a curve
+    curves     rules R4, R5: lines round a curve; ``waves`` has those of exp, sin and cos
     pairs      rule R15: planes round products and quotients
     container  the file format
     spec       VNN-LIB 1.0 and 2.x, exactly
     model      ONNX; ``operators`` is the table of operators, ``network`` what they become
 
 Trusted beyond these files: IEEE 754 arithmetic of the processor and of NumPy's sums and products (a
-start-up test looks at rounding, flushing and matrix products), NumPy's tanh within 8 units in the
-last place, protobuf and onnx's reading of files, SHA-256.
+start-up test looks at rounding, flushing and matrix products), NumPy's tanh, sin and cos within 8
+units in the last place of one, its exp and log within 8 of their values (sin and cos up to 2^20),
+protobuf and onnx's reading of files, SHA-256.
 """
 
 from onnxcert.checker.certificate import Verified, check
