@@ -152,7 +152,6 @@ _CURVES: dict[type[Elementwise], Callable[[Fraction], Fraction]] = {
     Exp: _exp,
     Sin: _sin,
     Cos: _cos,
-    Reciprocal: lambda x: 1 / x,
 }
 
 
