@@ -19,8 +19,8 @@ from onnxcert.ops.base import OPERATORS, Affine, Bivariate, Elementwise, Operato
 from onnxcert.ops.concat import Concat
 from onnxcert.ops.convolution import Convolution
 from onnxcert.ops.cos import Cos
-from onnxcert.ops.exp import Exp
 from onnxcert.ops.divide import Divide
+from onnxcert.ops.exp import Exp
 from onnxcert.ops.leaky_relu import LeakyRelu
 from onnxcert.ops.linear import Linear
 from onnxcert.ops.maximum import Maximum

@@ -92,7 +92,7 @@ def _accepted() -> Iterator[Entry]:
         "executed_neurons": "splits of neurons, for every binary32 execution",
         "sigmoid": "splits of sigmoid neurons, some of them more than once on a path",
         "waves": "splits of cosines",
-        "shares": "splits of inputs of a softmax, whose shares are added up",
+        "softmax": "splits of inputs of a softmax, whose shares are added up",
     }
     for name, text in texts.items():
         it = made(name)
@@ -268,7 +268,7 @@ def _rejected() -> Iterator[Entry]:
     it, by_constants = _by_constants()
     text = "as many factorisations as groups"
     yield Entry("rejected", "constants_twice", "constants", it, "R14", text, by_constants(2))
-    for name in ("inputs", "neurons", "sigmoid", "waves", "shares", "combined"):
+    for name in ("inputs", "neurons", "sigmoid", "waves", "softmax", "combined"):
         it = made(name)
         certificate = bound_to(it.sibling, it.certificate)
         text = "the proof of a smaller threshold; this one has a solution"

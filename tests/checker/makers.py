@@ -504,7 +504,7 @@ PLANS = {
         (-0.921875, -1.0),
         settings=_NEURON,
     ),
-    "shares": _Plan(
+    "softmax": _Plan(
         dense([2, 4, 1], 7, curve="Softmax"),
         lambda t: [(*_SQUARE, [([1], t)])],
         (-1.71875, -1.6875),

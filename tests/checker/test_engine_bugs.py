@@ -281,7 +281,7 @@ BUGS: dict[Callable[[Patch], None], list[str]] = {
     wrong_sign_of_the_upper_slope: ["inputs", "boxes", "sums", "neurons", "weights", "groups"],
     wrong_sign_of_the_lower_slope: ["neurons", "weights"],
     dropped_intercept_of_smooth_curves: ["sigmoid"],
-    dropped_intercept_of_waves: ["waves", "shares"],
+    dropped_intercept_of_waves: ["waves", "softmax"],
     stale_bounds: ["boxes", "combined", "sums"],
     stale_splits: ["neurons", "weights", "sigmoid", "groups"],
     tolerance: ["inputs", "combined", "boxes", "sums", "neurons", "weights", "groups", "sigmoid"],

@@ -209,7 +209,7 @@ CERTIFICATES = 2000
 PER_NAME = CERTIFICATES // len(PLANS)
 
 
-SMOOTH = {"sigmoid", "waves", "shares"}
+SMOOTH = {"sigmoid", "waves", "softmax"}
 
 
 @pytest.mark.parametrize("name", [name for name in PLANS if name not in SMOOTH])
@@ -229,9 +229,9 @@ def test_there_is_no_solution_with_smooth_curves(name: str, slope: float) -> Non
     _on_a_grid(it, float(np.linalg.multi_dot(weights[::-1]).sum()) * slope)
 
 
-def test_there_is_no_solution_with_shares() -> None:
+def test_there_is_no_solution_with_softmax() -> None:
     """A share changes by a quarter at most of what any of the numbers changes."""
-    it = made("shares").instance
+    it = made("softmax").instance
     layers = [node.op for node in it.graph.nodes if isinstance(node.op, Linear)]
     first, last = (np.abs(layer.weight) for layer in (layers[0], layers[-1]))
     _on_a_grid(it, float(first.sum() * last.sum()) / 4)
