@@ -556,7 +556,7 @@ def _softmax(net: Builder, x: Any, axis: int) -> Any:
     """
     ids, old = net.ids(x), net.version < 13
     shape = ids.shape
-    length = math.prod(shape[range(len(shape) + 1)[axis] :]) if old else shape[axis]
+    length = math.prod(shape[range(len(shape))[axis] :]) if old else shape[axis]
     need(length > 0, "shares of nothing")
     if length == 1:
         return Known(np.ones(shape))
