@@ -241,9 +241,11 @@ def _crosses_power(
         is_convex = right > 0 or n % 2 == 0
         ends = [sign * (slope * z + offset - z**n) for z in (left, right)]
         if is_convex != (sign > 0):
-            touch = (abs(float(slope)) / abs(n)) ** (1.0 / (n - 1))
             is_left = right <= 0 or (n % 2 == 0 and slope < 0)
-            t = min(max(Fraction(-touch if is_left else touch), left), right)
+            t = left if is_left else right  # where a reciprocal is nearest to level
+            if slope or n > 0:
+                touch = Fraction((abs(float(slope)) / abs(n)) ** (1.0 / (n - 1)))
+                t = min(max(-touch if is_left else touch, left), right)
             ends += [
                 sign * (slope * z + offset - t**n - n * t ** (n - 1) * (z - t))
                 for z in (left, right)

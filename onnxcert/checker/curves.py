@@ -51,6 +51,9 @@ _RELATIVE = {"power": 2.0**-15, "reciprocal": 2.0**-20}
 _NEAREST = 2.0**-100
 """Divisors nearer to zero count as zero: executions may take them for it."""
 
+_FARTHEST = 2.0**500
+"""Squares of divisors farther from zero may overflow, and slopes of 1 / x vanish."""
+
 _LARGEST = np.finfo(np.float64).max
 
 Lines = tuple[Array, Array, Array, Array]
@@ -236,6 +239,10 @@ class _Convex:
         """Where f has values all over the interval."""
         return np.asarray(np.isfinite(low + high))
 
+    def has_slopes(self, low: Array, high: Array) -> Array:
+        """Where f' is known as well."""
+        return self.defined(low, high)
+
     def interval(self, low: Array, high: Array, error: float) -> tuple[Array, Array]:
         """All values over [low, high], of executions that are off by ``error``, too."""
         there = self.defined(low, high)
@@ -249,8 +256,9 @@ class _Convex:
         return np.where(there, below, -np.inf), np.where(there, above, np.inf)
 
     def lines(self, low: Array, high: Array, free: Array | None, error: float) -> Lines:
-        """As `lines`."""
-        there = self.defined(low, high)
+        """As `lines`; the least and the largest value where slopes or offsets are not known."""
+        below, above = self.interval(low, high, error)
+        there = self.has_slopes(low, high)
         low, high = np.where(there, low, 1.0), np.where(there, high, 1.0)
         lower_slope, lower = self._below(low, high, free)
         if self.even:
@@ -262,9 +270,9 @@ class _Convex:
         known = there & np.isfinite(lower_slope + lower + upper_slope + upper + slack)
         return (
             np.where(known, lower_slope, 0.0),
-            np.where(known, lower - slack, -np.inf),
+            np.where(known, lower - slack, below),
             np.where(known, upper_slope, 0.0),
-            np.where(known, upper + slack, np.inf),
+            np.where(known, upper + slack, above),
         )
 
     def _chord(self, low: Array, high: Array) -> Array:
@@ -359,6 +367,11 @@ class _Reciprocal(_Convex):
     def defined(self, low: Array, high: Array) -> Array:
         """See `_Convex`."""
         return super().defined(low, high) & apart(low, high)
+
+    def has_slopes(self, low: Array, high: Array) -> Array:
+        """See `_Convex`."""
+        near = np.maximum(abs(low), abs(high)) <= _FARTHEST
+        return np.asarray(self.defined(low, high) & near)
 
 
 def _convex(kind: str, exponent: Array | None) -> _Convex:

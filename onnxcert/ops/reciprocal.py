@@ -16,6 +16,9 @@ from onnxcert.sets import Box
 NEAREST = 2.0**-100
 """Numbers nearer to zero count as zero: executions may take them for it."""
 
+_FARTHEST = 2.0**500
+"""Squares of numbers farther from zero may overflow, and slopes vanish."""
+
 
 @register
 @dataclass(frozen=True)
@@ -34,8 +37,8 @@ class Reciprocal(Convex):
         return False
 
     def defined(self, box: Box) -> Array:
-        """Where the interval keeps away from zero and from infinity."""
-        return super().defined(box) & _apart(box)
+        """Where the interval keeps away from zero and from infinity, so that slopes are known."""
+        return super().defined(box) & _apart(box) & (box.magnitude <= _FARTHEST)
 
     def interval(self, boxes: Sequence[Box], unit: float) -> Box:
         """The values at the ends; everything where zero lies between."""
