@@ -21,7 +21,7 @@ from onnxcert.bounds.backward import (
     pull_differences,
     unstable_neurons,
 )
-from onnxcert.bounds.execution import enclose, execution_error
+from onnxcert.bounds.execution import before_rounding, enclose, execution_error
 from onnxcert.bounds.forward import ForwardForms
 from onnxcert.bounds.patches import find_patch
 from onnxcert.graph import Graph, Node
@@ -107,6 +107,7 @@ def crown_bounds(
             if backward and not expired():
                 current = current.intersect(_by_difference(relaxation, node, boxes, current))
             ordered, _ = _settled(current)
+            ordered = before_rounding(graph, node, boxes, ordered, execution_unit)
             planes = node.op.relax([boxes[name] for name in node.inputs], ordered)
             if forms is not None:
                 current = current.intersect(forms.add_bivariate(number, node, boxes, planes))

@@ -84,7 +84,7 @@ def _curve_error(op: Elementwise, box: Box, unit: float) -> Array | None:
 def _pair_error(op: Bivariate, boxes: Sequence[Box], unit: float) -> Array:
     """As for curves; either operand may be what is flushed."""
     size = op.interval(boxes, UNIT_ROUNDOFF).magnitude
-    largest = boxes[0].magnitude + boxes[1].magnitude
+    largest = op.moved_by_flushing(boxes)
     return _error(size, op.error_terms, largest, unit)
 
 
@@ -122,3 +122,16 @@ def widened(box: Box, error: Array) -> Box:
     """All values within ``error`` (B, n) of those in a box, rounded outward."""
     error = error + 2.0 * UNIT_ROUNDOFF * (box.magnitude + error)
     return Box(box.lower - error, box.upper + error).defined()
+
+
+def before_rounding(
+    graph: Graph, node: Node, boxes: Mapping[str, Box], made: Box, unit: float
+) -> Box:
+    """Where a node's values lie before an execution rounds them to what lies in ``made``.
+
+    Args:
+        graph, node, boxes, unit: see `enclose`.
+        made: bounds of what executions make of the node, arrays (B, n).
+    """
+    error = execution_error(graph, node, boxes, unit)
+    return made if error is None else widened(made, error)

@@ -38,7 +38,7 @@ import numpy as np
 
 from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module, concatenate
 from onnxcert.bounds.backward import Curve, Multipliers, Pulled, Relaxation, pull_back
-from onnxcert.bounds.execution import enclose
+from onnxcert.bounds.execution import before_rounding, enclose
 from onnxcert.bounds.hints import round_multipliers, round_positions
 from onnxcert.graph import Graph, Node
 from onnxcert.ops.base import BentLines, Bivariate, Elementwise, gamma
@@ -271,7 +271,9 @@ class FreeRelaxation:
             self.relaxation.add_affine(node, boxes)
 
     def _add_planes(self, node: Node, op: Bivariate, boxes: Mapping[str, Box]) -> None:
-        planes = op.relax([boxes[name] for name in node.inputs], boxes[node.name])
+        whole = self.relaxation
+        exact = before_rounding(whole.graph, node, boxes, boxes[node.name], whole.execution_unit)
+        planes = op.relax([boxes[name] for name in node.inputs], exact)
         self.relaxation.add_bivariate(node, boxes, planes)
 
     def _add_curve(self, node: Node, op: Elementwise, boxes: Mapping[str, Box]) -> None:

@@ -825,14 +825,15 @@ class Bounder:
     def _planes(self, r: Relaxation, block: Pair, made: pairs.Range) -> pairs.Planes:
         a, b = self._read(r, block)
         made = np.minimum(*made), np.maximum(*made)
-        k, mean, half, middle, gap = pairs.planes(block.kind, a, b, made)
+        lost = self._lost(r, block, np.maximum(abs(made[0]), abs(made[1]))) * _SLACK
+        # The bounds are those of executions: what they round lies around them.
+        exact = made[0] - lost, made[1] + lost
+        k, mean, half, middle, gap = pairs.planes(block.kind, a, b, exact)
         reach = [np.maximum(abs(low), abs(high)) for low, high in (a, b)]
         size = abs(k) * reach[0] + (abs(mean) + abs(half)) * reach[1] + abs(middle) + abs(gap)
         gap = gap + self.gamma * size * _SLACK + TINY
         if self.executed:
-            largest = np.maximum(abs(made[0]), abs(made[1]))
-            gap = gap + self._lost(r, block, largest) * _SLACK
-            gap = gap + (abs(k) + abs(mean) + abs(half)) * self.flushed
+            gap = gap + lost + (abs(k) + abs(mean) + abs(half)) * self.flushed
             gap = np.where(size <= _RANGE, gap, np.inf)
         return k, mean, half, middle, gap
 
@@ -862,7 +863,8 @@ class Bounder:
         c = pairs.center(a, b, made)
         low, high = np.full(c.shape, -np.inf), np.full(c.shape, np.inf)
         size = np.maximum(abs(a[0]), abs(a[1])) + abs(c) * np.maximum(abs(b[0]), abs(b[1]))
-        start = -2 * self.gamma * size * _SLACK - TINY
+        # What is divided may be flushed, which moves the difference.
+        start = -2 * self.gamma * size * _SLACK - TINY - self.flushed * (1.0 + abs(c))
         n = self.network.n_inputs
         for index in self._steps(np.flatnonzero((c != 0).any(axis=0)), len(c)):
             for sign, side in ((1.0, low), (-1.0, high)):

@@ -16,7 +16,7 @@ which are pulled back like those of any form (R2), give bounds of y. Near c = y 
 however widely a and b vary together.
 
 What is computed here is off by a few roundings of the parts of each sum, of which sixteen are
-charged. What is not finite is no bound.
+charged, and slopes that underflow by less than `_UNDERFLOWN`. What is not finite is no bound.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ half of the difference of the offsets."""
 
 _ERROR = 16 * U
 _LARGEST = np.finfo(np.float64).max
+
+_UNDERFLOWN = 1e-300
+"""More than products lose that underflow."""
 
 _POINT = 2.0**-30
 """A range of a smaller share of its larger end is a number and its roundings."""
@@ -86,7 +89,8 @@ def planes(kind: str, a: Range, b: Range, made: Range) -> Planes:
         height = np.where(m == 0, 0.0, m * height)
         slopes.append(m * slope - k * c)
         size = (abs(m * slope) + abs(k * c)) * reach + abs(c) + abs(offset) + abs(height)
-        offsets.append(c + offset + height - sign * (_ERROR * size + TINY))
+        error = _ERROR * size + _UNDERFLOWN * reach + TINY
+        offsets.append(c + offset + height - sign * error)
     return _known(k, *slopes, *offsets)
 
 

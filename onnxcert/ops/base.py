@@ -424,6 +424,10 @@ class Bivariate(Operator):
             made: bounds of the function's own values that hold there.
         """
 
+    def moved_by_flushing(self, boxes: Sequence[Box]) -> Array:
+        """How far the function moves at most, per unit by which a and b near zero do, (B, n)."""
+        return boxes[0].magnitude + boxes[1].magnitude
+
     @abstractmethod
     def bends(self, boxes: Sequence[Box]) -> Array:
         """Where no plane is the function over the boxes, but for roundings: (B, n) booleans."""

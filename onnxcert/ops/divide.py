@@ -35,6 +35,9 @@ from onnxcert.sets import Box, Planes
 
 _ERROR = 8.0 * UNIT_ROUNDOFF
 
+_UNDERFLOWN = 1e-300
+"""More than products lose that underflow."""
+
 
 @register
 @dataclass(frozen=True)
@@ -58,6 +61,10 @@ class Divide(Bivariate):
         """The product of the first range with the reciprocals of the second."""
         inverse = self._inverse.interval([boxes[1]], UNIT_ROUNDOFF)
         return self._product.interval([boxes[0], inverse], unit)
+
+    def moved_by_flushing(self, boxes: Sequence[Box]) -> Array:
+        """|1 / b|, because the second keeps away from what is flushed."""
+        return self._inverse.interval([boxes[1]], UNIT_ROUNDOFF).magnitude
 
     def center(self, boxes: Sequence[Box], made: Box) -> Array:
         """A number near the quotient, (B, n): c above; zero where there is no use for one."""
@@ -111,6 +118,7 @@ class Divide(Bivariate):
             total = center + offset + height
             error = (abs(parts[0]) + abs(parts[1])) * second.magnitude
             error = _ERROR * (error + abs(center) + abs(offset) + abs(height)) + TINY
+            error = error + _UNDERFLOWN * second.magnitude
             sides.append((k, steep, total - sign * error))
         (k, below, lower), (_, above, upper) = sides
         known = xp.isfinite(lower) & xp.isfinite(upper) & xp.isfinite(below) & xp.isfinite(above)
