@@ -15,7 +15,7 @@ from onnxcert.checker.bounds import Bounder
 from onnxcert.checker.certificate import Session
 from onnxcert.checker.errors import Unusable
 from onnxcert.checker.network import Pair
-from onnxcert.ops import Quotient, Reciprocal
+from onnxcert.ops import Divide, Reciprocal
 from onnxcert.sets import Box
 from tests.checker.makers import ACCEPTED, Instance, by_hand, spec
 from tests.frontend.onnx_models import model_of
@@ -86,7 +86,7 @@ def test_planes_of_quotients_whose_slopes_underflow(
     with np.errstate(all="ignore"):
         made = pairs.interval("quotient", x, y)
         parts = pairs.planes("quotient", x, y, made)
-        engine = Quotient(1).relax([Box(*x), Box(*y)], Box(*made))
+        engine = Divide(1).relax([Box(*x), Box(*y)], Box(*made))
     slope, mean, half, middle, gap = (Fraction(float(part[0, 0])) for part in parts)
     sides = [(slope, mean - half, middle - gap, 1), (slope, mean + half, middle + gap, -1)]
     for slopes, offset, sign in (
