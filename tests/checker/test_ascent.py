@@ -42,6 +42,10 @@ KINDS = {
     "Tanh": "tanh",
     "Sign": "sign",
     "Power": "power",
+    "Reciprocal": "reciprocal",
+    "Exp": "exp",
+    "Sin": "sin",
+    "Cos": "cos",
 }
 
 
