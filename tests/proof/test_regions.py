@@ -21,6 +21,10 @@ Arrays = dict[str, np.ndarray]
 REAL = "VERIFIED UNSAT (real)"
 NEURON = {"splitting": "neuron", "layer_steps": 4}
 
+WAVES = ("sin", "cos", "softmax")
+"""Lines of a half are far off beyond it, so that splits of neurons need many; those of inputs do
+not."""
+
 
 def arrays(files: Files) -> Arrays:
     return container.unpack(files.proof.read_bytes())[1]
@@ -51,6 +55,7 @@ def test_regions_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ba
     [
         (layer, semantics)
         for layer in LAYERS
+        if layer not in WAVES
         for semantics in ("real", "ieee32-any-order")
         if (layer, semantics) != ("sign", "ieee32-any-order")  # not proved by any search
     ],
