@@ -325,13 +325,16 @@ class Relaxation:
         if not varies:
             size = self.box.magnitude
             varies[self.graph.input] = self.box.upper - self.box.lower > _POINT * size
-        if varies[self.graph.input].all():
+        whole = varies[self.graph.input].all(axis=1, keepdims=True)
+        if whole.all():
             return None
         read = [varies[name] for name in node.inputs]
         if isinstance(node.op, Affine):
             varies[node.name] = node.op.magnitude.apply([part.astype(float) for part in read]) > 0
         else:
             varies[node.name] = read[0] if len(read) == 1 else read[0] | read[1]
+        # Whether anything is looked at must not depend on the others in a batch either.
+        varies[node.name] = varies[node.name] | whole
         return varies[node.name]
 
     def _gamma(self, node: Node) -> float:

@@ -700,6 +700,8 @@ class Bounder:
         else:
             assert isinstance(block, Pair)
             varies = (r.varies[:, block.first] > 0) | (r.varies[:, block.second] > 0)
+        # Whether anything is looked at must not depend on the other sets of a batch.
+        varies = varies | (r.varies[:, : self.network.n_inputs] > 0).all(axis=1, keepdims=True)
         r.varies[:, block.start : block.start + block.size] = varies
         return np.asarray(varies)
 
