@@ -209,7 +209,8 @@ CERTIFICATES = 2000
 PER_NAME = CERTIFICATES // len(PLANS)
 
 
-SMOOTH = {"sigmoid", "waves", "softmax"}
+PRODUCTS = ("products", "shares", "executed_shares")
+SMOOTH = {"sigmoid", "waves", "softmax", *PRODUCTS}
 
 
 @pytest.mark.parametrize("name", [name for name in PLANS if name not in SMOOTH])
@@ -235,6 +236,28 @@ def test_there_is_no_solution_with_softmax() -> None:
     layers = [node.op for node in it.graph.nodes if isinstance(node.op, Linear)]
     first, last = (np.abs(layer.weight) for layer in (layers[0], layers[-1]))
     _on_a_grid(it, float(first.sum() * last.sum()) / 4)
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_there_is_no_solution_with_products(name: str) -> None:
+    """Between points of a grid a curve bends below them by an eighth of a second difference."""
+    it = made(name).instance
+    for problem in it.problems:
+        steps = 1000
+        ticks = (np.linspace(low, high, steps + 1) for low, high in _sides(problem))
+        points = np.stack(np.meshgrid(*ticks), -1).reshape(-1, 2)
+        for rows in problem.case_rows:
+            used = rows[rows >= 0]
+            values = it.graph.forward(points) @ problem.output_rows[used].T + problem.offset[used]
+            grid = values.max(axis=1).reshape(steps + 1, steps + 1)
+            inner = grid[1:-1, 1:-1]
+            bends = abs(np.diff(grid[:, 1:-1], n=2, axis=0)), abs(np.diff(grid[1:-1], n=2, axis=1))
+            assert (inner - sum(bends)).min() > 1e-3
+            assert grid.min() > 1e-3
+
+
+def _sides(problem: Any) -> Any:
+    return zip(problem.lower[0], problem.upper[0], strict=True)
 
 
 def _on_a_grid(it: Instance, steepest: float) -> None:
