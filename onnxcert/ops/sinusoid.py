@@ -201,7 +201,10 @@ class SinusoidLines(BentLines):
         )
 
     def gains(self, position: Array, z: Array) -> tuple[Array, Array]:
-        """d/ds [f(d) + f'(d) (z - d)] = f''(d) (z - d) dd/ds, and zero for chords."""
+        """d/ds [f(d) + f'(d) (z - d)] = f''(d) (z - d) dd/ds, and zero for chords.
+
+        An estimate where the line of that slope touches at an end of the interval and not at d.
+        """
         return self._gain(self.below, position, z), self._gain(self.above, position, z)
 
     def _line(self, side: _Side, position: Array, sign: float) -> tuple[Array, Array]:
