@@ -61,7 +61,7 @@ from onnxcert.arrays import (
 from onnxcert.bounds.backward import Relaxation, pull_back
 from onnxcert.bounds.crown import crown_bounds
 from onnxcert.bounds.intermediate import tighten
-from onnxcert.bounds.optimised import Forms, FreeRelaxation, Start, optimise
+from onnxcert.bounds.optimised import ASCENT_NUMBERS, Forms, FreeRelaxation, Start, optimise
 from onnxcert.frontend.onnx import load_model
 from onnxcert.graph import Graph
 from onnxcert.ops.base import Elementwise
@@ -72,9 +72,6 @@ from onnxcert.verifier import Instance
 METHODS = ("pass", "crown", "fixed", "joint")
 SHIFT = 0.1
 """Copies of a box move by up to this share of its radius."""
-
-CHUNK_NUMBERS = 1 << 19
-"""Slopes in one ascent, as in `onnxcert.bounds.intermediate`."""
 
 Boxes = Mapping[str, Box]
 
@@ -109,7 +106,7 @@ def ascent(graph: Graph, boxes: Boxes, rows: Array, steps: int) -> Array:
     if count == 1:
         return _ascent(graph, boxes, rows, steps)[None]
     slopes = sum(n.op.output_size for n in graph.nodes if isinstance(n.op, Elementwise))
-    step = max(1, CHUNK_NUMBERS // (slopes * number))
+    step = max(1, ASCENT_NUMBERS // (slopes * number))
     parts = []
     for start in range(0, count, step):
         chosen = slice(start, start + step)

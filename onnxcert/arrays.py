@@ -10,7 +10,7 @@ be repeated bit for bit on the same device.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import ModuleType
@@ -120,6 +120,16 @@ def to_device(array: Array, device: Device) -> Array:
 def to_host(array: Array) -> Array:
     """Copy an array to the host; an array already there is returned as it is."""
     return array if isinstance(array, np.ndarray) else cast(Array, array.get())
+
+
+def single(array: Array) -> Array:
+    """An array in binary32."""
+    return array.astype(np.float32)
+
+
+def singles(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Arrays by name, in binary32."""
+    return {name: single(array) for name, array in arrays.items()}
 
 
 def cast_floats(array: Array, dtype: Any) -> Array:

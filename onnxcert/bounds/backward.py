@@ -32,11 +32,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
-import numpy as np
-
-from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module
+from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module, single, singles
 from onnxcert.bounds.execution import execution_error
 from onnxcert.graph import Graph, Node
 from onnxcert.ops.base import TINY, Affine, Bivariate, Elementwise, gamma
@@ -84,10 +81,10 @@ class Curve:
     mean_offset: Array
     half_offset: Array
 
-    def to(self, dtype: Any) -> Curve:
-        """The same in another precision."""
+    def single(self) -> Curve:
+        """The same in binary32."""
         parts = (self.mean, self.half, self.mean_offset, self.half_offset)
-        return Curve(*(part.astype(dtype) for part in parts))
+        return Curve(*map(single, parts))
 
 
 @dataclass
@@ -104,12 +101,10 @@ class Surface:
     mean_offset: Array
     half_offset: Array
 
-    def to(self, dtype: Any) -> Surface:
-        """The same in another precision."""
-        mean, half = (
-            (first.astype(dtype), second.astype(dtype)) for first, second in (self.mean, self.half)
-        )
-        return Surface(mean, half, self.mean_offset.astype(dtype), self.half_offset.astype(dtype))
+    def single(self) -> Surface:
+        """The same in binary32."""
+        mean, half = ((single(a), single(b)) for a, b in (self.mean, self.half))
+        return Surface(mean, half, single(self.mean_offset), single(self.half_offset))
 
     def take(self, index: Array) -> Surface:
         """Those of some subproblems."""
@@ -145,9 +140,9 @@ class Fixed:
         """Whether it is all of the value in all subproblems."""
         return not self.others.any()
 
-    def to(self, dtype: Any) -> Fixed:
-        """The same in another precision."""
-        return Fixed(self.center.astype(dtype), self.radius.astype(dtype), self.others)
+    def single(self) -> Fixed:
+        """The same in binary32."""
+        return Fixed(single(self.center), single(self.radius), self.others)
 
     def take(self, index: Array) -> Fixed:
         """The same for some subproblems."""
@@ -203,23 +198,18 @@ class Relaxation:
 
         They hold up to the rounding of binary32, which nobody charges.
         """
-        box = self.box.map(lambda part: part.astype(np.float32))
-        errors, sums, at_start = (
-            {name: vector.astype(np.float32) for name, vector in vectors.items()}
-            for vectors in (self.errors, self.sums, self._at_start)
-        )
         return Relaxation(
             self.graph.single,
-            box,
+            self.box.map(single),
             self.execution_unit,
             dict(curves),
-            {name: surface.to(np.float32) for name, surface in self.surfaces.items()},
-            errors,
-            sums,
-            {name: fixed.to(np.float32) for name, fixed in self.fixed.items()},
+            {name: surface.single() for name, surface in self.surfaces.items()},
+            singles(self.errors),
+            singles(self.sums),
+            {name: fixed.single() for name, fixed in self.fixed.items()},
             self.left_out,
             self.to_inputs,
-            at_start,
+            singles(self._at_start),
         )
 
     def add_affine(self, node: Node, boxes: Mapping[str, Box]) -> None:

@@ -21,14 +21,18 @@ from onnxcert.arrays import Array, IntArray, array_module, to_host
 from onnxcert.bounds.backward import unstable_neurons
 from onnxcert.bounds.execution import enclose
 from onnxcert.bounds.hints import encode_positions
-from onnxcert.bounds.optimised import Forms, FreeRelaxation, Optimised, Start, optimise
+from onnxcert.bounds.optimised import (
+    ASCENT_NUMBERS,
+    Forms,
+    FreeRelaxation,
+    Optimised,
+    Start,
+    optimise,
+)
 from onnxcert.bounds.patches import View, find_patch
 from onnxcert.graph import Graph
 from onnxcert.ops.base import Elementwise
 from onnxcert.sets import Box
-
-_CHUNK_NUMBERS = 1 << 19
-"""Slopes in one ascent: 4 MB for each of its dozen arrays."""
 
 MOST_POSITIONS = 1 << 26
 """Slope positions, one byte each, that the rows of one layer may need: 64 MB."""
@@ -254,7 +258,7 @@ class _Layer:
         numbers = array_module(unstable).flatnonzero(unstable)
         width = sum(len(columns) for columns in self.columns.values())
         fitting = MOST_POSITIONS // (8 * max(1, width))
-        count = max(8, min(_CHUNK_NUMBERS // self._slopes(numbers), fitting))
+        count = max(8, min(ASCENT_NUMBERS // self._slopes(numbers), fitting))
         room = MOST_POSITIONS
         for start in range(0, len(numbers), count):
             index = numbers[start : start + count]

@@ -36,7 +36,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module, concatenate
+from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module, concatenate, single, singles
 from onnxcert.bounds.backward import Curve, Multipliers, Pulled, Relaxation, pull_back
 from onnxcert.bounds.execution import before_rounding, enclose
 from onnxcert.bounds.hints import round_multipliers, round_positions
@@ -51,6 +51,9 @@ _DECAY = 0.95
 _MULTIPLIER_FALL = 0.1
 """What is left of the multipliers' rate after an ascent."""
 
+ASCENT_NUMBERS = 1 << 19
+"""Slopes in one ascent, for callers who have more: 4 MB for each of its dozen arrays."""
+
 _LEAST_WORK = 1 << 17
 """Slopes times steps for which binary32 is quicker; below, calls take the time, and there are more.
 
@@ -58,10 +61,6 @@ Measured on 256x6 and resnet_2b: 1.05 times as fast at 2^17, 0.8 at 2^10, 1.5 at
 """
 
 _MOMENTUM, _SECOND_MOMENTUM = 0.9, 0.999
-
-
-def _single(array: Array) -> Array:
-    return array.astype(np.float32)
 
 
 def _turn(row: Array, z: Array, mean_step: Array, half_step: Array) -> Array:
@@ -92,8 +91,7 @@ class FreeCurve:
 
     def single(self) -> FreeCurve:
         """The same in binary32."""
-        steps = (step.astype(np.float32) for step in (self.mean_step, self.half_step))
-        return FreeCurve(self.curve.to(np.float32), *steps)
+        return FreeCurve(self.curve.single(), single(self.mean_step), single(self.half_step))
 
     def gradient(self, row: Array, z: Array, position: Array) -> Array:
         """d bound / d s for rows (B, n) over the outputs and values before the neurons."""
@@ -366,11 +364,10 @@ class FreeRelaxation:
         """The same in binary32 (`Relaxation.single`); all lines must turn."""
         free = {name: line for name, line in self.free.items() if isinstance(line, FreeCurve)}
         whole = self.relaxation
-        fixed = {name: c.to(np.float32) for name, c in whole.curves.items() if name not in free}
+        fixed = {name: c.single() for name, c in whole.curves.items() if name not in free}
         turning = {name: line.single() for name, line in free.items()}
-        default = {name: vector.astype(np.float32) for name, vector in self.default.items()}
         curves = fixed | {name: line.curve for name, line in turning.items()}
-        return FreeRelaxation(whole.single(curves=curves), dict(turning), default)
+        return FreeRelaxation(whole.single(curves=curves), dict(turning), singles(self.default))
 
     def choose(self, positions: Mapping[str, Array]) -> None:
         """Set the lines for the next pass."""
@@ -396,9 +393,8 @@ class Forms:
 
     def single(self) -> Forms:
         """The same in binary32."""
-        rows, offset = self.rows.astype(np.float32), self.offset.astype(np.float32)
-        input_rows = None if self.input_rows is None else self.input_rows.astype(np.float32)
-        return Forms(rows, input_rows, offset, self.used)
+        input_rows = None if self.input_rows is None else single(self.input_rows)
+        return Forms(single(self.rows), input_rows, single(self.offset), self.used)
 
     def combine(self, weights: Array, output: Box, box: Box) -> tuple[Array, Array | None, Array]:
         """Non-negative combination: rows (B, 1, m), input rows, and a constant rounded down."""
@@ -515,8 +511,7 @@ class Splits:
 
     def single(self) -> Splits:
         """The same in binary32."""
-        parts = ({n: _single(a) for n, a in part.items()} for part in (self.signs, self.points))
-        return Splits(*parts)
+        return Splits(singles(self.signs), singles(self.points))
 
 
 @dataclass
@@ -739,7 +734,7 @@ class _Task:
 
     def single(self) -> _Task:
         """The same in binary32; all lines must turn."""
-        free, output = self.free.single(), self.output.map(_single)
+        free, output = self.free.single(), self.output.map(single)
         return _Task(free, self.forms.single(), output, self.target, self.splits.single())
 
 

@@ -252,21 +252,21 @@ class NeuronTrees:
 
     def closed(self, nodes: IntArray) -> Array:
         """Which of some nodes have nothing but leaves below them: (M,)."""
-        done = np.zeros(self.nodes.count, bool)
-        for leaves in self.leaves:
-            done[leaves.nodes] = True
-        for parents, halves in reversed(self.nodes.links):
-            done[parents] = done[halves].all(axis=1)
-        return done[nodes]
+        return self._shares()[nodes] == 1.0  # type: ignore[no-any-return]
 
     def share(self) -> float:
         """Which share of all trees is closed, counting the halves of a node as the same."""
+        shares = self._shares()
+        return float(np.mean([shares[nodes].mean() for nodes, _ in self.roots if len(nodes)]))
+
+    def _shares(self) -> Array:
+        """What part of the tree below each node is closed; means of ones are exactly one."""
         done = np.zeros(self.nodes.count)
         for leaves in self.leaves:
             done[leaves.nodes] = 1.0
         for parents, halves in reversed(self.nodes.links):
             done[parents] = done[halves].mean(axis=1)
-        return float(np.mean([done[nodes].mean() for nodes, _ in self.roots if len(nodes)]))
+        return done
 
     def halve(self, neuron: int, point: float, cases: IntArray) -> Halves:
         """Hand cases to the two sides of a split, to be refuted by trees of their own."""

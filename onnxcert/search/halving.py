@@ -20,7 +20,14 @@ import numpy as np
 from onnxcert.arrays import Array, IntArray, array_module, concatenate, to_host
 from onnxcert.bounds.backward import pull_back
 from onnxcert.bounds.execution import enclose
-from onnxcert.bounds.optimised import FreeRelaxation, Optimised, Splits, Start, optimise
+from onnxcert.bounds.optimised import (
+    ASCENT_NUMBERS,
+    FreeRelaxation,
+    Optimised,
+    Splits,
+    Start,
+    optimise,
+)
 from onnxcert.graph import Graph
 from onnxcert.ops.base import Elementwise
 from onnxcert.search.cases import Cases
@@ -30,10 +37,7 @@ _CANDIDATES = 12
 """Neurons whose halves are bounded before one is chosen."""
 
 _STEPS = 2
-"""Of the ascents of their cases."""
-
-_CHUNK_NUMBERS = 1 << 19
-"""Slopes in one ascent."""
+"""Steps of the ascent that bounds the cases of a half."""
 
 _MOST_ROWS = 1 << 24
 """Numbers in the rows that trace the influence of one layer's bounds."""
@@ -87,7 +91,7 @@ class Halving:
         cuts = self._promising(boxes, found)
         halves = [(cut, sign) for cut in cuts for sign in (-1.0, 1.0)]
         neurons = sum(self.graph.sizes[name] for name in found.best.positions)
-        step = max(1, _CHUNK_NUMBERS // max(1, neurons * len(numbers)))
+        step = max(1, ASCENT_NUMBERS // max(1, neurons * len(numbers)))
         gains: list[Array] = []
         for start in range(0, len(halves), step):
             if self.expired():

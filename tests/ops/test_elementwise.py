@@ -180,7 +180,8 @@ def test_gains_of_bent_lines(op: Elementwise, data: st.DataObject) -> None:
 
     gains = bent.gains(np.full(box.lower.shape, s), z)
     for gain, after, before in zip(gains, heights(s + step), heights(s - step), strict=True):
-        np.testing.assert_allclose(gain, (after - before) / (2 * step), rtol=1e-3, atol=1e-4)
+        error = 1e-4 + 1e-6 * abs(after).max()  # third derivatives, as large as the heights
+        np.testing.assert_allclose(gain, (after - before) / (2 * step), rtol=1e-3, atol=error)
 
 
 @given(data=st.data())
