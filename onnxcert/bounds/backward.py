@@ -30,7 +30,7 @@ and points p arrive as dense arrays.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module, single, singles
@@ -121,6 +121,60 @@ class Surface:
         return result  # type: ignore[no-any-return]
 
 
+@dataclass(frozen=True, eq=False)
+class Tilt:
+    """Upper planes of some neurons of a relu, over what their affine map reads.
+
+    See `onnxcert.bounds.tilts`.
+
+    Attributes:
+        source: the value that is read.
+        neurons: (N,).
+        index: (N, p) entries of the source.
+        factor, offset: (K, N, p) and (K, N) of the planes, with what rounding adds; of K subproblems
+            or one for all.
+        active: (B, N) which neurons take their plane where their row is negative; or (1, N).
+        levels: entries of the source, no two alike in one level, and which of the N p factors
+            belong to each.
+    """
+
+    source: str
+    neurons: Array
+    index: Array
+    factor: Array
+    offset: Array
+    active: Array
+    levels: Sequence[tuple[Array, Array]]
+
+    def single(self) -> Tilt:
+        """The same in binary32."""
+        return replace(self, factor=single(self.factor), offset=single(self.offset))
+
+    def negative(self, rows: Array) -> Array:
+        """What planes take of rows (B, R, n): (B, R, N)."""
+        xp = array_module(rows)
+        return xp.minimum(rows[:, :, self.neurons], 0.0) * self.active[:, None]  # type: ignore[no-any-return]
+
+    def spread(self, below: Array, size: int) -> Array:
+        """Rows over the planes (B, R, N) -> rows over the source (B, R, size)."""
+        xp = array_module(below)
+        batch, count, _ = below.shape
+        parts = (below[..., None] * self.factor[:, None]).reshape(batch, count, -1)
+        rows = xp.zeros((batch, count, size), below.dtype)
+        for targets, reads in self.levels:
+            rows[:, :, targets] += parts[:, :, reads]
+        return rows  # type: ignore[no-any-return]
+
+    def taken(self, row: Array, line: Array, source: Array) -> Array:
+        """Values on what a row (B, n) took: the planes, or a line's values (B, n)."""
+        xp = array_module(row)
+        plane = (self.factor * source[:, self.index]).sum(axis=2) + self.offset
+        chosen = (row[:, self.neurons] < 0) & self.active
+        value = line.copy()
+        value[:, self.neurons] = xp.where(chosen, plane, value[:, self.neurons])
+        return value
+
+
 @dataclass(frozen=True)
 class Fixed:
     """A value that hardly varies in some of its entries, or in all.
@@ -167,6 +221,7 @@ class Relaxation:
         sums: value name -> rounding of one addition of rows, for values with several readers and
             for those that split constraints may speak about.
         fixed: values of which much hardly varies in any subproblem; rows over that end there.
+        tilts: relu -> upper planes of some of its neurons.
         left_out: nodes without lines or rounding vectors, because no row gets behind their value.
         to_inputs: whether all rows go on to the input, as derivatives by the box need it.
     """
@@ -179,6 +234,7 @@ class Relaxation:
     errors: dict[str, Array] = field(default_factory=dict)
     sums: dict[str, Array] = field(default_factory=dict)
     fixed: dict[str, Fixed] = field(default_factory=dict)
+    tilts: dict[str, Tilt] = field(default_factory=dict)
     left_out: set[str] = field(default_factory=set)
     to_inputs: bool = False
     _at_start: dict[str, Array] = field(default_factory=dict)
@@ -207,6 +263,7 @@ class Relaxation:
             singles(self.errors),
             singles(self.sums),
             {name: fixed.single() for name, fixed in self.fixed.items()},
+            {name: tilt.single() for name, tilt in self.tilts.items()},
             self.left_out,
             self.to_inputs,
             singles(self._at_start),
@@ -501,7 +558,20 @@ class _Pass:
             rows = part.reshape(*self.shape, part.shape[1])
             self.push(name, rows if sign == 1.0 else sign * rows, columns)
 
+    def _through_planes(self, tilt: Tilt, rows: Array) -> Array:
+        """Move the negative part of rows to the planes that take it; what is left of the rows."""
+        below = tilt.negative(rows)
+        rows = rows.copy()
+        rows[:, :, tilt.neurons] -= below
+        self.constant = self.constant + (below * tilt.offset[:, None]).sum(axis=2)
+        self.push(tilt.source, tilt.spread(below, self.relaxation.graph.sizes[tilt.source]))
+        return rows
+
     def _through_curve(self, node: Node, rows: Array, columns: Columns) -> None:
+        tilt = self.relaxation.tilts.get(node.name)
+        if tilt is not None:
+            rows = self.widen(rows, columns, self.relaxation.graph.sizes[node.name])
+            rows, columns = self._through_planes(tilt, rows), None
         curve = self.relaxation.curves[node.name]
         absolute = abs(rows)
         self.charge(rows, _part(curve.mean_offset, columns))

@@ -40,6 +40,7 @@ from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module, concatenate, sin
 from onnxcert.bounds.backward import Curve, Multipliers, Pulled, Relaxation, pull_back
 from onnxcert.bounds.execution import before_rounding, enclose
 from onnxcert.bounds.hints import round_multipliers, round_positions
+from onnxcert.bounds.tilts import Tilting
 from onnxcert.graph import Graph, Node
 from onnxcert.ops.base import BentLines, Bivariate, Elementwise, gamma
 from onnxcert.sets import Ball, Box, Lines
@@ -47,6 +48,7 @@ from onnxcert.sets import Ball, Box, Lines
 _SLOPE_RATE = 0.25
 _MULTIPLIER_RATE = 0.3
 _WEIGHT_RATE = 0.1
+_SHARE_RATE = 0.25
 _DECAY = 0.95
 _MULTIPLIER_FALL = 0.1
 """What is left of the multipliers' rate after an ascent."""
@@ -227,12 +229,14 @@ class FreeRelaxation:
         default: elementwise node name -> default positions, (B, n).
         factors: bounds of what functions of two values read and make, for the planes of
             subproblems.
+        tilting: relu -> its upper planes, for an ascent that moves their shares.
     """
 
     relaxation: Relaxation
     free: dict[str, FreeCurve | BentCurve] = field(default_factory=dict)
     default: dict[str, Array] = field(default_factory=dict)
     factors: dict[str, Box] = field(default_factory=dict)
+    tilting: dict[str, Tilting] = field(default_factory=dict)
 
     @classmethod
     def begin(cls, graph: Graph, box: Box, execution_unit: float = 0.0) -> FreeRelaxation:
@@ -341,6 +345,7 @@ class FreeRelaxation:
             curves=dict(whole.curves),
             surfaces=dict(whole.surfaces),
             fixed=dict(whole.fixed),
+            tilts=dict(whole.tilts),
             left_out=set(whole.left_out),
         )
         result = FreeRelaxation(relaxation, dict(self.free), dict(self.default), self.factors)
@@ -367,7 +372,9 @@ class FreeRelaxation:
         fixed = {name: c.single() for name, c in whole.curves.items() if name not in free}
         turning = {name: line.single() for name, line in free.items()}
         curves = fixed | {name: line.curve for name, line in turning.items()}
-        return FreeRelaxation(whole.single(curves=curves), dict(turning), singles(self.default))
+        tilting = {name: tilting.single() for name, tilting in self.tilting.items()}
+        default = singles(self.default)
+        return FreeRelaxation(whole.single(curves=curves), dict(turning), default, {}, tilting)
 
     def choose(self, positions: Mapping[str, Array]) -> None:
         """Set the lines for the next pass."""
@@ -436,12 +443,14 @@ class Start:
         weights: (B, R) non-negative weights of the forms.
         anchor: (B,) the form whose weight stays at one. Normalising the weights instead would let
             a form that is never negative pull every bound to zero and hide all progress.
+        shares: relu -> (B, N, p) shares of its upper planes (`onnxcert.bounds.tilts`).
     """
 
     positions: Mapping[str, Array]
     multipliers: Mapping[str, Array]
     weights: Array
     anchor: Array
+    shares: Mapping[str, Array] = field(default_factory=dict)
 
     @classmethod
     def at_form(cls, anchor: Array, forms: Forms) -> Start:
@@ -522,11 +531,13 @@ class _Values:
         positions: (P,) of all free lines, node after node.
         multipliers: (S,) of all splits, one pre-activation after the other.
         weights: (B, R).
+        shares: (B, N, p) by node.
     """
 
     positions: Array
     multipliers: Array
     weights: Array
+    shares: Mapping[str, Array]
 
 
 class _Entries:
@@ -595,6 +606,11 @@ class _Variables:
         self.weights = _Ascent(start.weights.astype(dtype), _WEIGHT_RATE)
         self.anchor = start.anchor
         self._dense = {name: xp.zeros(sign.shape, dtype) for name, sign in signs.items()}
+        self.shares = {
+            name: _Ascent(xp.broadcast_to(first, (count, *first.shape[1:])).astype(dtype), _SHARE_RATE)
+            for name, tilting in free.tilting.items()
+            for first in [start.shares.get(name, tilting.chord)]
+        }
         self._best = self.chosen = self._rounded()
 
     def _rounded(self) -> _Values:
@@ -602,6 +618,7 @@ class _Variables:
             round_positions(self.slopes.values),
             round_multipliers(self.multipliers.values),
             round_multipliers(self.weights.values),
+            {name: round_positions(ascent.values) for name, ascent in self.shares.items()},
         )
 
     def choose(self) -> None:
@@ -635,6 +652,8 @@ class _Variables:
         changed = better[self.splits.rows]
         best.multipliers[changed] = chosen.multipliers[changed]
         best.weights[better] = chosen.weights[better]
+        for name, shares in chosen.shares.items():
+            best.shares[name][better] = shares[better]
 
     def result(self) -> Start:
         """The best variables, of all neurons."""
@@ -643,7 +662,7 @@ class _Variables:
             for name, line in self.lines.items()
         }
         multipliers = self._spread_multipliers(self._best)
-        return Start(positions, multipliers, self._best.weights, self.anchor)
+        return Start(positions, multipliers, self._best.weights, self.anchor, self._best.shares)
 
     def turn(self, number: int, gradients: Mapping[str, Array]) -> None:
         """Move slopes along their gradients, by node; those of other nodes stay."""
@@ -666,6 +685,10 @@ class _Variables:
             unit[place] = sizes[name]
         moved = multipliers.step(number, gradient, unit)
         multipliers.values = moved * (moved * self._signs > 0)
+
+    def lean(self, name: str, number: int, gradient: Array) -> None:
+        """Move the shares of a node's planes along their gradient."""
+        self.shares[name].values = self.shares[name].step(number, gradient).clip(0.0, 1.0)
 
     def weigh(self, number: int, gradient: Array, used: Array) -> None:
         """Move the weights of the forms, all but the anchors'."""
@@ -745,6 +768,8 @@ def _ascend(task: _Task, start: Start, steps: int, expired: Callable[[], bool]) 
     for number in range(steps + 1):
         for name, line in variables.lines.items():
             relaxation.curves[name] = line.at(variables.positions(name))
+        for name, tilting in task.free.tilting.items():
+            relaxation.tilts[name] = tilting.tilt(variables.chosen.shares[name])
         weights = variables.chosen.weights
         rows, input_rows, constant = task.forms.combine(weights, task.output, relaxation.box)
         pulled = pull_back(
@@ -803,6 +828,7 @@ def _step(
     free, forms, target, splits = task.free, task.forms, task.target, task.splits
     graph = free.relaxation.graph
     xp = array_module(minimiser)
+    kept = {target, *(tilt.source for tilt in free.relaxation.tilts.values())}
     values = {graph.input: minimiser}
     turns: dict[str, Array] = {}
     heights: dict[str, Array] = {}
@@ -820,6 +846,12 @@ def _step(
                 continue
             row, z = pulled.activations[name][:, 0], values[node.inputs[0]]
             values[name] = _on_line(free.relaxation.curves[name], row, z)
+            if name in free.relaxation.tilts:
+                tilt = free.relaxation.tilts[name]
+                values[name] = tilt.taken(row, values[name], values[tilt.source])
+            if name in free.tilting:
+                tilting = free.tilting[name]
+                variables.lean(name, number, tilting.gradient(row, values[tilting.source]))
             if name in variables.lines:
                 turns[name] = variables.lines[name].gradient(row, z, variables.positions(name))
         elif isinstance(node.op, Bivariate) and name in pulled.activations:
@@ -833,7 +865,7 @@ def _step(
             heights[name] = values[name].take(entries)
             sizes[name] = _row_sizes(graph, name, entries, pulled)
         for source in node.inputs:
-            if graph.last_use[source] == position and source != target:
+            if graph.last_use[source] == position and source not in kept:
                 values.pop(source, None)
         if name == target:
             break
