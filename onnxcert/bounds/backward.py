@@ -471,8 +471,13 @@ class _Pass:
         relaxation = self.relaxation
         if name in relaxation.sums:
             return relaxation.sums[name]
-        # Only rows over inputs, given beside those over a value, meet at a value with one reader.
-        return 2.0 * UNIT_ROUNDOFF * relaxation.box.magnitude + TINY
+        # At a value with one reader meet only rows over inputs, given beside those over a value, and
+        # rows of planes over inputs, or over a value that has them in another order.
+        size = relaxation.box.magnitude
+        if name != relaxation.graph.input:
+            width = relaxation.graph.sizes[name]
+            size = array_module(size).repeat(size.max(axis=1, keepdims=True), width, axis=1)
+        return 2.0 * UNIT_ROUNDOFF * size + TINY
 
     def widen(self, rows: Array, columns: Columns, size: int) -> Array:
         """Rows over all columns."""

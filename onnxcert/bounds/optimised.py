@@ -365,6 +365,10 @@ class FreeRelaxation:
                 result._add_planes(node, node.op, self.factors | ranges)
         return result
 
+    def tilted(self, tilting: Mapping[str, Tilting]) -> FreeRelaxation:
+        """The same with upper planes, whose shares an ascent will move."""
+        return replace(self, relaxation=replace(self.relaxation, tilts={}), tilting=dict(tilting))
+
     def single(self) -> FreeRelaxation:
         """The same in binary32 (`Relaxation.single`); all lines must turn."""
         free = {name: line for name, line in self.free.items() if isinstance(line, FreeCurve)}
@@ -452,6 +456,14 @@ class Start:
     anchor: Array
     shares: Mapping[str, Array] = field(default_factory=dict)
 
+    def take(self, index: Array) -> Start:
+        """The variables of some subproblems."""
+        parts = (self.positions, self.multipliers, self.shares)
+        positions, multipliers, shares = (
+            {name: value[index] for name, value in part.items()} for part in parts
+        )
+        return Start(positions, multipliers, self.weights[index], self.anchor[index], shares)
+
     @classmethod
     def at_form(cls, anchor: Array, forms: Forms) -> Start:
         """Default slopes, no multipliers, and only one form."""
@@ -477,6 +489,26 @@ class Optimised:
     best: Start
     activations: dict[str, Array]
     minimiser: Array
+
+    def take(self, index: Array) -> Optimised:
+        """That of some subproblems."""
+        rows = {name: row[index] for name, row in self.activations.items()}
+        return Optimised(self.lower[index], self.best.take(index), rows, self.minimiser[index])
+
+    def replaced(self, index: Array, other: Optimised) -> Optimised:
+        """The same with other results for some subproblems, but for multipliers and shares."""
+        lower, minimiser = self.lower.copy(), self.minimiser.copy()
+        weights = self.best.weights.copy()
+        lower[index], minimiser[index] = other.lower, other.minimiser
+        weights[index] = other.best.weights
+        positions = {name: value.copy() for name, value in self.best.positions.items()}
+        for name, value in other.best.positions.items():
+            positions[name][index] = value
+        rows = {name: row.copy() for name, row in self.activations.items()}
+        for name, row in other.activations.items():
+            rows[name][index] = row
+        best = replace(self.best, positions=positions, weights=weights)
+        return Optimised(lower, best, rows, minimiser)
 
 
 class _Ascent:

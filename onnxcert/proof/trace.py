@@ -19,6 +19,7 @@ from onnxcert.arrays import Array, FloatArray, IntArray, to_host
 from onnxcert.bounds.hints import encode_positions
 from onnxcert.bounds.intermediate import Refinement
 from onnxcert.bounds.optimised import FreeRelaxation, Start
+from onnxcert.bounds.tilts import Tilts
 from onnxcert.graph import Graph
 from onnxcert.ops.base import Elementwise
 from onnxcert.sets import Box
@@ -117,6 +118,21 @@ class InputTrees:
 
 
 @dataclass(frozen=True, eq=False)
+class Planes:
+    """Upper planes of some neurons (`onnxcert.bounds.tilts`) for one case.
+
+    Attributes:
+        node: the relu.
+        neurons: (N,) of it.
+        shares: uint8 in 255ths, one for each factor that is not zero, neuron after neuron.
+    """
+
+    node: str
+    neurons: IntArray
+    shares: Array
+
+
+@dataclass(frozen=True, eq=False)
 class Leaves:
     """Leaves of neuron trees with the hints that close them.
 
@@ -163,6 +179,7 @@ class NeuronTrees:
         columns: elementwise node -> numbers of its neurons whose slopes are stored, in the order of
             the graph.
         refined: how the bounds at the root were tightened: graph and layers.
+        planes: disjunct of a case -> planes with which all its leaves were bounded.
         roots: nodes (R,) and their cases (R,).
         splits: nodes, neurons and points, (M,) each; neurons are counted over all pre-activations
             of the graph in their order.
@@ -174,6 +191,7 @@ class NeuronTrees:
     graph: Graph
     columns: Mapping[str, IntArray]
     refined: tuple[Graph, Sequence[Refinement]]
+    planes: dict[int, Sequence[Planes]] = field(default_factory=dict)
     nodes: _Nodes = field(default_factory=_Nodes)
     roots: list[tuple[IntArray, IntArray]] = field(default_factory=list)
     splits: list[tuple[IntArray, IntArray, FloatArray]] = field(default_factory=list)
@@ -182,7 +200,7 @@ class NeuronTrees:
 
     def replanted(self) -> NeuronTrees:
         """Trees over the same bounds, without roots."""
-        return NeuronTrees(self.problem, self.graph, self.columns, self.refined)
+        return NeuronTrees(self.problem, self.graph, self.columns, self.refined, self.planes)
 
     def plant(self, cases: IntArray) -> IntArray:
         """One root for each case."""
@@ -278,6 +296,18 @@ class NeuronTrees:
         parents = to_host(nodes)
         self.splits.append((parents, to_host(neurons), to_host(points)))
         return self.nodes.link(parents)
+
+
+def planes_of(tilts: Tilts, disjuncts: IntArray) -> dict[int, Sequence[Planes]]:
+    """Planes of cases as `NeuronTrees` keep them, given the disjunct of every case."""
+    result: dict[int, Sequence[Planes]] = {}
+    for row, case in enumerate(to_host(tilts.cases).tolist()):
+        result[int(disjuncts[case])] = [
+            Planes(name, to_host(tilting.neurons), to_host(codes[tilting.used]))
+            for name, tilting in tilts.of.items()
+            for codes in [encode_positions(tilts.shares[name][row])]
+        ]
+    return result
 
 
 def free_neurons(free: FreeRelaxation, boxes: Mapping[str, Box]) -> dict[str, IntArray]:

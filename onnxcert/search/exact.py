@@ -349,7 +349,7 @@ class _CaseSearch:
             return np.zeros(0), []
         brancher = self._whole.brancher
         old = brancher.trees
-        scratch = NeuronTrees(old.problem, old.graph, old.columns, old.refined)
+        scratch = old.replanted()
         bounder = replace(brancher, trees=scratch, steps=_STEPS)
         bounded = bounder.bound(self._batch(claims), self._expired)
         return to_host(bounded.score), scratch.leaves

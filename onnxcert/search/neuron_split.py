@@ -33,6 +33,7 @@ import numpy as np
 from onnxcert.arrays import Array, array_module, concatenate
 from onnxcert.bounds.hints import decode_positions, encode_positions
 from onnxcert.bounds.optimised import FreeRelaxation, Optimised, Splits, Start, optimise
+from onnxcert.bounds.tilts import Tilts
 from onnxcert.graph import Graph, Node
 from onnxcert.ops.base import Elementwise
 from onnxcert.proof.trace import NeuronTrees
@@ -79,6 +80,7 @@ class NeuronSplit(Brancher):
         trees: where decisions and hints are noted.
         execution_unit: unit roundoff of executions for which the root's bounds hold, and those of
             subproblems shall hold.
+        tilts: upper planes of some of the cases.
     """
 
     graph: Graph
@@ -89,6 +91,7 @@ class NeuronSplit(Brancher):
     steps: int
     trees: NeuronTrees
     execution_unit: float = 0.0
+    tilts: Tilts | None = None
 
     @property
     def _neurons(self) -> int:
@@ -103,6 +106,8 @@ class NeuronSplit(Brancher):
     def bytes_per_subproblem(self) -> int:
         """About twenty numbers per neuron during an ascent, and rows of the widest layers."""
         neurons = sum(s.stop - s.start for s in self.graph.numbering.values())
+        if self.tilts is not None:
+            neurons += sum(tilting.index.size for tilting in self.tilts.of.values()) // 2
         return int(8 * (20 * neurons + 8 * max(self.graph.sizes.values())))
 
     def roots(self) -> Batch:
@@ -166,6 +171,9 @@ class NeuronSplit(Brancher):
         forms = self.cases.forms(batch["case"])
         output = self.root[self.graph.output]
         free = self._free.with_boxes(boxes)
+        if self.tilts is not None:
+            case = batch["case"][:, 0]
+            free.relaxation.tilts.update(self.tilts.over(case, self.graph, self.root, boxes))
         result = optimise(free, forms, output, start, splits=splits, steps=steps, expired=expired)
         return result, boxes
 

@@ -20,10 +20,11 @@ import numpy as np
 from onnxcert.arrays import Array, Device, array_module, to_device, to_host
 from onnxcert.bounds.crown import Bounds, crown_bounds
 from onnxcert.bounds.intermediate import Refinement, tighten
-from onnxcert.bounds.optimised import FreeRelaxation, Start, optimise
+from onnxcert.bounds.optimised import FreeRelaxation, Optimised, Start, optimise
+from onnxcert.bounds.tilts import Tilts, tiltings
 from onnxcert.graph import Graph
 from onnxcert.passes import drop_dead_neurons
-from onnxcert.proof.trace import InputTrees, NeuronTrees, Trace, free_neurons
+from onnxcert.proof.trace import InputTrees, NeuronTrees, Trace, free_neurons, planes_of
 from onnxcert.search.attack import Falsifier, GradientAttack
 from onnxcert.search.auto import Plan, choose_plan
 from onnxcert.search.bab import BranchAndBound, Statistics
@@ -68,6 +69,12 @@ _ROOT_BATCH = 256
 _FEW_BOXES = 16
 """At most so many boxes whose inputs are split are put to constants, one by one."""
 
+_MOST_SHARES = 1 << 22
+"""Shares of planes in one ascent, of all cases together: 32 MB for each of a dozen arrays."""
+
+_WORTH_PLANES = 0.05
+"""Share of what a bound lacks that planes must bring."""
+
 _MARGIN = 1e-9
 """A proof that failed by a hair is repaired with bounds above this."""
 
@@ -105,6 +112,7 @@ class _Root:
         rows_lower: plain bounds of their rows, (K, R).
         lower: their optimised bounds, (K,).
         seconds: what the bounds of the layers took.
+        tilts: upper planes of some of the open cases.
     """
 
     trees: NeuronTrees
@@ -114,6 +122,7 @@ class _Root:
     rows_lower: Array
     lower: Array
     seconds: float
+    tilts: Tilts | None = None
 
 
 @dataclass
@@ -350,6 +359,7 @@ class Solver:
             self.settings.branch_steps,
             trees,
             self.execution_unit,
+            root.tilts,
         )
 
     def _split_neurons(
@@ -558,8 +568,11 @@ class Solver:
             steps=self.settings.slope_steps,
             expired=self.deadline.expired,
         )
+        found, tilts = self._tilt(cases, free, boxes, open_cases, found)
         problem = cases.problem
         trees = NeuronTrees(problem, graph, free_neurons(free, boxes), refined)
+        if tilts is not None:
+            trees.planes.update(planes_of(tilts, problem.case_disjunct))
         refuted = to_host(found.lower > 0)
         nodes = trees.plant(problem.case_disjunct[open_cases[refuted]])
         trees.close(nodes, found.best, np.flatnonzero(refuted), np.zeros((len(nodes), 0)))
@@ -575,7 +588,46 @@ class Solver:
         start = Start(positions, {}, best.weights[still], best.anchor[still])
         open_cases = open_cases[~refuted]
         lower = found.lower[still]
-        return _Root(trees, boxes, start, open_cases, rows_lower[still], lower, seconds)
+        if tilts is not None:
+            tilts = tilts.take(array_module(still).isin(tilts.cases, column[still]))
+        return _Root(trees, boxes, start, open_cases, rows_lower[still], lower, seconds, tilts)
+
+    def _tilt(
+        self,
+        cases: Cases,
+        free: FreeRelaxation,
+        boxes: Mapping[str, Box],
+        open_cases: Array,
+        found: Optimised,
+    ) -> tuple[Optimised, Tilts | None]:
+        """Raise bounds of cases that are still open by planes in place of chords.
+
+        Returns:
+            The bounds, slopes and weights of all cases, and the planes of those that have them:
+            cases whose bounds rise by much of what they lack.
+        """
+        xp = array_module(found.lower)
+        rest = xp.flatnonzero(~(found.lower > 0))
+        tilting = tiltings(free.relaxation.graph, boxes, free.relaxation) if len(rest) else {}
+        size = len(rest) * sum(planes.index.size for planes in tilting.values())
+        if not 0 < size <= _MOST_SHARES:
+            return found, None
+        numbers = to_device(open_cases, self.device)[rest]
+        column = numbers[:, None]
+        begin = found.best.take(rest)
+        better = optimise(
+            free.tilted(tilting),
+            cases.forms(column),
+            boxes[free.relaxation.graph.output],
+            begin,
+            steps=self.settings.slope_steps,
+            expired=self.deadline.expired,
+        )
+        raised = better.lower - found.lower[rest]
+        kept = raised >= _WORTH_PLANES * -found.lower[rest]
+        shares = better.best.shares
+        tilts = Tilts(tilting, numbers, shares).take(kept)
+        return found.replaced(rest[kept], better.take(kept)), tilts
 
     def _refute_boxes(self, cases: Cases, open_cases: Array) -> Array:
         """Bound many boxes in batches and return the cases that stay open."""
