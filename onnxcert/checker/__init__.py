@@ -14,6 +14,7 @@ as ``python -m onnxcert.checker PROOF MODEL [SPEC]``. To read it, begin here:
     forward    rule R6: forms of few inputs, before those
     ascent     rule R4: lines for one form, found by an ascent of its bound
     curves     rules R4, R5: lines round a curve; ``waves`` has those of exp, sin and cos
+    tilts      rule R18: planes above relus
     pairs      rule R15: planes round products and quotients
     container  the file format
     spec       VNN-LIB 1.0 and 2.x, exactly

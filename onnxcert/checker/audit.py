@@ -32,6 +32,7 @@ from onnxcert.checker.network import (
     Product,
     Term,
 )
+from onnxcert.checker.tilts import Tilt
 
 _METHODS = multiprocessing.get_all_start_methods()
 FORKS = multiprocessing.get_context("fork") if "fork" in _METHODS else None
@@ -102,6 +103,8 @@ class Auditor:
                     constant += a * Fraction(float(sides[number % len(sides), block.start + i]))
                 elif isinstance(block, Pair):
                     constant += self._plane(r, number, k, block, i, a, pending)
+                elif isinstance(block, Curve) and a < 0 and (found := _above(r, number, k, i)):
+                    constant += self._tilted(r, number, block, i, a, found, pending)
                 elif isinstance(block, Curve):
                     slope, offset = self._line(r, number, k, block, i, above=a < 0)
                     constant += a * offset
@@ -166,6 +169,39 @@ class Auditor:
                 raise Rejected("R4", f"audit, {block.label}", "a line crosses its curve")
         return slope, offset
 
+    def _tilted(
+        self,
+        r: Relaxation,
+        number: int,
+        block: Curve,
+        i: int,
+        a: Fraction,
+        found: tuple[Tilt, int],
+        rows: dict[int, Fraction],
+    ) -> Fraction:
+        """Replace a relu by a plane above it, after a test; the constant that this adds."""
+        tilt, row = found
+        used = tilt.reads.used[row]
+        scalars = tilt.reads.ids[row, used].tolist()
+        plane = dict(zip(scalars, map(Fraction, tilt.factor[row, used]), strict=True))
+        offset = Fraction(float(tilt.offset[row]))
+        # -z is at least ``below`` + a form of what the plane is about; executions may flush z.
+        form: dict[int, Fraction] = defaultdict(Fraction, {int(block.ids[i]): Fraction(-1)})
+        below = -Fraction(self.bounder.flushed)
+        while others := [j for j, b in form.items() if b and j >= 0 and j not in plane]:
+            maker = self.bounder.blocks[int(self.bounder.block_of(np.array(others[:1]))[0])]
+            b = form.pop(others[0])
+            below += self._sum(r, number, maker, others[0] - maker.start, b, form)
+        form.pop(-1, None)
+        box = r.lower[number].tolist(), r.upper[number].tolist()
+        at_zero = offset + _least(plane, box)
+        both = {j: plane.get(j, Fraction()) + form.get(j, Fraction()) for j in {*plane, *form}}
+        if at_zero < 0 or offset + below + _least(both, box) < 0:
+            raise Rejected("R18", f"audit, {block.label}", "a plane crosses its relu")
+        for scalar, factor in plane.items():
+            rows[scalar] += a * factor
+        return a * offset
+
     def _plane(
         self,
         r: Relaxation,
@@ -217,6 +253,16 @@ class Auditor:
                     if error:
                         lost += Fraction(error) * Fraction(r.reach[number % len(r.reach), scalar])
         return constant - abs(a) * lost
+
+
+def _above(r: Relaxation, number: int, k: int, i: int) -> tuple[Tilt, int] | None:
+    """The plane that a neuron of a curve takes, and its number among the planes."""
+    for tilt, active in r.tilts.get(k, ()):
+        row = int(np.searchsorted(tilt.position, i))
+        if row < len(tilt.position) and tilt.position[row] == i and active[number, row]:
+            assert isinstance(tilt, Tilt)
+            return tilt, row
+    return None
 
 
 Ends = tuple[Fraction, ...]

@@ -23,6 +23,7 @@ R6  Forward linear forms of few inputs, before the backward ones (`onnxcert.chec
 R7  If s (z - p) >= 0 on S, then A z >= A z - beta s (z - p) for every beta >= 0.
 R16 Where |h_i - m_i| <= r_i holds on S for all scalars of a block, A h >= A m - |A| r. A form ends
     with that at scalars that hardly vary on its set.
+R18 Relus below planes over what their sums read (`onnxcert.checker.tilts`), instead of chords.
 R9  A scalar whose lower bound exceeds its upper bound: S is empty.
 """
 
@@ -32,6 +33,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
+from typing import Protocol
 
 import numpy as np
 
@@ -274,6 +276,15 @@ class Part:
             pending[k][:, targets[first:last] - self.ends[k] + size] += part
 
 
+class Above(Protocol):
+    """Planes above neurons of a curve: `onnxcert.checker.tilts.Tilt`."""
+
+    def take(
+        self, rows: Array, active: Array, pending: dict[int, Array]
+    ) -> tuple[Array, Array, Array]:
+        """Move rows to the planes; see there."""
+
+
 @dataclass
 class Relaxation:
     """A batch of sets with a line on either side of every curve.
@@ -284,6 +295,7 @@ class Relaxation:
         center, radius, reach: (B, scalars + 1) middle, half width and largest absolute value.
         curves: block number -> mean, half difference, mean offset, half offset plus noise.
         planes: block number -> `pairs.Planes`, with noise in the last.
+        tilts: block number -> planes above some of its neurons, and which take them, (B, N).
         fixed: block number -> (B, n) which of its scalars hardly vary on which sets, if any do not.
         varies: (B, scalars + 1) one for scalars that hang on an input that varies, else zero; None
             where all inputs do.
@@ -299,6 +311,7 @@ class Relaxation:
     reach: Array
     curves: dict[int, tuple[Array, Array, Array, Array]] = field(default_factory=dict)
     planes: dict[int, pairs.Planes] = field(default_factory=dict)
+    tilts: dict[int, list[tuple[Above, Array]]] = field(default_factory=dict)
     fixed: dict[int, Array] = field(default_factory=dict)
     varies: Array | None = None
     empty: Array = field(default_factory=lambda: np.zeros(1, bool))
@@ -1037,6 +1050,9 @@ class Bounder:
             if isinstance(block, Curve | Pair):
                 if kept is not None:
                     kept[k] = rows
+                for above, active in r.tilts.get(k, ()):
+                    rows, moved, lost = above.take(rows, active, pending)
+                    constant, size = constant + moved, size + lost
                 moved, lost, bent = self._bent(r, k, rows)
                 parts = [part.reshape(a.shape) for part in bent]
                 constant = constant + (moved - lost)

@@ -165,7 +165,7 @@ class Session:
         expired: Callable[[], bool],
         known: Callable[[int, InputGroup], bool],
     ) -> Verified:
-        stream = Arrays({"constant": np.zeros(0)} | arrays)
+        stream = Arrays(arrays)
         executed = header["semantics"] == EXECUTED
         bounder = self.bounder(executed=executed, expired=expired)
         auditor = Auditor(bounder, audit, int((arrays["op"] == 0).sum()))

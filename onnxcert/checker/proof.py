@@ -18,6 +18,7 @@ R13  A witness lies in the specification exactly, with the outputs that exact ra
      gives (exact-replay) or those that onnxruntime computes (ort-replay).
 R14  Lipschitz constants (`onnxcert.checker.lipschitz`).
 R15  Products and quotients (`onnxcert.checker.pairs`), and R16 (`onnxcert.checker.bounds`).
+R18  Planes above relus (`onnxcert.checker.tilts`).
 R17  Over the reals a share exp(x_i) / sum_j exp(x_j) is larger than another one of its row if and
      only if its x_i is. Where a specification only compares shares of one row with each other, x
      takes their place among the outputs (`onnxcert.checker.network.Network.compared`). Executions
@@ -27,9 +28,10 @@ R17  Over the reals a share exp(x_i) / sum_j exp(x_j) is larger than another one
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from types import MappingProxyType
 
 import numpy as np
 
@@ -38,8 +40,9 @@ from onnxcert.checker.audit import Auditor
 from onnxcert.checker.balls import Balls, Ellipsoid
 from onnxcert.checker.bounds import Bounder, Columns, Form, Relaxation, gamma
 from onnxcert.checker.curves import TINY, Array, U
-from onnxcert.checker.network import distinct
+from onnxcert.checker.network import Curve, distinct
 from onnxcert.checker.spec import Case
+from onnxcert.checker.tilts import Tilt
 
 _NUMBERS = 1 << 18
 """Float64 numbers of bounds in one batch of ascents; its temporaries stay in cache."""
@@ -426,8 +429,23 @@ class Prover:
 
     # Trees over neurons
 
-    def paths(self, root: Relaxation, paths: Paths, columns: Columns, auditor: Auditor) -> Array:
-        """Bounds of leaves (B,), positive where refuted, over an input box (a batch of one)."""
+    def paths(
+        self,
+        root: Relaxation,
+        paths: Paths,
+        columns: Columns,
+        auditor: Auditor,
+        tilts: Mapping[int, Mapping[int, Tilt]] = MappingProxyType({}),
+    ) -> Array:
+        """Bounds of leaves (B,), positive where refuted, over an input box (a batch of one).
+
+        Args:
+            root: bounds over that box.
+            paths: the leaves.
+            columns: whose slopes they have.
+            auditor: bounds some of them again.
+            tilts: case -> block -> planes over the box (rule R18).
+        """
         bounder, count = self.bounder, len(paths.case)
         free = {k: columns.positions(k, paths.slopes) for k in columns.of}
         leaf, split = np.nonzero(paths.scalar >= 0)
@@ -438,6 +456,14 @@ class Prover:
         np.minimum.at(r.upper, (leaf[~above], scalar[~above]), point[~above])
         bounder.set_planes(r)
         bounder.set_lines(r, len(bounder.blocks), free)
+        r.tilts = {}
+        for case in distinct(paths.case):
+            for k, tilt in tilts.get(int(case), {}).items():
+                block, of_case = bounder.blocks[k], paths.case == case
+                assert isinstance(block, Curve)  # or it would have no planes
+                if not r.ends(k):
+                    active = of_case[:, None] & tilt.active(r, block)
+                    r.tilts.setdefault(k, []).append((tilt, active))
         signed = np.where(above, beta, -beta)
         size = root.reach[0, scalar] + abs(point)
         moved, lost = np.zeros(count), np.zeros(count)

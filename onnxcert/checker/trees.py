@@ -15,6 +15,7 @@ import numpy as np
 
 from onnxcert.checker.audit import FORKS, Auditor
 from onnxcert.checker.bounds import Bounder, Columns, Hint, Relaxation
+from onnxcert.checker.container import EXTRA
 from onnxcert.checker.curves import Array
 from onnxcert.checker.errors import Expired, Rejected
 from onnxcert.checker.lipschitz import refute
@@ -22,6 +23,7 @@ from onnxcert.checker.network import Curve, distinct
 from onnxcert.checker.proof import Boxes, Combined, Paths, Prover, Rows
 from onnxcert.checker.quadratic import Quadratic
 from onnxcert.checker.spec import Case
+from onnxcert.checker.tilts import Tilt, find_reads
 
 _NUMBERS = 1 << 20
 """Float64 numbers of bounds in one batch of nodes."""
@@ -33,11 +35,15 @@ _DEEPEST = 4096
 
 
 class Arrays:
-    """The arrays of a certificate, read from front to end."""
+    """The arrays of a certificate, read from front to end; those that may be missing are empty."""
 
     def __init__(self, arrays: dict[str, Array]) -> None:
-        self._arrays = arrays
-        self._next = dict.fromkeys(arrays, 0)
+        missing = {
+            name: np.zeros((0, width) if width else 0, kind)
+            for name, (kind, width) in EXTRA.items()
+        }
+        self._arrays = missing | arrays
+        self._next = dict.fromkeys(self._arrays, 0)
 
     def take(self, name: str, count: int) -> Array:
         """The next entries of an array."""
@@ -46,6 +52,12 @@ class Arrays:
             raise Rejected("container", name, "the array ends too early")
         self._next[name] = start + count
         return self._arrays[name][start : start + count]
+
+    def take_of(self, name: str, group: int) -> Array:
+        """The next entries of a table whose first column is a number."""
+        others = np.flatnonzero(self._arrays[name][self._next[name] :, 0] != group)
+        left = len(self._arrays[name]) - self._next[name]
+        return self.take(name, int(others[0]) if len(others) else left)
 
     def finish(self) -> None:
         """Everything must have been used."""
@@ -408,6 +420,24 @@ class Group:
             hints.setdefault(k, []).append(Hint(ids, 1.0 - 2.0 * side, slopes))
         return hints
 
+    def _tilts(self, root: Relaxation, roots: int, place: int) -> dict[int, dict[int, Tilt]]:
+        """Planes above relus over the box of a group, by root and block (rule R18)."""
+        tilts: dict[int, dict[int, Tilt]] = {}
+        last = (-1, -1)
+        for _, case, layer, count in self.arrays.take_of("tilt", place).tolist():
+            if not 0 <= case < roots or (case, layer) <= last or not 0 <= layer:
+                raise Rejected("R18", f"group {place}", "planes that are not in order")
+            last = case, layer
+            position = self.arrays.take("tilt_row", count).astype(np.int64)
+            k, _ = self._layer(layer, position)
+            if not count or (np.diff(position) <= 0).any():
+                raise Rejected("R18", f"group {place}", "neurons that are not in order")
+            reads = find_reads(self.bounder, root, k, position)
+            codes = self.arrays.take("tilt_share", int(reads.used.sum()))
+            tilt = Tilt.build(self.bounder, root, reads, position, codes)
+            tilts.setdefault(case, {})[k] = tilt
+        return tilts
+
     def _over_neurons(
         self,
         prover: Prover,
@@ -442,6 +472,7 @@ class Group:
                 columns=chosen,
                 balls=roots.balls,
             )
+        tilts = self._tilts(root, len(region.cases), place) if region.known is None else {}
         if handed.any():
             rest = [case for case, on in zip(region.cases, handed[first], strict=True) if on]
             self._hand_on(region, rest, self._known(root), place)
@@ -450,7 +481,7 @@ class Group:
         def bound(item: tuple[int, list[Paths]]) -> None:
             done, batch = item
             self._look_at_the_clock()
-            lower = prover.paths(root, _joined(batch), chosen, self.auditor)
+            lower = prover.paths(root, _joined(batch), chosen, self.auditor, tilts)
             for b in np.flatnonzero(~(lower > 0)):
                 node, box = int(leaf_nodes[done + b]), (roots.low[0], roots.high[0])
                 self._refuse(Refusal(place, node, batch[b].case, *box, float(lower[b])))

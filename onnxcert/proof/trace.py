@@ -124,11 +124,13 @@ class Planes:
     Attributes:
         node: the relu.
         neurons: (N,) of it.
-        shares: uint8 in 255ths, one for each factor that is not zero, neuron after neuron.
+        counts: (N,) how many factors of each are not zero.
+        shares: uint8 in 255ths, one for each of these, neuron after neuron.
     """
 
     node: str
     neurons: IntArray
+    counts: IntArray
     shares: Array
 
 
@@ -303,9 +305,13 @@ def planes_of(tilts: Tilts, disjuncts: IntArray) -> dict[int, Sequence[Planes]]:
     result: dict[int, Sequence[Planes]] = {}
     for row, case in enumerate(to_host(tilts.cases).tolist()):
         result[int(disjuncts[case])] = [
-            Planes(name, to_host(tilting.neurons), to_host(codes[tilting.used]))
+            Planes(
+                name,
+                to_host(tilting.neurons),
+                to_host(tilting.used.sum(axis=1)),
+                to_host(encode_positions(tilts.shares[name][row])[tilting.used]),
+            )
             for name, tilting in tilts.of.items()
-            for codes in [encode_positions(tilts.shares[name][row])]
         ]
     return result
 

@@ -275,7 +275,9 @@ class Writer:
             self._put("layer", [self._layer(neurons.label)])
             self._put("point", [trees.halves.point])
         nodes = 0
-        for _, disjunct, root in roots:
+        for number, (_, disjunct, root) in enumerate(roots):
+            if root >= 0:
+                self._planes(trees, number, disjunct)
             if root < 0:
                 self._put("op", [2])
                 nodes += 1
@@ -321,6 +323,22 @@ class Writer:
                 self._put("hint_slope", columns.slopes(graph, layer, rows).ravel())
                 count += 1
         return count
+
+    def _planes(self, trees: NeuronTrees, root: int, disjunct: int) -> None:
+        """Write the planes of a root of the next group."""
+        nodes = {node.name: node for node in trees.graph.nodes}
+        rows = []
+        for planes in trees.planes.get(disjunct, ()):
+            neurons = nodes[planes.node].neurons
+            assert neurons is not None
+            rows.append((self._layer(neurons.label), neurons.at(planes.neurons), planes))
+        for layer, position, planes in sorted(rows, key=lambda row: row[0]):
+            order = np.argsort(position)
+            ends = np.cumsum(planes.counts)
+            parts = [planes.shares[ends[i] - planes.counts[i] : ends[i]] for i in order]
+            self._put("tilt", [len(self.groups), root, layer, len(order)])
+            self._put("tilt_row", position[order])
+            self._put("tilt_share", np.concatenate(parts))
 
     def _layer(self, label: str) -> int:
         return self.layers.setdefault(label, len(self.layers))
