@@ -131,11 +131,12 @@ class Tilt:
         source: the value that is read.
         neurons: (N,).
         index: (N, p) entries of the source.
-        factor, offset: (K, N, p) and (K, N) of the planes, with what rounding adds; of K subproblems
-            or one for all.
+        factor, offset: (K, N, p) and (K, N) of the planes, with what rounding adds, of K
+            subproblems or one for all.
         active: (B, N) which neurons take their plane where their row is negative; or (1, N).
         levels: entries of the source, no two alike in one level, and which of the N p factors
             belong to each.
+        meeting: (1, m) rounding of one addition of rows over the source.
     """
 
     source: str
@@ -145,10 +146,12 @@ class Tilt:
     offset: Array
     active: Array
     levels: Sequence[tuple[Array, Array]]
+    meeting: Array
 
     def single(self) -> Tilt:
         """The same in binary32."""
-        return replace(self, factor=single(self.factor), offset=single(self.offset))
+        factor, offset, meeting = map(single, (self.factor, self.offset, self.meeting))
+        return replace(self, factor=factor, offset=offset, meeting=meeting)
 
     def negative(self, rows: Array) -> Array:
         """What planes take of rows (B, R, n): (B, R, N)."""
@@ -471,13 +474,12 @@ class _Pass:
         relaxation = self.relaxation
         if name in relaxation.sums:
             return relaxation.sums[name]
-        # At a value with one reader meet only rows over inputs, given beside those over a value, and
-        # rows of planes over inputs, or over a value that has them in another order.
-        size = relaxation.box.magnitude
-        if name != relaxation.graph.input:
-            width = relaxation.graph.sizes[name]
-            size = array_module(size).repeat(size.max(axis=1, keepdims=True), width, axis=1)
-        return 2.0 * UNIT_ROUNDOFF * size + TINY
+        # At a value with one reader meet only rows over inputs, given beside those over a value,
+        # and rows of planes over what their neurons read.
+        for tilt in relaxation.tilts.values():
+            if tilt.source == name:
+                return tilt.meeting
+        return 2.0 * UNIT_ROUNDOFF * relaxation.box.magnitude + TINY
 
     def widen(self, rows: Array, columns: Columns, size: int) -> Array:
         """Rows over all columns."""

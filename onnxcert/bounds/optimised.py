@@ -639,7 +639,9 @@ class _Variables:
         self.anchor = start.anchor
         self._dense = {name: xp.zeros(sign.shape, dtype) for name, sign in signs.items()}
         self.shares = {
-            name: _Ascent(xp.broadcast_to(first, (count, *first.shape[1:])).astype(dtype), _SHARE_RATE)
+            name: _Ascent(
+                xp.broadcast_to(first, (count, *first.shape[1:])).astype(dtype), _SHARE_RATE
+            )
             for name, tilting in free.tilting.items()
             for first in [start.shares.get(name, tilting.chord)]
         }
@@ -853,6 +855,22 @@ def _on_line(curve: Curve, row: Array, z: Array) -> Array:
     return value  # type: ignore[no-any-return]
 
 
+def _on_plane(
+    free: FreeRelaxation,
+    variables: _Variables,
+    number: int,
+    name: str,
+    row: Array,
+    values: Mapping[str, Array],
+) -> Array:
+    """The lines and planes that a backward pass took; moves their shares if they are free."""
+    tilt = free.relaxation.tilts[name]
+    source = values[tilt.source]
+    if name in free.tilting:
+        variables.lean(name, number, free.tilting[name].gradient(row, source))
+    return tilt.taken(row, values[name], source)
+
+
 def _step(
     task: _Task, pulled: Pulled, minimiser: Array, variables: _Variables, number: int
 ) -> None:
@@ -879,11 +897,7 @@ def _step(
             row, z = pulled.activations[name][:, 0], values[node.inputs[0]]
             values[name] = _on_line(free.relaxation.curves[name], row, z)
             if name in free.relaxation.tilts:
-                tilt = free.relaxation.tilts[name]
-                values[name] = tilt.taken(row, values[name], values[tilt.source])
-            if name in free.tilting:
-                tilting = free.tilting[name]
-                variables.lean(name, number, tilting.gradient(row, values[tilting.source]))
+                values[name] = _on_plane(free, variables, number, name, row, values)
             if name in variables.lines:
                 turns[name] = variables.lines[name].gradient(row, z, variables.positions(name))
         elif isinstance(node.op, Bivariate) and name in pulled.activations:

@@ -34,11 +34,10 @@ from functools import cached_property
 
 import numpy as np
 
-from onnxcert.arrays import Array, array_module, single, to_host
+from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module, single, to_host
 from onnxcert.bounds.backward import SLACK, Relaxation, Tilt
 from onnxcert.graph import Graph, Node
-from onnxcert.ops import Relu, Select
-from onnxcert.ops.base import Affine
+from onnxcert.ops.base import TINY, Affine, Elementwise
 from onnxcert.sets import Box
 
 MOST_SHARES = 1 << 18
@@ -63,6 +62,7 @@ class Tilting:
         least, width: (N, p) m and M - m.
         top, gap: (N,) largest value of z on the box, and minus the least.
         error: (N,) what z and the plane may be off.
+        meeting: as in `Tilt`.
     """
 
     source: str
@@ -74,6 +74,7 @@ class Tilting:
     top: Array
     gap: Array
     error: Array
+    meeting: Array
 
     @classmethod
     def build(
@@ -87,7 +88,9 @@ class Tilting:
         """
         makers = {made.name: made for made in graph.nodes}
         maker = makers.get(node.inputs[0])
-        if not isinstance(node.op, Relu) or maker is None or not isinstance(maker.op, Affine):
+        if not isinstance(node.op, Elementwise) or not node.op.rectifies:
+            return None
+        if maker is None or not isinstance(maker.op, Affine):
             return None
         error = relaxation.error_of(maker.name)
         order = None if len(maker.inputs) != 1 else _inputs(graph, makers, maker.inputs[0])
@@ -110,7 +113,8 @@ class Tilting:
         if not kept.any():
             return None
         parts = (neurons, index, weight, least, most - least, top, gap, error[0][neurons])
-        return cls(maker.inputs[0], *(part[kept] for part in parts))
+        taken = [part[kept] for part in parts]
+        return cls(maker.inputs[0], *taken, meeting=2.0 * UNIT_ROUNDOFF * box.magnitude + TINY)
 
     @property
     def used(self) -> Array:
@@ -119,14 +123,23 @@ class Tilting:
 
     def single(self) -> Tilting:
         """The same in binary32."""
-        parts = ("weight", "least", "width", "top", "gap", "error")
-        return replace(self, **{name: single(getattr(self, name)) for name in parts})
+        return replace(
+            self,
+            weight=single(self.weight),
+            least=single(self.least),
+            width=single(self.width),
+            top=single(self.top),
+            gap=single(self.gap),
+            error=single(self.error),
+            meeting=single(self.meeting),
+        )
 
     @property
     def chord(self) -> Array:
         """The shares that are chords, (1, N, p)."""
         share = self.top / (self.top + self.gap)
-        return share[None, :, None] + 0.0 * self.weight  # type: ignore[no-any-return]
+        result: Array = share[None, :, None] + 0.0 * self.weight
+        return result
 
     def balanced(self, shares: Array) -> Array:
         """Shares (K, N, p) moved to where both sides of the maximum are equal."""
@@ -148,7 +161,16 @@ class Tilting:
         high = self.top - (share * (self.least + self.width)).sum(axis=2)
         offset = xp.maximum(low, high) + 4.0 * SLACK * self.error
         active = xp.ones((1, len(self.neurons)), dtype=bool)
-        return Tilt(self.source, self.neurons, self.index, factor, offset, active, self.levels)
+        return Tilt(
+            self.source,
+            self.neurons,
+            self.index,
+            factor,
+            offset,
+            active,
+            self.levels,
+            self.meeting,
+        )
 
     @cached_property
     def levels(self) -> list[tuple[Array, Array]]:
@@ -164,7 +186,12 @@ class Tilting:
         return [(target[level == n], reads[level == n]) for n in range(count)]
 
     def gradient(self, row: Array, source: Array) -> Array:
-        """d bound / d share, per unit of width: rows (B, n) and the source's values -> (B, N, p)."""
+        """d bound / d share, per unit of width, (B, N, p).
+
+        Args:
+            row: over the outputs, (B, n).
+            source: values of the source on the relaxed path, (B, m).
+        """
         xp = array_module(row)
         below = xp.minimum(row[:, self.neurons], 0.0)
         high = self.weight * source[:, self.index] - self.least
@@ -215,7 +242,7 @@ class Tilts:
         for node in graph.nodes:
             if node.name not in self.of:
                 continue
-            assert isinstance(node.op, Relu)
+            assert isinstance(node.op, Elementwise)
             box = boxes.get(node.inputs[0], root[node.inputs[0]])
             tilt = self._all[node.name]
             active = known[:, None] & node.op.unstable(box)[:, tilt.neurons]
@@ -236,15 +263,20 @@ def tiltings(graph: Graph, boxes: Mapping[str, Box], relaxation: Relaxation) -> 
 
 
 def _inputs(graph: Graph, makers: Mapping[str, Node], name: str) -> Array | None:
-    """Which input each entry of a value is; None where it is more than the input moved."""
+    """Which input each entry of a value is, maybe scaled; None where it is anything else."""
     if name == graph.input:
         return np.arange(graph.input_size)
     maker = makers[name]
-    if not isinstance(maker.op, Select):
+    if not isinstance(maker.op, Affine) or len(maker.inputs) > 1:
         return None
     behind = _inputs(graph, makers, maker.inputs[0])
-    index = maker.op.gather.index
-    return None if behind is None or (index < 0).any() else behind[to_host(index)]
+    index = maker.op.moved
+    if behind is None or (index is None and maker.op.diagonal is None):
+        return None
+    if index is None:
+        return behind
+    index = to_host(index)
+    return None if (index < 0).any() else behind[index]
 
 
 def _reads(op: Affine, neurons: Array, order: Array) -> tuple[Array, Array] | None:

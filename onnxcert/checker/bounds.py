@@ -279,6 +279,10 @@ class Part:
 class Above(Protocol):
     """Planes above neurons of a curve: `onnxcert.checker.tilts.Tilt`."""
 
+    @property
+    def position(self) -> Array:
+        """(N,) of the neurons in their layer, increasing."""
+
     def take(
         self, rows: Array, active: Array, pending: dict[int, Array]
     ) -> tuple[Array, Array, Array]:

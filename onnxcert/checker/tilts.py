@@ -176,6 +176,8 @@ def find_reads(bounder: Bounder, r: Relaxation, k: int, position: Array) -> Read
             scale = scale * np.broadcast_to(term.factor, maker.size)[index]
     else:
         raise Rejected("R18", "tilt", f"sums behind more than {_LONGEST} blocks")
+    if not isinstance(term, Product | Entries):
+        raise Rejected("R18", "tilt", "neurons that read no products")
     read, factor = _products(term, index)
     weight = scale[:, None] * factor
     inexact = (factor != 0) & ~(abs(weight) >= _SMALLEST)

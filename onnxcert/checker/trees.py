@@ -425,7 +425,7 @@ class Group:
         tilts: dict[int, dict[int, Tilt]] = {}
         last = (-1, -1)
         for _, case, layer, count in self.arrays.take_of("tilt", place).tolist():
-            if not 0 <= case < roots or (case, layer) <= last or not 0 <= layer:
+            if not 0 <= case < roots or layer < 0 or (case, layer) <= last:
                 raise Rejected("R18", f"group {place}", "planes that are not in order")
             last = case, layer
             position = self.arrays.take("tilt_row", count).astype(np.int64)

@@ -205,6 +205,14 @@ class Affine(Operator):
         raise NotImplementedError(f"nothing slides in {type(self).__name__}")
 
     @property
+    def moved(self) -> Array | None:
+        """(n,) which entry of the only input each output is, -1 for a constant.
+
+        None where outputs are anything else.
+        """
+        return None
+
+    @property
     def diagonal(self) -> tuple[Array, Array] | None:
         """(factor, offset), (n,) each, where y = factor x + offset entry by entry; else None."""
         return None
@@ -278,6 +286,9 @@ class Elementwise(Operator):
 
     roundings: ClassVar[int] = 0
     """Roundings in one evaluation of the curve; zero where the result is exact."""
+
+    rectifies: ClassVar[bool] = False
+    """Whether the curve is max(x, 0)."""
 
     saturates: ClassVar[bool] = False
     """Whether the curve levels off, so that its roundings are those of one, however small it is."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from onnxcert.ops.two_slope import TwoSlope
 @dataclass(frozen=True)
 class Relu(TwoSlope):
     """max(x, 0): exact in floating point."""
+
+    rectifies: ClassVar[bool] = True
 
     size: int
 

@@ -48,6 +48,11 @@ class Select(Affine):
         return self.fill
 
     @property
+    def moved(self) -> Array | None:
+        """The indices, on the host."""
+        return self.gather.index
+
+    @property
     def roundings(self) -> int:
         """None: values are only moved."""
         return 0
