@@ -37,7 +37,7 @@ import numpy as np
 from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module, single, to_host
 from onnxcert.bounds.backward import SLACK, Relaxation, Tilt
 from onnxcert.graph import Graph, Node
-from onnxcert.ops.base import TINY, Affine, Elementwise
+from onnxcert.ops.base import TINY, Affine, Elementwise, Operator
 from onnxcert.sets import Box
 
 MOST_SHARES = 1 << 18
@@ -86,40 +86,45 @@ class Tilting:
             None where the node is no relu of an affine map of the input, or has no such neurons, or
             these read too much.
         """
-        makers = {made.name: made for made in graph.nodes}
-        maker = makers.get(node.inputs[0])
         if not isinstance(node.op, Elementwise) or not node.op.rectifies:
             return None
-        if maker is None or not isinstance(maker.op, Affine):
-            return None
-        error = relaxation.error_of(maker.name)
-        order = None if len(maker.inputs) != 1 else _inputs(graph, makers, maker.inputs[0])
-        if order is None or error is None:
-            return None
-        xp = array_module(error)
-        neurons = xp.flatnonzero(node.op.unstable(boxes[maker.name])[0])
-        box = boxes[maker.inputs[0]]
-        found = _reads(maker.op, neurons, order)
+        makers = {made.name: made for made in graph.nodes}
+        known = boxes[node.inputs[0]]
+        neurons = array_module(known.lower).flatnonzero(node.op.unstable(known)[0])
+        found = _sum_of(makers, relaxation, node.inputs[0], neurons)
         if found is None:
             return None
-        index, weight = found
+        maker, factor, bias, error = found
+        order = _inputs(graph, makers, maker.inputs[0])
+        reads = None if order is None else _reads(maker.op, neurons, order)
+        if reads is None:
+            return None
+        xp, box = array_module(factor), boxes[maker.inputs[0]]
+        index, weight = reads[0], factor[:, None] * reads[1]
         ends = weight * box.lower[0][index], weight * box.upper[0][index]
         least, most = xp.minimum(*ends), xp.maximum(*ends)
-        bias = 0.0 if maker.op.bias is None else maker.op.bias[neurons]
         top, gap = bias + most.sum(axis=1), -(bias + least.sum(axis=1))
-        known = boxes[maker.name]
         width = (known.upper - known.lower)[0][neurons]
         kept = (top > 0) & (gap > 0) & (top + gap <= _CLOSE * width) & xp.isfinite(width)
         if not kept.any():
             return None
-        parts = (neurons, index, weight, least, most - least, top, gap, error[0][neurons])
-        taken = [part[kept] for part in parts]
-        return cls(maker.inputs[0], *taken, meeting=2.0 * UNIT_ROUNDOFF * box.magnitude + TINY)
+        return cls(
+            maker.inputs[0],
+            neurons[kept],
+            index[kept],
+            weight[kept],
+            least[kept],
+            (most - least)[kept],
+            top[kept],
+            gap[kept],
+            error[kept],
+            2.0 * UNIT_ROUNDOFF * box.magnitude + TINY,
+        )
 
     @property
     def used(self) -> Array:
         """Which entries of (N, p) are shares."""
-        return self.weight != 0
+        return self.weight != 0  # type: ignore[no-any-return]
 
     def single(self) -> Tilting:
         """The same in binary32."""
@@ -138,8 +143,7 @@ class Tilting:
     def chord(self) -> Array:
         """The shares that are chords, (1, N, p)."""
         share = self.top / (self.top + self.gap)
-        result: Array = share[None, :, None] + 0.0 * self.weight
-        return result
+        return share[None, :, None] + 0.0 * self.weight  # type: ignore[no-any-return]
 
     def balanced(self, shares: Array) -> Array:
         """Shares (K, N, p) moved to where both sides of the maximum are equal."""
@@ -150,7 +154,8 @@ class Tilting:
         shrunk = xp.where(whole > self.top, self.top / xp.where(whole > 0, whole, one), one)
         grown = xp.where(whole < self.top, self.gap / xp.where(rest > 0, rest, one), one)
         moved = one - (one - shares * shrunk[:, :, None]) * xp.minimum(grown, one)[:, :, None]
-        return moved.clip(0.0, 1.0)  # type: ignore[no-any-return]
+        result: Array = moved.clip(0.0, 1.0)
+        return result
 
     def tilt(self, shares: Array) -> Tilt:
         """Planes for shares on the grid (K, N, p), of K subproblems or one for all."""
@@ -262,6 +267,35 @@ def tiltings(graph: Graph, boxes: Mapping[str, Box], relaxation: Relaxation) -> 
     return found
 
 
+def _sum_of(
+    makers: Mapping[str, Node], relaxation: Relaxation, name: str, neurons: Array
+) -> tuple[Node, Array, Array, Array] | None:
+    """Some entries of a value as factor x (sums of one node) + bias.
+
+    Returns:
+        The node, factors, bias with that of the node, and what both may be off, (N,) each; None if
+        the value is nothing of the kind.
+    """
+    xp = array_module(neurons)
+    factor, bias, error = xp.ones(len(neurons)), xp.zeros(len(neurons)), xp.zeros(len(neurons))
+    while True:
+        maker = makers.get(name)
+        if maker is None or not isinstance(maker.op, Affine) or len(maker.inputs) != 1:
+            return None
+        own = relaxation.error_of(name)
+        if own is not None:
+            error = error + abs(factor) * own[0][neurons]
+        diagonal = maker.op.diagonal
+        if diagonal is None:
+            break
+        bias = bias + factor * diagonal[1][neurons]
+        factor = factor * diagonal[0][neurons]
+        name = maker.inputs[0]
+    if maker.op.bias is not None:
+        bias = bias + factor * maker.op.bias[neurons]
+    return maker, factor, bias, error
+
+
 def _inputs(graph: Graph, makers: Mapping[str, Node], name: str) -> Array | None:
     """Which input each entry of a value is, maybe scaled; None where it is anything else."""
     if name == graph.input:
@@ -279,8 +313,9 @@ def _inputs(graph: Graph, makers: Mapping[str, Node], name: str) -> Array | None
     return None if (index < 0).any() else behind[index]
 
 
-def _reads(op: Affine, neurons: Array, order: Array) -> tuple[Array, Array] | None:
+def _reads(op: Operator, neurons: Array, order: Array) -> tuple[Array, Array] | None:
     """Entries and factors of what some outputs of a map read, (N, p) each; see `Tilting`."""
+    assert isinstance(op, Affine)
     xp = array_module(neurons)
     step, parts, rank = max(1, _CHUNK // len(order)), [], xp.asarray(order)
     for start in range(0, len(neurons), step):

@@ -12,7 +12,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -482,11 +482,23 @@ class Solver:
         def record(case: int, lower: float) -> None:
             self._record(problem, np.array([case]), np.array([lower]))
 
+        # What the programs know above a relu is its chord.
+        planes = brancher.trees.planes
+        kept = dict(planes)
+        for disjunct in problem.case_disjunct[open_cases].tolist():
+            planes.pop(disjunct, None)
         search = LinearSearch(
-            brancher, candidates, self.statistics, lambda statistics: self._progress(), record
+            replace(brancher, tilts=None),
+            candidates,
+            self.statistics,
+            lambda statistics: self._progress(),
+            record,
         )
         patience = self.deadline.slice(_EXACT_SHARE * self.deadline.remaining)
-        return search.run(self.deadline, patience)
+        answer = search.run(self.deadline, patience)
+        if isinstance(answer, Reason):
+            planes.update(kept)
+        return answer
 
     def _root_bounds(self, box: Box, backward: bool, expired: Callable[[], bool]) -> Bounds:
         return crown_bounds(

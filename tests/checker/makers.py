@@ -489,6 +489,28 @@ PLANS = {
         settings=_NEURON,
         semantics=EXECUTED,
     ),
+    "planes": _Plan(
+        dense([4, 6, 1], 5),
+        lambda t: [([-1.0] * 4, [1.0] * 4, [([1], t)])],
+        (-6.25, -6.21875),
+        (-1.0, -1.0, -1.0, -1.0),
+        settings=_NEURON,
+    ),
+    "executed_planes": _Plan(
+        dense([4, 6, 1], 3),
+        lambda t: [([-1.0] * 4, [1.0] * 4, [([1], t)])],
+        (-4.859375, -4.8125),
+        (1.0, -1.0, 1.0, 1.0),
+        settings=_NEURON,
+        semantics=EXECUTED,
+    ),
+    "split_planes": _Plan(
+        dense([4, 6, 1], 7),
+        lambda t: [([-1.0] * 4, [1.0] * 4, [([1], t)])],
+        (-4.84375, -4.8125),
+        (-1.0, -1.0, 1.0, -1.0),
+        settings=_NEURON,
+    ),
     "sigmoid": _Plan(
         dense([2, 3, 3, 1], 3, curve="Sigmoid"),
         lambda t: [(*_SQUARE, [([1], t)])],
