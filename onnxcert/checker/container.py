@@ -31,10 +31,11 @@
                                   each row of the case
     constant       float64        for the group of kind 3: a weight for each input, then multipliers
                                   as in a file of constants; may be missing without such a group
-    tilt           int64 (., 4)   planes above relus: group of kind 1, root in it, layer, neurons K
+    tilt           int64 (., 5)   planes above relus: group of kind 1, root in it, layer, neurons K
+                                  and shares S
     tilt_row       uint32         per entry of ``tilt``: K positions, increasing
-    tilt_share     uint8          per entry of ``tilt``: for each neuron one for each factor that is
-                                  not zero, in the order of the scalars; all three may be missing
+    tilt_share     uint8          per entry of ``tilt``: S, for each neuron one for each factor that
+                                  is not zero, in the order of the scalars; all may be missing
     x<i>           the type of input i, sat only: a witness
 
 and of a file with the verdict lipschitz, all float64, see rule R14::
@@ -56,7 +57,7 @@ k / 255: of the free line between the two slopes of a kinked curve; for sigmoid 
 point where the tangent touches, from the near end of the concave (below: convex) side, or from
 where a line from the far end touches it, to the outer end of the interval. Multipliers and weights
 are the upper 16 bits of a binary32. All leaves of a root are bounded with its planes; their
-entries are in the order of groups, roots and, without repetition, layers.
+entries are in the order of groups, roots and, without repetition, layers (rule R18).
 A neuron is a label and a position: see `onnxcert.checker.model`.
 
 A group of kind 3 has no trees: Lipschitz constants refute its cases (rule R14). There is one at
@@ -104,7 +105,7 @@ ARRAYS = {
 }
 EXTRA = {
     "constant": ("<f8", 0),
-    "tilt": ("<i8", 4),
+    "tilt": ("<i8", 5),
     "tilt_row": ("<u4", 0),
     "tilt_share": ("|u1", 0),
 }

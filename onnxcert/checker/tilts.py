@@ -85,18 +85,22 @@ class Tilt:
     part: Part
 
     @classmethod
-    def build(
-        cls, bounder: Bounder, r: Relaxation, reads: Reads, position: Array, codes: Array
-    ) -> Tilt:
+    def build(cls, bounder: Bounder, r: Relaxation, k: int, position: Array, codes: Array) -> Tilt:
         """Planes over the box of a batch of one.
 
         Args:
             bounder: the network.
             r: bounds of every scalar.
-            reads: what the neurons read.
-            position: (N,) of them, no two alike.
+            k: the block of the relu.
+            position: (N,) in it, no two alike.
             codes: shares in 255ths, one for each of `Reads.used`, neuron after neuron.
+
+        Raises:
+            Rejected: these neurons have no such planes, or there are not as many shares.
         """
+        reads = find_reads(bounder, r, k, position)
+        if len(codes) != reads.used.sum():
+            raise Rejected("R18", "tilt", f"{len(codes)} shares for {reads.used.sum()} factors")
         share = np.zeros(reads.weight.shape)
         share[reads.used] = codes / 255.0
         low, high = (reads.weight * side[0, reads.ids] for side in (r.lower, r.upper))

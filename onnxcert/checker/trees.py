@@ -23,7 +23,7 @@ from onnxcert.checker.network import Curve, distinct
 from onnxcert.checker.proof import Boxes, Combined, Paths, Prover, Rows
 from onnxcert.checker.quadratic import Quadratic
 from onnxcert.checker.spec import Case
-from onnxcert.checker.tilts import Tilt, find_reads
+from onnxcert.checker.tilts import Tilt
 
 _NUMBERS = 1 << 20
 """Float64 numbers of bounds in one batch of nodes."""
@@ -424,18 +424,21 @@ class Group:
         """Planes above relus over the box of a group, by root and block (rule R18)."""
         tilts: dict[int, dict[int, Tilt]] = {}
         last = (-1, -1)
-        for _, case, layer, count in self.arrays.take_of("tilt", place).tolist():
+        for _, case, layer, count, shares in self.arrays.take_of("tilt", place).tolist():
             if not 0 <= case < roots or layer < 0 or (case, layer) <= last:
                 raise Rejected("R18", f"group {place}", "planes that are not in order")
             last = case, layer
             position = self.arrays.take("tilt_row", count).astype(np.int64)
+            codes = self.arrays.take("tilt_share", shares)
             k, _ = self._layer(layer, position)
             if not count or (np.diff(position) <= 0).any():
                 raise Rejected("R18", f"group {place}", "neurons that are not in order")
-            reads = find_reads(self.bounder, root, k, position)
-            codes = self.arrays.take("tilt_share", int(reads.used.sum()))
-            tilt = Tilt.build(self.bounder, root, reads, position, codes)
-            tilts.setdefault(case, {})[k] = tilt
+            try:
+                tilts.setdefault(case, {})[k] = Tilt.build(self.bounder, root, k, position, codes)
+            except Rejected:
+                if self.refused is None:
+                    raise
+                # A search that sees these sums otherwise proves the leaves again, without planes.
         return tilts
 
     def _over_neurons(

@@ -336,7 +336,8 @@ class Writer:
             order = np.argsort(position)
             ends = np.cumsum(planes.counts)
             parts = [planes.shares[ends[i] - planes.counts[i] : ends[i]] for i in order]
-            self._put("tilt", [len(self.groups), root, layer, len(order)])
+            count = int(planes.counts.sum())
+            self._put("tilt", [len(self.groups), root, layer, len(order), count])
             self._put("tilt_row", position[order])
             self._put("tilt_share", np.concatenate(parts))
 

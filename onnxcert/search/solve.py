@@ -167,6 +167,7 @@ class Solver:
             attack, attacked, self.rng, self.deadline, settings.attack_share
         )
         self._seen = 0
+        self._planes = True
         self._phase = "attack"
         self._open_disjuncts = 0
         self._lap = self.deadline.elapsed
@@ -208,7 +209,8 @@ class Solver:
             None when the trace is complete again, else as `solve`.
         """
         self._enter("repair", len(failures))
-        self.by_constants = None  # what the checker did not accept of them, it never will
+        # What the checker did not accept of these, it never will.
+        self.by_constants, self._planes = None, False
         answer: Counterexample | Reason | None = None
         groups: dict[int, list[Failure]] = {}
         for failure in failures:
@@ -620,7 +622,8 @@ class Solver:
         """
         xp = array_module(found.lower)
         rest = xp.flatnonzero(~(found.lower > 0))
-        tilting = tiltings(free.relaxation.graph, boxes, free.relaxation) if len(rest) else {}
+        wanted = self._planes and len(rest)
+        tilting = tiltings(free.relaxation.graph, boxes, free.relaxation) if wanted else {}
         size = len(rest) * sum(planes.index.size for planes in tilting.values())
         if not 0 < size <= _MOST_SHARES:
             return found, None

@@ -39,7 +39,7 @@ from tests.oracles import exact_values, smallest_violation
 
 SECONDS = 5.0
 KILOBYTES = 2 << 20
-RULES = {"container", "R0", "R1", "R4", "R8", "R10", "R13", UNUSABLE, ACCEPTED}
+RULES = {"container", "R0", "R1", "R4", "R8", "R10", "R13", "R18", UNUSABLE, ACCEPTED}
 
 EXTREME = [0, 1, -1, 2, 127, 128, 255, 2**15, 2**16 - 1, 2**31, 2**32 - 1, 2**63 - 1, -(2**63)]
 EXTREME_FLOATS = [0.0, -0.0, 1.0, -1.0, 5e-324, 1e-300, 1e300, -1e300, np.inf, -np.inf, np.nan]
