@@ -167,7 +167,7 @@ class Solver:
             attack, attacked, self.rng, self.deadline, settings.attack_share
         )
         self._seen = 0
-        self._planes = True
+        self._planes = settings.planes == "auto"
         self._phase = "attack"
         self._open_disjuncts = 0
         self._lap = self.deadline.elapsed

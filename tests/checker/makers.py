@@ -387,7 +387,8 @@ def _four(t: float) -> list[Disjunct]:
     return [(*lower, rows[0]), (*lower, rows[1]), (*upper, rows[1]), (*upper, rows[0])]
 
 
-_INPUT, _NEURON = {"splitting": "input"}, {"splitting": "neuron"}
+_INPUT, _NEURON = {"splitting": "input"}, {"splitting": "neuron", "planes": "off"}
+_PLANES = {"splitting": "neuron"}
 
 PLANS = {
     "inputs": _Plan(
@@ -494,14 +495,14 @@ PLANS = {
         lambda t: [([-1.0] * 4, [1.0] * 4, [([1], t)])],
         (-6.25, -6.21875),
         (-1.0, -1.0, -1.0, -1.0),
-        settings=_NEURON,
+        settings=_PLANES,
     ),
     "executed_planes": _Plan(
         dense([4, 6, 1], 3),
         lambda t: [([-1.0] * 4, [1.0] * 4, [([1], t)])],
         (-4.859375, -4.8125),
         (1.0, -1.0, 1.0, 1.0),
-        settings=_NEURON,
+        settings=_PLANES,
         semantics=EXECUTED,
     ),
     "split_planes": _Plan(
@@ -509,7 +510,7 @@ PLANS = {
         lambda t: [([-1.0] * 4, [1.0] * 4, [([1], t)])],
         (-4.84375, -4.8125),
         (-1.0, -1.0, 1.0, -1.0),
-        settings=_NEURON,
+        settings=_PLANES,
     ),
     "sigmoid": _Plan(
         dense([2, 3, 3, 1], 3, curve="Sigmoid"),

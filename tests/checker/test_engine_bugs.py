@@ -6,7 +6,7 @@ what the search says; without a bug it never finishes, with one it does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ import onnxcert
 from onnxcert import Settings, Unknown
 from onnxcert.arrays import Device
 from onnxcert.bounds import crown
+from onnxcert.bounds.backward import Tilt
 from onnxcert.bounds.optimised import Optimised
+from onnxcert.bounds.tilts import Tilting
 from onnxcert.checker.certificate import REAL
 from onnxcert.ops import Divide, Multiply
 from onnxcert.ops.base import Affine
@@ -50,14 +52,14 @@ class Search:
     """An engine that overlooks every witness, at work on an instance."""
 
     instance: Instance
-    splitting: str
+    settings: Mapping[str, Any]
 
     def run(self, seconds: float = 10.0) -> tuple[object, Callable[[], bytes]]:
         """What the search says of the last problem, and how to make a certificate of it."""
         solver = Solver(
             self.instance.graph,
             confirm=lambda point, decimals: None,
-            settings=Settings(splitting=self.splitting, attack_restarts=0),  # type: ignore[arg-type]
+            settings=Settings(**self.settings, attack_restarts=0),
             device=Device(),
             deadline=Deadline(seconds),
             rng=np.random.default_rng(0),
@@ -74,6 +76,56 @@ class Search:
 
 
 # The bugs
+
+
+def planes_through_the_chord(patch: Patch) -> None:
+    """Planes above relus have the offset of the box's lower end only."""
+    right = Tilting.tilt
+
+    def tilt(self: Tilting, shares: Any) -> Tilt:
+        made = right(self, shares)
+        below = -(self.balanced(shares) * self.used * self.least).sum(axis=2)
+        return replace(made, offset=0.5 * below)
+
+    patch.setattr(Tilting, "tilt", tilt)
+
+
+def unbalanced_planes(patch: Patch) -> None:
+    """Only what is left of zero keeps planes above a relu."""
+    right = Tilting.tilt
+
+    def tilt(self: Tilting, shares: Any) -> Tilt:
+        made = right(self, shares)
+        raw = shares * self.used
+        below = -(raw * self.least).sum(axis=2)
+        return replace(made, factor=raw * self.weight, offset=below)
+
+    patch.setattr(Tilting, "tilt", tilt)
+
+
+def planes_with_both_signs(patch: Patch) -> None:
+    """Positive rows take the planes above, too."""
+    patch.setattr(Tilt, "negative", lambda self, rows: rows[:, :, self.neurons] * 1.0)
+
+
+def planes_of_narrow_boxes(patch: Patch) -> None:
+    """What neurons read is taken to vary half as much."""
+    right = Tilting.build.__func__  # type: ignore[attr-defined]
+
+    def build(cls: Any, graph: Any, node: Any, boxes: Any, relaxation: Any) -> Tilting | None:
+        made = right(cls, graph, node, boxes, relaxation)
+        if made is None:
+            return None
+        quarter = 0.25 * made.width
+        return replace(
+            made,
+            least=made.least + quarter,
+            width=0.5 * made.width,
+            top=made.top - quarter.sum(axis=1),
+            gap=made.gap - quarter.sum(axis=1),
+        )
+
+    patch.setattr(Tilting, "build", classmethod(build))
 
 
 def dropped_intercept(patch: Patch) -> None:
@@ -290,6 +342,10 @@ BUGS: dict[Callable[[Patch], None], list[str]] = {
     narrow_differences: ["shares"],
     lost_upper_halves: ["inputs", "sums", "convolution"],
     lost_lower_halves: ["inputs", "combined", "sums"],
+    planes_through_the_chord: ["planes", "executed_planes", "split_planes"],
+    unbalanced_planes: ["planes", "executed_planes"],
+    planes_with_both_signs: ["executed_planes"],
+    planes_of_narrow_boxes: ["planes", "executed_planes"],
     lower_halves_twice: ["neurons", "weights", "groups", "sigmoid"],
     upper_halves_twice: ["neurons", "weights", "groups", "sigmoid"],
 }
@@ -304,7 +360,7 @@ PAIRS = [
 def search_of(name: str) -> Search:
     it = made(name)
     assert it.sibling.is_solved_by(it.solution)
-    return Search(it.sibling, PLANS[name].settings["splitting"])
+    return Search(it.sibling, PLANS[name].settings)
 
 
 @pytest.mark.parametrize("name", sorted({name for names in BUGS.values() for name in names}))
@@ -338,7 +394,7 @@ def test_verifier_with_a_bug(
     path, out = tmp_path / "spec.vnnlib", tmp_path / "proof.onnxcert"
     path.write_bytes(search.instance.spec)
     model = onnx.ModelProto.FromString(search.instance.model)
-    settings = Settings(splitting=search.splitting, attack_restarts=0)  # type: ignore[arg-type]
+    settings = Settings(**search.settings, attack_restarts=0)
     monkeypatch.setattr(Candidates, "test", lambda self, points, cases: None)
     bug(monkeypatch)
     result = onnxcert.verify(model, path, timeout=1.5, settings=settings, certificate=out)
