@@ -35,7 +35,9 @@
                                   and shares S
     tilt_row       uint32         per entry of ``tilt``: K positions, increasing
     tilt_share     uint8          per entry of ``tilt``: S, for each neuron one for each factor that
-                                  is not zero, in the order of the scalars; all may be missing
+                                  is not zero, in the order of the scalars
+    tilt_leaf      uint8          per leaf of a root with planes: 1 if it takes them, else 0; all of
+                                  these may be missing
     x<i>           the type of input i, sat only: a witness
 
 and of a file with the verdict lipschitz, all float64, see rule R14::
@@ -56,8 +58,8 @@ in between; multipliers of leaves are for the splits of the halves first. Slopes
 k / 255: of the free line between the two slopes of a kinked curve; for sigmoid and tanh of the
 point where the tangent touches, from the near end of the concave (below: convex) side, or from
 where a line from the far end touches it, to the outer end of the interval. Multipliers and weights
-are the upper 16 bits of a binary32. All leaves of a root are bounded with its planes; their
-entries are in the order of groups, roots and, without repetition, layers (rule R18).
+are the upper 16 bits of a binary32. Planes are in the order of groups, roots and, without
+repetition, layers (rule R18).
 A neuron is a label and a position: see `onnxcert.checker.model`.
 
 A group of kind 3 has no trees: Lipschitz constants refute its cases (rule R14). There is one at
@@ -108,6 +110,7 @@ EXTRA = {
     "tilt": ("<i8", 5),
     "tilt_row": ("<u4", 0),
     "tilt_share": ("|u1", 0),
+    "tilt_leaf": ("|u1", 0),
 }
 CONSTANTS = dict.fromkeys(("multiplier", "share", "outputs", "pairs"), ("<f8", 0))
 _DAMAGE = (

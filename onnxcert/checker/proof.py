@@ -157,6 +157,7 @@ class Paths:
         scalar: (B, D) split scalars, -1 for none; with side +1 (above) or -1, point, multiplier.
         slopes: (B, C) positions of free lines in 255ths.
         weights: (B, R) of the rows of the case.
+        tilted: (B,) whether they take the planes of their case.
     """
 
     case: Array
@@ -166,6 +167,7 @@ class Paths:
     multiplier: Array
     slopes: Array
     weights: Array
+    tilted: Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -459,7 +461,7 @@ class Prover:
         r.tilts = {}
         for case in distinct(paths.case):
             for k, tilt in tilts.get(int(case), {}).items():
-                block, of_case = bounder.blocks[k], paths.case == case
+                block, of_case = bounder.blocks[k], paths.tilted & (paths.case == case)
                 assert isinstance(block, Curve)  # or it would have no planes
                 if not r.ends(k):
                     active = of_case[:, None] & tilt.active(r, block)

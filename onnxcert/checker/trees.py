@@ -7,7 +7,7 @@ leaves to `onnxcert.checker.proof.Prover` and rejects the first leaf that is not
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -421,7 +421,8 @@ class Group:
         return hints
 
     def _tilts(self, root: Relaxation, roots: int, place: int) -> dict[int, dict[int, Tilt]]:
-        """Planes above relus over the box of a group, by root and block (rule R18)."""
+        """Planes above relus over the box of a group (rule R18), by block for each root that has
+        some."""
         tilts: dict[int, dict[int, Tilt]] = {}
         last = (-1, -1)
         for _, case, layer, count, shares in self.arrays.take_of("tilt", place).tolist():
@@ -433,8 +434,9 @@ class Group:
             k, _ = self._layer(layer, position)
             if not count or (np.diff(position) <= 0).any():
                 raise Rejected("R18", f"group {place}", "neurons that are not in order")
+            of_case = tilts.setdefault(case, {})
             try:
-                tilts.setdefault(case, {})[k] = Tilt.build(self.bounder, root, k, position, codes)
+                of_case[k] = Tilt.build(self.bounder, root, k, position, codes)
             except Rejected:
                 if self.refused is None:
                     raise
@@ -489,7 +491,7 @@ class Group:
                 node, box = int(leaf_nodes[done + b]), (roots.low[0], roots.high[0])
                 self._refuse(Refusal(place, node, batch[b].case, *box, float(lower[b])))
 
-        batches = self._batches(self._leaves(region, op, tree, columns))
+        batches = self._batches(self._leaves(region, op, tree, columns, tilts))
         jobs = self.jobs if self.refused is None else 1
         spread(bound, batches, jobs)
 
@@ -531,7 +533,14 @@ class Group:
             raise Rejected("R8", place, "a leaf is not refuted")
         self.refused.append(refusal)
 
-    def _leaves(self, region: Region, op: Array, tree: Array, columns: int) -> Iterator[Paths]:
+    def _leaves(
+        self,
+        region: Region,
+        op: Array,
+        tree: Array,
+        columns: int,
+        tilts: Mapping[int, Mapping[int, Tilt]],
+    ) -> Iterator[Paths]:
         """The leaves in preorder, each a batch of one."""
         cases = region.cases
         split = tree[:, 0] >= 0
@@ -568,6 +577,9 @@ class Group:
             sides = np.array([s for _, s in path])
             above = len(region.scalar) + len(path)
             weights = self._weights([cases[case]], width)
+            tilted = self.arrays.take("tilt_leaf", 1) if case in tilts else np.zeros(1)
+            if tilted[0] > 1:
+                raise Rejected("R18", f"node {node}", "planes are taken or not")
             yield Paths(
                 np.array([case]),
                 np.append(region.scalar, scalar[splits])[None],
@@ -576,6 +588,7 @@ class Group:
                 coarse(self.arrays.take("multiplier", above))[None],
                 self.arrays.take("slope", columns)[None],
                 weights,
+                tilted > 0,
             )
 
 
@@ -596,4 +609,5 @@ def _joined(paths: Sequence[Paths]) -> Paths:
         table("multiplier", 0),
         np.concatenate([path.slopes for path in paths]),
         np.concatenate([path.weights for path in paths]),
+        np.concatenate([path.tilted for path in paths]),
     )

@@ -143,12 +143,14 @@ class Leaves:
         slopes: (M, columns) uint8, positions of free lines in 255ths.
         multipliers: (M, D) for each split of the path, root first; NaN for padding.
         weights: (M, R) of the rows of the case.
+        tilted: (M,) whether they take the planes of their case.
     """
 
     nodes: IntArray
     slopes: Array
     multipliers: FloatArray
     weights: FloatArray
+    tilted: Array
 
 
 @dataclass(eq=False)
@@ -181,7 +183,7 @@ class NeuronTrees:
         columns: elementwise node -> numbers of its neurons whose slopes are stored, in the order of
             the graph.
         refined: how the bounds at the root were tightened: graph and layers.
-        planes: disjunct of a case -> planes with which all its leaves were bounded.
+        planes: disjunct of a case -> its planes, which its leaves may take.
         roots: nodes (R,) and their cases (R,).
         splits: nodes, neurons and points, (M,) each; neurons are counted over all pre-activations
             of the graph in their order.
@@ -210,7 +212,14 @@ class NeuronTrees:
         self.roots.append((numbers, cases))
         return numbers
 
-    def close(self, nodes: Array, best: Start, index: Array, multipliers: Array) -> None:
+    def close(
+        self,
+        nodes: Array,
+        best: Start,
+        index: Array,
+        multipliers: Array,
+        tilted: Array | None = None,
+    ) -> None:
         """Leaves (M,) with the variables of their best bounds.
 
         Args:
@@ -218,6 +227,7 @@ class NeuronTrees:
             best: variables of a batch of subproblems.
             index: (M,) which of them.
             multipliers: (M, D) unsigned ones of the path, root first; NaN for padding.
+            tilted: (M,) whether they take the planes of their case; None for no.
         """
         if len(nodes) == 0:
             return
@@ -230,7 +240,8 @@ class NeuronTrees:
             parts.append(slopes)
         slopes = np.concatenate([np.zeros((len(numbers), 0), np.uint8), *parts], axis=1)
         weights = to_host(best.weights[index])
-        self.leaves.append(Leaves(numbers, slopes, to_host(multipliers), weights))
+        taken = np.zeros(len(numbers), dtype=bool) if tilted is None else to_host(tilted)
+        self.leaves.append(Leaves(numbers, slopes, to_host(multipliers), weights, taken))
 
     def graft(self, other: NeuronTrees, nodes: IntArray) -> IntArray:
         """Take over what grew below some nodes.

@@ -276,8 +276,7 @@ class Writer:
             self._put("point", [trees.halves.point])
         nodes = 0
         for number, (_, disjunct, root) in enumerate(roots):
-            if root >= 0:
-                self._planes(trees, number, disjunct)
+            has_planes = root >= 0 and self._planes(trees, number, disjunct)
             if root < 0:
                 self._put("op", [2])
                 nodes += 1
@@ -285,7 +284,8 @@ class Writer:
             order = np.array(list(_preorder([root], children)), np.int64)
             self._put("op", children[order, 0] >= 0)
             nodes += len(order)
-            self._tree(trees, splits, order, children, self.cases[disjunct])
+            case = self.cases[disjunct]
+            self._tree(trees, splits, order, children, case, has_planes=has_planes)
         numbers = [number for number, _, _ in roots]
         self._group(kind, numbers if kind == 1 else [], nodes, 0, len(columns.table), hints)
         self.groups.append((trees, _NOTHING, np.array(numbers)))
@@ -297,6 +297,8 @@ class Writer:
         order: IntArray,
         children: IntArray,
         case: NumberedCase,
+        *,
+        has_planes: bool,
     ) -> None:
         inner = order[children[order, 0] >= 0]
         for name in ("arg", "layer", "point"):
@@ -307,6 +309,8 @@ class Writer:
             self._put("slope", leaves.slopes[row])
             self._put("multiplier", encode_multipliers(multipliers[~np.isnan(multipliers)]))
             self._weights(case, leaves.weights[row])
+            if has_planes:
+                self._put("tilt_leaf", [leaves.tilted[row]])
             self.leaves += 1
 
     def _hints(self, trees: NeuronTrees, columns: _Columns) -> int:
@@ -324,8 +328,8 @@ class Writer:
                 count += 1
         return count
 
-    def _planes(self, trees: NeuronTrees, root: int, disjunct: int) -> None:
-        """Write the planes of a root of the next group."""
+    def _planes(self, trees: NeuronTrees, root: int, disjunct: int) -> bool:
+        """Write the planes of a root of the next group; whether it has any."""
         nodes = {node.name: node for node in trees.graph.nodes}
         rows = []
         for planes in trees.planes.get(disjunct, ()):
@@ -340,6 +344,7 @@ class Writer:
             self._put("tilt", [len(self.groups), root, layer, len(order), count])
             self._put("tilt_row", position[order])
             self._put("tilt_share", np.concatenate(parts))
+        return bool(rows)
 
     def _layer(self, label: str) -> int:
         return self.layers.setdefault(label, len(self.layers))

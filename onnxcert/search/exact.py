@@ -365,6 +365,7 @@ class _CaseSearch:
             "point": np.zeros((count, depth)),
             "multiplier": np.zeros((count, depth)),
             "weight": np.zeros((count, len(self._used))),
+            "tilted": np.zeros(count, dtype=bool),  # the programs know chords
         }
         for row, claim in enumerate(claims):
             batch["weight"][row, self._used] = claim.weights

@@ -57,6 +57,7 @@ class _State:
         index: (M,) numbers in the batch.
         optimised: of those.
         neuron, point, score: (M,) the chosen neuron, its split point and its score.
+        tilted: (M,) whether planes were taken.
     """
 
     index: Array
@@ -64,6 +65,7 @@ class _State:
     neuron: Array
     point: Array
     score: Array
+    tilted: Array
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,7 @@ class NeuronSplit(Brancher):
             "multiplier": xp.zeros((count, 0)),
             "weight": self.start.weights,
             "anchor": self.start.anchor,
+            "tilted": self._have_planes(xp.asarray(self.open_cases)),
         }
         for name, position in self.start.positions.items():
             batch[f"slope:{name}"] = encode_positions(position)
@@ -131,7 +134,7 @@ class NeuronSplit(Brancher):
 
     def bound(self, batch: Batch, expired: Callable[[], bool]) -> Bounded:
         """Bound with what the parents found, then adjust slopes, multipliers and weights."""
-        first, _ = self._optimise(batch, 0, expired)
+        first, batch = self._evaluate(batch, expired)
         lower = first.lower.copy()
         xp = array_module(lower)
         # Most that are refuted need no step (83 to 95 % on three networks); the others go on alone.
@@ -151,6 +154,34 @@ class NeuronSplit(Brancher):
             points, point_cases = state.optimised.minimiser[still], batch["case"][rest[still]]
         return Bounded(closed, lower, points, point_cases, batch["case"], lower[:, None], state)
 
+    def _have_planes(self, cases: Array) -> Array:
+        """Which cases (B,) have planes."""
+        xp = array_module(cases)
+        if self.tilts is None:
+            return xp.zeros(len(cases), dtype=bool)  # type: ignore[no-any-return]
+        return xp.isin(cases, self.tilts.cases)  # type: ignore[no-any-return]
+
+    def _evaluate(self, batch: Batch, expired: Callable[[], bool]) -> tuple[Optimised, Batch]:
+        """Bounds of a batch without a step, and the batch with the better of planes and chords.
+
+        Planes are those of the root: below many splits the chords of some may be better again.
+        """
+        first, _ = self._optimise(batch, 0, expired)
+        if self.tilts is None:
+            return first, batch
+        xp = array_module(first.lower)
+        others = xp.flatnonzero(~(first.lower > 0) & self._have_planes(batch["case"][:, 0]))
+        if len(others) == 0:
+            return first, batch
+        turned = take(batch, others)
+        turned["tilted"] = ~turned["tilted"]
+        second, _ = self._optimise(turned, 0, expired)
+        better = second.lower > first.lower[others]
+        tilted = batch["tilted"].copy()
+        tilted[others] ^= better
+        first = first.replaced(others[better], second.take(better))
+        return first, dict(batch) | {"tilted": tilted}
+
     def _ascend(self, batch: Batch, index: Array, expired: Callable[[], bool]) -> _State:
         """Optimise, and choose neurons."""
         result, boxes = self._optimise(batch, self.steps, expired)
@@ -161,7 +192,9 @@ class NeuronSplit(Brancher):
             result, _ = self._optimise(again, _LAST_STEPS, expired)
         neuron = scores.argmax(axis=1)
         each = array_module(neuron).arange(len(neuron))
-        return _State(index, result, neuron, points[each, neuron], scores[each, neuron])
+        return _State(
+            index, result, neuron, points[each, neuron], scores[each, neuron], batch["tilted"]
+        )
 
     def _optimise(
         self, batch: Batch, steps: int, expired: Callable[[], bool]
@@ -172,7 +205,8 @@ class NeuronSplit(Brancher):
         output = self.root[self.graph.output]
         free = self._free.with_boxes(boxes)
         if self.tilts is not None:
-            case = batch["case"][:, 0]
+            xp = array_module(batch["tilted"])
+            case = xp.where(batch["tilted"], batch["case"][:, 0], -1)
             free.relaxation.tilts.update(self.tilts.over(case, self.graph, self.root, boxes))
         result = optimise(free, forms, output, start, splits=splits, steps=steps, expired=expired)
         return result, boxes
@@ -181,7 +215,8 @@ class NeuronSplit(Brancher):
         """Note the leaves that a batch's bounds refute."""
         which = array_module(found.lower).flatnonzero(found.lower > 0)
         multipliers = self._unsigned(batch["neuron"][which], found.best.multipliers, which)
-        self.trees.close(batch["node"][which], found.best, which, multipliers)
+        tilted = batch["tilted"][which]
+        self.trees.close(batch["node"][which], found.best, which, multipliers, tilted)
 
     def _prepare(self, batch: Batch) -> tuple[dict[str, Box], Splits, Start]:
         """Boxes and constraints of the paths, and where the ascent begins."""
@@ -271,6 +306,7 @@ class NeuronSplit(Brancher):
         neuron, point = state.neuron[keep], state.point[keep]
         numbers = self.trees.split(batch["node"][chosen], neuron, point)
         parents = self._inherit(take(batch, state.index), state.optimised.best, keep)
+        parents["tilted"] = state.tilted[keep]
         sides = []
         for sign, nodes in zip((-1.0, 1.0), numbers, strict=True):
             child = dict(parents) | {"node": xp.asarray(nodes)}

@@ -12,7 +12,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -484,23 +484,11 @@ class Solver:
         def record(case: int, lower: float) -> None:
             self._record(problem, np.array([case]), np.array([lower]))
 
-        # What the programs know above a relu is its chord.
-        planes = brancher.trees.planes
-        kept = dict(planes)
-        for disjunct in problem.case_disjunct[open_cases].tolist():
-            planes.pop(disjunct, None)
         search = LinearSearch(
-            replace(brancher, tilts=None),
-            candidates,
-            self.statistics,
-            lambda statistics: self._progress(),
-            record,
+            brancher, candidates, self.statistics, lambda statistics: self._progress(), record
         )
         patience = self.deadline.slice(_EXACT_SHARE * self.deadline.remaining)
-        answer = search.run(self.deadline, patience)
-        if isinstance(answer, Reason):
-            planes.update(kept)
-        return answer
+        return search.run(self.deadline, patience)
 
     def _root_bounds(self, box: Box, backward: bool, expired: Callable[[], bool]) -> Bounds:
         return crown_bounds(
@@ -589,7 +577,12 @@ class Solver:
             trees.planes.update(planes_of(tilts, problem.case_disjunct))
         refuted = to_host(found.lower > 0)
         nodes = trees.plant(problem.case_disjunct[open_cases[refuted]])
-        trees.close(nodes, found.best, np.flatnonzero(refuted), np.zeros((len(nodes), 0)))
+        xp = array_module(found.lower)
+        tilted = xp.zeros(len(open_cases), dtype=bool)
+        if tilts is not None:
+            tilted = xp.isin(column[:, 0], tilts.cases)
+        which = np.flatnonzero(refuted)
+        trees.close(nodes, found.best, which, np.zeros((len(nodes), 0)), tilted[which])
         if steps == self.settings.layer_steps or refuted.any():
             self.trace.groups.append(trees)
         if witness := candidates.test(found.minimiser, column):

@@ -968,7 +968,8 @@ def _bound(
     bounder, r = bounded(net, x, x)
     rows = rows_of([[row]], n_inputs=net.n_inputs, n_outputs=1)
     scalar, side, point, beta = (np.array([column]) for column in zip(*splits, strict=True))
-    path = Paths(np.array([0]), scalar, side, point, beta, np.zeros((1, 0)), np.ones((1, 1)))
+    slopes, weights, tilted = np.zeros((1, 0)), np.ones((1, 1)), np.zeros(1, dtype=bool)
+    path = Paths(np.array([0]), scalar, side, point, beta, slopes, weights, tilted)
     with np.errstate(all="ignore"):
         lower = Prover(bounder, rows).paths(r, path, Columns({}, {}), Auditor(bounder, 0, 1))
     return Fraction(float(lower[0]))

@@ -184,10 +184,18 @@ def test_shares_stay_shares(share: list[float], top: float) -> None:
 @pytest.mark.parametrize("name", PLANES)
 def test_the_certificate_needs_its_planes(name: str) -> None:
     def change(header: Header, arrays: Arrays) -> None:
-        for array in ("tilt", "tilt_row", "tilt_share"):
+        for array in ("tilt", "tilt_row", "tilt_share", "tilt_leaf"):
             del arrays[array]
 
     assert "tilt" in made(name).parts[1]
+    assert made(name).instance.outcome(made(name).edited(change)) == "R8"
+
+
+@pytest.mark.parametrize("name", PLANES)
+def test_leaves_need_to_take_them(name: str) -> None:
+    def change(header: Header, arrays: Arrays) -> None:
+        arrays["tilt_leaf"][:] = 0
+
     assert made(name).instance.outcome(made(name).edited(change)) == "R8"
 
 
@@ -237,7 +245,17 @@ def _no_such_neuron(header: Header, arrays: Arrays) -> None:
     arrays["tilt_row"][-1] = 10**6
 
 
+def _neither(header: Header, arrays: Arrays) -> None:
+    arrays["tilt_leaf"][0] = 2
+
+
+def _one_leaf_less(header: Header, arrays: Arrays) -> None:
+    arrays["tilt_leaf"] = arrays["tilt_leaf"][1:]
+
+
 CHANGES = [
+    (_neither, {"R18"}),
+    (_one_leaf_less, {"container"}),
     (_field(0, 1), {"R8", "container"}),
     (_field(0, -1), {"R8", "container"}),
     (_field(1, 1), {"R18"}),

@@ -19,7 +19,7 @@ from tests.proof.skeptic import Skeptic
 Arrays = dict[str, np.ndarray]
 
 REAL = "VERIFIED UNSAT (real)"
-NEURON = {"splitting": "neuron", "layer_steps": 4}
+NEURON = {"splitting": "neuron", "layer_steps": 4, "planes": "off"}
 
 WAVES = ("sin", "cos", "softmax")
 """Lines of a half are far off beyond it, so that splits of neurons need many; those of inputs do

@@ -57,7 +57,7 @@ def test_trees_over_neurons_are_made_anew_with_a_margin(
     """One case is refused, in which every leaf then has a bound by so much better."""
     skeptic = doubt(monkeypatch, rounds)
     files = hard(tmp_path)
-    result = files.verify(splitting="neuron")
+    result = files.verify(splitting="neuron", planes="off")
     assert (result.word, skeptic.seen) == ("unsat", rounds + 1)
     assert skeptic.lowest[0] < 1.9 * LACKING <= skeptic.lowest[-1] < float("inf")
     assert files.check() == REAL
