@@ -29,7 +29,7 @@ and points p arrive as dense arrays.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -137,6 +137,8 @@ class Tilt:
         levels: entries of the source, no two alike in one level, and which of the N p factors
             belong to each.
         meeting: (1, m) rounding of one addition of rows over the source.
+        matrices, case: the factors as (K, N, m), and which of these each subproblem takes, (B,);
+            None where factors are used as they are.
     """
 
     source: str
@@ -147,11 +149,14 @@ class Tilt:
     active: Array
     levels: Sequence[tuple[Array, Array]]
     meeting: Array
+    matrices: Array | None = None
+    case: Array | None = None
 
     def single(self) -> Tilt:
         """The same in binary32."""
         factor, offset, meeting = map(single, (self.factor, self.offset, self.meeting))
-        return replace(self, factor=factor, offset=offset, meeting=meeting)
+        matrices = None if self.matrices is None else single(self.matrices)
+        return replace(self, factor=factor, offset=offset, meeting=meeting, matrices=matrices)
 
     def negative(self, rows: Array) -> Array:
         """What planes take of rows (B, R, n): (B, R, N)."""
@@ -162,16 +167,35 @@ class Tilt:
         """Rows over the planes (B, R, N) -> rows over the source (B, R, size)."""
         xp = array_module(below)
         batch, count, _ = below.shape
+        if self.matrices is not None:
+            rows = xp.empty((batch, count, size), below.dtype)
+            for part, matrix in self._by_case(self.matrices):
+                rows[part] = below[part] @ matrix
+            return rows  # type: ignore[no-any-return]
         parts = (below[..., None] * self.factor[:, None]).reshape(batch, count, -1)
         rows = xp.zeros((batch, count, size), below.dtype)
         for targets, reads in self.levels:
             rows[:, :, targets] += parts[:, :, reads]
         return rows  # type: ignore[no-any-return]
 
+    def _by_case(self, matrices: Array) -> Iterator[tuple[Array | slice, Array]]:
+        """Which subproblems take which matrix."""
+        if self.case is None:
+            yield slice(None), matrices[0]
+            return
+        for number in array_module(self.case).unique(self.case).tolist():
+            yield self.case == number, matrices[number]
+
     def taken(self, row: Array, line: Array, source: Array) -> Array:
         """Values on what a row (B, n) took: the planes, or a line's values (B, n)."""
         xp = array_module(row)
-        plane = (self.factor * source[:, self.index]).sum(axis=2) + self.offset
+        if self.matrices is None:
+            plane = (self.factor * source[:, self.index]).sum(axis=2) + self.offset
+        else:
+            plane = xp.empty((len(row), len(self.neurons)), row.dtype)
+            for part, matrix in self._by_case(self.matrices):
+                plane[part] = source[part] @ matrix.T
+            plane += self.offset
         chosen = (row[:, self.neurons] < 0) & self.active
         value = line.copy()
         value[:, self.neurons] = xp.where(chosen, plane, value[:, self.neurons])

@@ -46,6 +46,9 @@ MOST_SHARES = 1 << 18
 _CLOSE = 1.0 + 1e-6
 """How much larger than the range of a neuron that of its box may be."""
 
+_DENSE = 1 << 22
+"""Numbers up to which factors are kept as matrices: one product in place of long sums."""
+
 _CHUNK = 1 << 22
 """Numbers of rows that are made at once to find what neurons read."""
 
@@ -221,7 +224,16 @@ class Tilts:
 
     @cached_property
     def _all(self) -> dict[str, Tilt]:
-        return {name: tilting.tilt(self.shares[name]) for name, tilting in self.of.items()}
+        made = {}
+        for name, tilting in self.of.items():
+            tilt, size = tilting.tilt(self.shares[name]), tilting.meeting.shape[1]
+            count, neurons, _ = tilt.factor.shape
+            if count * neurons * size <= _DENSE:
+                xp = array_module(tilt.factor)
+                units = xp.broadcast_to(xp.eye(neurons), (count, neurons, neurons))
+                tilt = replace(tilt, matrices=tilt.spread(units, size))
+            made[name] = tilt
+        return made
 
     def take(self, kept: Array) -> Tilts | None:
         """Those of some of the cases, (K,) of them or not; None for none."""
@@ -251,7 +263,9 @@ class Tilts:
             box = boxes.get(node.inputs[0], root[node.inputs[0]])
             tilt = self._all[node.name]
             active = known[:, None] & node.op.unstable(box)[:, tilt.neurons]
-            if len(self.cases) > 1:
+            if len(self.cases) > 1 and tilt.matrices is not None:
+                tilt = replace(tilt, offset=tilt.offset[place], case=place)
+            elif len(self.cases) > 1:
                 tilt = replace(tilt, factor=tilt.factor[place], offset=tilt.offset[place])
             made[node.name] = replace(tilt, active=active)
         return made

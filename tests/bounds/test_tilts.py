@@ -189,7 +189,7 @@ def test_layers_behind_curves_have_no_planes() -> None:
     assert set(found) == {"h"}
 
 
-def test_subproblems_take_the_planes_of_their_case() -> None:
+def test_subproblems_take_the_planes_of_their_case(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of cases without planes, and neurons that a split makes stable, take lines."""
     rng = np.random.default_rng(1)
     graph = network("linear", rng)
@@ -205,7 +205,11 @@ def test_subproblems_take_the_planes_of_their_case() -> None:
     assert made.active[3, 1:].all()
     for subproblem, row in ((0, 1), (2, 0)):
         alone = found["h"].tilt(shares["h"][[row]])
-        np.testing.assert_array_equal(made.factor[subproblem], alone.factor[0])
+        assert made.matrices is not None
+        assert made.case is not None
+        matrix = made.matrices[made.case[subproblem]]
+        there = np.take_along_axis(matrix, made.index, axis=1)
+        np.testing.assert_array_equal(there[found["h"].used], alone.factor[0][found["h"].used])
         np.testing.assert_array_equal(made.offset[subproblem], alone.offset[0])
     free = free.with_boxes({"z": cut})
     free.choose(free.default)
@@ -215,6 +219,13 @@ def test_subproblems_take_the_planes_of_their_case() -> None:
     bounds = pull_back(free.relaxation, "y", rows).lower[:, 0]
     assert bounds[1] == pytest.approx(plain[1], rel=1e-12)
     assert (bounds[[0, 2, 3]] != plain[[0, 2, 3]]).all()
+    monkeypatch.setattr("onnxcert.bounds.tilts._DENSE", 0)
+    loose = Tilts(found, np.array([4, 7]), shares)
+    made = loose.over(np.array([7, 5, 4, 4]), graph, boxes, {"z": cut})["h"]
+    assert made.matrices is None
+    free.relaxation.tilts["h"] = made
+    again = pull_back(free.relaxation, "y", rows).lower[:, 0]
+    np.testing.assert_allclose(again, bounds, rtol=1e-12)
     only = tilts.take(np.array([False, True]))
     assert only is not None
     assert only.cases.tolist() == [7]
