@@ -15,7 +15,6 @@ import tempfile
 import time
 from pathlib import Path
 
-
 from measuring import row
 
 import onnxcert
@@ -25,9 +24,7 @@ from onnxcert.settings import Switch
 SWITCHES: tuple[Switch, Switch] = ("auto", "off")
 
 
-def run(
-    model: str, spec: str, seconds: float, planes: Literal["auto", "off"]
-) -> tuple[object, ...]:
+def run(model: str, spec: str, seconds: float, planes: Switch) -> tuple[object, ...]:
     """Cells of one run."""
     settings = Settings(planes=planes, parallel="off", watch="off")
     with tempfile.TemporaryDirectory() as folder:

@@ -440,7 +440,10 @@ class Group:
             except Rejected:
                 if self.refused is None:
                     raise
-                # A search that sees these sums otherwise proves the leaves again, without planes.
+                # A search that sees these sums otherwise proves the case again, without planes.
+                n = self.bounder.network.n_inputs
+                box = root.lower[0, :n], root.upper[0, :n]
+                self._refuse(Refusal(place, 0, np.array([case]), *box, 0.0))
         return tilts
 
     def _over_neurons(

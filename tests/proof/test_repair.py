@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from onnxcert import Reason, Unknown
-from onnxcert.checker import Rejected, Unusable
+from onnxcert.checker import Rejected, Unusable, container, tilts
 from onnxcert.checker.certificate import Session
 from onnxcert.search.solve import Failure, Solver
 from tests.checker.makers import dense, spec
@@ -61,6 +61,25 @@ def test_trees_over_neurons_are_made_anew_with_a_margin(
     assert (result.word, skeptic.seen) == ("unsat", rounds + 1)
     assert skeptic.lowest[0] < 1.9 * LACKING <= skeptic.lowest[-1] < float("inf")
     assert files.check() == REAL
+
+
+def test_planes_that_the_checker_cannot_follow_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where it sees two sums in a row that the search has made one of."""
+    files = hard(tmp_path)
+    assert files.verify(splitting="neuron").word == "unsat"
+    assert "tilt" in container.unpack(files.proof.read_bytes())[1]
+    files.proof.unlink()
+
+    def fail(*arguments: object) -> None:
+        raise Rejected("R18", "tilt", "neurons that do not read sums of one block")
+
+    monkeypatch.setattr(tilts, "find_reads", fail)
+    result = files.verify(splitting="neuron", watch="off")
+    assert (result.word, files.check()) == ("unsat", REAL)
+    assert "repair" in result.seconds
+    assert "tilt" not in container.unpack(files.proof.read_bytes())[1]
 
 
 @pytest.mark.parametrize("splitting", ["input", "neuron"])
