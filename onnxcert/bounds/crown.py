@@ -26,6 +26,7 @@ from onnxcert.bounds.forward import ForwardForms
 from onnxcert.bounds.patches import find_patch
 from onnxcert.graph import Graph, Node
 from onnxcert.ops.base import Bivariate, Elementwise
+from onnxcert.ops.select import Select
 from onnxcert.sets import Ball, Box
 
 CHUNK_NUMBERS = 1 << 20
@@ -86,10 +87,14 @@ def crown_bounds(
     forms = ForwardForms.begin(graph, box, execution_unit) if backward else None
     for number, node in enumerate(graph.nodes):
         if isinstance(node.op, Bivariate) and backward:
-            for name in _bent_factors(graph, node, boxes, round_inputs=isinstance(box, Ball)):
-                found = _refine_factor(relaxation, node, name, boxes, expired)
+            wanted = _bent_factors(graph, node, boxes, round_inputs=isinstance(box, Ball))
+            for name, entries in wanted.items():
+                found = _refine_factor(relaxation, name, boxes[name], entries, expired)
                 boxes[name], wrong = _settled(found)
                 empty |= wrong
+            for maker in _movers(graph, node):  # what is picked of better bounds
+                moved = enclose(graph, maker, boxes, execution_unit)
+                boxes[maker.name] = boxes[maker.name].intersect(moved)
         current = enclose(graph, node, boxes, execution_unit)
         if node.name in known:
             current = current.intersect(known[node.name])
@@ -140,40 +145,55 @@ def _settled(box: Box) -> tuple[Box, Array]:
     return Box(xp.minimum(box.lower, box.upper), xp.maximum(box.lower, box.upper)), wrong
 
 
+def _movers(graph: Graph, node: Node) -> list[Node]:
+    """The selections between a function of two values and what they pick from, in their order."""
+    found, reads = [], set(node.inputs)
+    for maker in reversed(graph.nodes):
+        if maker.name in reads and isinstance(maker.op, Select):
+            found.append(maker)
+            reads.update(maker.inputs)
+    return found[::-1]
+
+
 def _bent_factors(
     graph: Graph, node: Node, boxes: Mapping[str, Box], *, round_inputs: bool
-) -> list[str]:
-    """Which inputs of a function of two values backward rows may bound better than intervals do.
+) -> dict[str, Array]:
+    """Which entries of which values backward rows may bound better than intervals do.
 
-    Those of curves follow from what these read, and intervals are exact for sums of the inputs.
+    They are those that a function of two values reads where it bends, or picks from: the factors of
+    a product of matrices are picked many times over. What curves make follows from what these read,
+    and intervals are exact for sums of the inputs.
+
+    Returns:
+        Value -> (B, n) booleans.
     """
     op = node.op
     assert isinstance(op, Bivariate)
-    if not op.bends([boxes[name] for name in node.inputs]).any():
-        return []
+    bends = op.bends([boxes[name] for name in node.inputs])
+    if not bends.any():
+        return {}
+    wanted = dict.fromkeys(node.inputs, bends)
+    for mover in reversed(_movers(graph, node)):
+        assert isinstance(mover.op, Select)
+        picked, (source,) = wanted.pop(mover.name), mover.inputs
+        entries = mover.op.transpose(picked.astype(float))[0] > 0
+        wanted[source] = entries | wanted[source] if source in wanted else entries
     makers = {maker.name: maker for maker in graph.nodes}
-    return [
-        name
-        for name in dict.fromkeys(node.inputs)
+    return {
+        name: entries
+        for name, entries in wanted.items()
         if name in makers
         and not isinstance(makers[name].op, Elementwise)
         and (round_inputs or makers[name].inputs != (graph.input,))
-    ]
+    }
 
 
 def _refine_factor(
-    relaxation: Relaxation,
-    node: Node,
-    name: str,
-    boxes: Mapping[str, Box],
-    expired: Callable[[], bool],
+    relaxation: Relaxation, name: str, box: Box, wanted: Array, expired: Callable[[], bool]
 ) -> Box:
-    """Better bounds of a factor where the product with the other one is far from a plane."""
-    graph, box = relaxation.graph, boxes[name]
-    assert isinstance(node.op, Bivariate)
-    wanted = node.op.bends([boxes[other] for other in node.inputs])
-    if name in graph.pre_activations:  # of those the rows are known
-        wanted = wanted & ~unstable_neurons(graph, name, box)
+    """Better bounds of the entries of a factor that are wanted, (B, n)."""
+    if name in relaxation.graph.pre_activations:  # of those the rows are known
+        wanted = wanted & ~unstable_neurons(relaxation.graph, name, box)
     return _refine(relaxation, name, box, wanted, expired)
 
 

@@ -312,10 +312,11 @@ def _batch_normalization(
 
 
 def _product(net: Builder, a: Any, b: Any, alpha: Known, *picks: Any, **more: Any) -> Array:
-    """alpha A B + further terms, for A (.., M, K) and B (.., K, L) of which one is constant."""
+    """alpha A B + further terms, for A (.., M, K) and B (.., K, L)."""
     turn = partial(np.swapaxes, axis1=-1, axis2=-2)
     turned = not isinstance(a, Known)
-    need(not turned or isinstance(b, Known), "a product of computed values")
+    if turned and not isinstance(b, Known):
+        return _computed_product(net, a, turn(b), alpha, *picks, **more)
     weight, x = (b.moved(turn), turn(a)) if turned else (a, net.ids(b))
     weight = weight if alpha.value == 1 else calculated("Mul", weight, alpha)
     (*stack, m, k), (*lead, h, w) = weight.shape, x.shape
@@ -329,6 +330,20 @@ def _product(net: Builder, a: Any, b: Any, alpha: Known, *picks: Any, **more: An
     layout = layout.reshape(*shared, m, w)
     x = x.reshape(groups, h, times * w)
     return net.linear(turn(layout) if turned else layout, weight, x, *picks, **more)
+
+
+def _computed_product(
+    net: Builder, a: Array, b: Array, alpha: Known, *picks: Any, **more: Any
+) -> Array:
+    """alpha A B' + further terms, for computed A (.., M, K) and B (.., L, K).
+
+    ``sum_k a_ik b_jk`` as pairs, whose products an execution rounds or does not, and their sums.
+    """
+    depth = a.shape[-1]
+    need(depth == b.shape[-1] > 0, f"a product of {a.shape} and {b.shape}, turned")
+    made = _pair(net, a[..., :, None, :], b[..., None, :, :], divides=False)
+    term = Product(made.reshape(1, -1, depth).swapaxes(1, 2), np.full((1, 1, depth), alpha.value))
+    return net.affine(made.shape[:-1], *picks, terms=[term], roundings=depth + EXTRA, **more)
 
 
 def _matmul(net: Builder, a: Any, b: Any) -> Any:
