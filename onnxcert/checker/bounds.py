@@ -571,6 +571,15 @@ class Bounder:
                 ids = ids[self.block_of(ids) == k]
                 known, readers = self.tracked.get(k, (ids, []))
                 self.tracked[k] = distinct(np.concatenate([known, ids])), [*readers, (block, ids)]
+        # What pairs read is bounded when they are met, and remembered with the rest.
+        for block in self.blocks:
+            for ids in (block.first, block.second) if isinstance(block, Pair) else ():
+                for k in map(int, distinct(self.block_of(ids[ids >= 0]))):
+                    if isinstance(self.blocks[k], Curve) or not self._is_inner(k, spherical=True):
+                        continue
+                    some = ids[self.block_of(ids) == k]
+                    known, readers = self.tracked.get(k, (self.ends[:0], []))
+                    self.tracked[k] = distinct(np.concatenate([known, some])), readers
         self.tracked = dict(sorted(self.tracked.items()))  # `bound` meets the blocks in order
         self.known_ids = np.concatenate([*(t[0] for t in self.tracked.values()), self.ends[:0]])
 
