@@ -16,6 +16,11 @@ import numpy as np
 
 from onnxcert.arrays import Array, Device, IntArray
 from onnxcert.ops.base import Affine, Bivariate, Elementwise, Operator
+from onnxcert.ops.select import Select
+from onnxcert.ops.sum import Sum
+
+_REPEATS = 8
+"""How often the entries of a value are picked before the sums get no backward rows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +146,28 @@ class Graph:
             if isinstance(node.op, Elementwise):
                 readers.setdefault(node.inputs[0], []).append(node)
         return readers
+
+    @cached_property
+    def worthwhile(self) -> frozenset[str]:
+        """Pre-activations that backward rows are worth their time for.
+
+        Left out are sums of picked entries, `_REPEATS` times as many as there are to pick from, as
+        the differences of a long softmax. Their bounds follow nearly as well from those entries.
+        """
+        makers = {node.name: node for node in self.nodes}
+        found = set(self.pre_activations)
+        for name in self.pre_activations:
+            sources, queue = set[str](), [name]
+            while queue:
+                value = queue.pop()
+                maker = makers.get(value)
+                if maker is not None and isinstance(maker.op, Select | Sum):
+                    queue.extend(maker.inputs)
+                else:
+                    sources.add(value)
+            if self.sizes[name] > _REPEATS * sum(self.sizes[source] for source in sources):
+                found.remove(name)
+        return frozenset(found)
 
     @cached_property
     def factors(self) -> Mapping[str, list[Node]]:

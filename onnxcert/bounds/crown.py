@@ -25,7 +25,7 @@ from onnxcert.bounds.execution import before_rounding, enclose, execution_error
 from onnxcert.bounds.forward import ForwardForms
 from onnxcert.bounds.patches import find_patch
 from onnxcert.graph import Graph, Node
-from onnxcert.ops.base import Bivariate, Elementwise
+from onnxcert.ops.base import Affine, Bivariate, Elementwise
 from onnxcert.ops.select import Select
 from onnxcert.sets import Ball, Box
 
@@ -124,7 +124,7 @@ def crown_bounds(
             relaxation.add_affine(node, boxes)
         # Intervals are exact there, unless the inputs are fewer than their box has.
         reads_input_only = node.inputs == (graph.input,) and not isinstance(box, Ball)
-        worthwhile = node.name in graph.pre_activations and not reads_input_only
+        worthwhile = node.name in graph.worthwhile and not reads_input_only
         if backward and worthwhile and not expired():
             unstable = unstable_neurons(graph, node.name, current)
             current = _refine(relaxation, node.name, current, unstable, expired)
@@ -179,11 +179,17 @@ def _bent_factors(
         entries = mover.op.transpose(picked.astype(float))[0] > 0
         wanted[source] = entries | wanted[source] if source in wanted else entries
     makers = {maker.name: maker for maker in graph.nodes}
+
+    def behind_curve(maker: Node) -> bool:
+        passed = isinstance(maker.op, Affine) and maker.op.diagonal is not None
+        source = makers.get(maker.inputs[0], maker) if passed else maker
+        return isinstance(source.op, Elementwise)
+
     return {
         name: entries
         for name, entries in wanted.items()
         if name in makers
-        and not isinstance(makers[name].op, Elementwise)
+        and not behind_curve(makers[name])
         and (round_inputs or makers[name].inputs != (graph.input,))
     }
 

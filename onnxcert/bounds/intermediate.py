@@ -124,7 +124,7 @@ def tighten(
         if not dependents.isdisjoint(node.inputs):
             dependents.add(node.name)
         reads_input_only = node.inputs == (graph.input,)
-        worthwhile = node.name in graph.pre_activations and not reads_input_only
+        worthwhile = node.name in graph.worthwhile and not reads_input_only
         worthwhile = worthwhile and node.name in dependents and node.name != behind
         if worthwhile and steps and free.free:
             layer = _Layer(free, node.name, result[node.name], columns, steps, expired)

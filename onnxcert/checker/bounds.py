@@ -83,6 +83,9 @@ _DECIMAL = 2.0**-45
 
 _LARGEST_MATRIX = 1 << 24
 
+_REPEATS = 8
+"""How often scalars are picked before their sums get no backward rows."""
+
 _SINGLE = 2.0**-24
 _RANGE = 2.0**60
 """Sums of magnitudes beyond this, and errors below its inverse, are left to binary32 to spoil.
@@ -592,7 +595,19 @@ class Bounder:
             for k in found
             if self._is_inner(int(k), spherical=spherical)
             and (isinstance(self.blocks[k], Affine) or block.kind in curves.BENT)
+            and not self._repeats(int(k))
         ]
+
+    def _repeats(self, k: int) -> bool:
+        """Whether a block only picks scalars, each many times, as the differences of a softmax.
+
+        Their bounds follow nearly as well from those of the scalars.
+        """
+        parts = self.parts[k]
+        if not parts or not all(isinstance(part.term, Pick) for part in parts):
+            return False
+        picked = distinct(np.concatenate([part.tally.targets for part in parts]))
+        return self.blocks[k].size > _REPEATS * len(picked)
 
     def _is_inner(self, k: int, *, spherical: bool) -> bool:
         """Whether a block is made of more than inputs."""
@@ -853,8 +868,7 @@ class Bounder:
         wanted = pairs.bends(block.kind, *self._read(r, block)).any(axis=0)
         ids = distinct(ids[wanted & (ids >= 0)])
         for k in map(int, distinct(self.block_of(ids))):
-            behind_curve = isinstance(self.blocks[k], Curve)
-            if behind_curve or not self._is_inner(k, spherical=r.balls is not None):
+            if self._behind_curve(k) or not self._is_inner(k, spherical=r.balls is not None):
                 continue
             some = ids[self.block_of(ids) == k]
             for index in self._steps(some, len(r.lower)):
@@ -867,6 +881,14 @@ class Bounder:
                 r.empty |= crossed.any(axis=1)
                 both = r.lower[:, some], r.upper[:, some]
                 r.lower[:, some], r.upper[:, some] = np.minimum(*both), np.maximum(*both)
+
+    def _behind_curve(self, k: int) -> bool:
+        """Whether a block is made by curves, or just passes on what they make."""
+        block = self.blocks[k]
+        if not isinstance(block, Affine) or any(not isinstance(t, Pick) for t in block.terms):
+            return isinstance(block, Curve)
+        reads = {j for part in self.parts[k] for j in part.reads}
+        return len(block.terms) == 1 and all(isinstance(self.blocks[j], Curve) for j in reads)
 
     def _by_difference(self, r: Relaxation, k: int, block: Pair, made: pairs.Range) -> pairs.Range:
         """Bounds of quotients a / b from forms a - c b."""
