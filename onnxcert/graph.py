@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from onnxcert.arrays import Array, Device, IntArray
+from onnxcert.arrays import Array, Device, IntArray, to_host
 from onnxcert.ops.base import Affine, Bivariate, Elementwise, Operator
+from onnxcert.ops.linear import Linear
+from onnxcert.ops.multiply import Multiply
 from onnxcert.ops.select import Select
 from onnxcert.ops.sum import Sum
 
@@ -82,6 +84,74 @@ class Node:
     source: str = ""
     neurons: Neurons | None = None
     roundings: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class MatrixProduct:
+    """Nodes that make ``C_gij = c sum_k A_gik B_gjk`` from two values, each pair a product.
+
+    Attributes:
+        product, pairs: names of the products, and of what those read.
+        sources: names of the values that A and B are picked from.
+        index: positions of A (g, i, k) and of B (g, j, k) in them.
+        factor: c.
+    """
+
+    product: str
+    pairs: tuple[str, str]
+    sources: tuple[str, str]
+    index: tuple[IntArray, IntArray]
+    factor: float
+
+    @property
+    def depth(self) -> int:
+        """How many products are summed."""
+        return self.index[0].shape[-1]
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Lengths of g, i, j and k; products are in this order."""
+        groups, rows, depth = self.index[0].shape
+        return groups, rows, self.index[1].shape[1], depth
+
+    @classmethod
+    def of(cls, total: Node, makers: Mapping[str, Node]) -> MatrixProduct | None:
+        """What a node sums up, if it is the products of the entries of two matrices."""
+        product = makers.get(total.inputs[0])
+        if product is None or not isinstance(product.op, Multiply):
+            return None
+        op, pairs = total.op, [makers.get(name) for name in product.inputs]
+        if not isinstance(op, Linear) or op.weight.shape[1] != 1 or pairs[0] is pairs[1]:
+            return None
+        factor = float(op.weight[0, 0])
+        if (op.weight != factor).any():
+            return None
+        tables, sources = [], []
+        for pair in pairs:
+            if pair is None or not isinstance(pair.op, Select) or pair.op.fill is not None:
+                return None
+            tables.append(np.asarray(to_host(pair.op.gather.index)).reshape(op.output_size, -1))
+            sources.append(pair.inputs[0])
+        first, second = tables
+        if (first < 0).any() or (second < 0).any():
+            return None
+        columns = _run((first != first[0]).any(axis=1))
+        blocks = second.reshape(-1, columns, *second.shape[1:])
+        rows = _run((blocks != blocks[0]).any(axis=(1, 2)))
+        if len(first) % (rows * columns):
+            return None
+        shape = -1, rows, columns, first.shape[1]
+        first, second = first.reshape(shape), second.reshape(shape)
+        a, b = first[:, :, 0], second[:, 0]
+        if (first != a[:, :, None]).any() or (second != b[:, None]).any():
+            return None
+        names = product.inputs[0], product.inputs[1]
+        return cls(product.name, names, (sources[0], sources[1]), (a, b), factor)
+
+
+def _run(differs: Array) -> int:
+    """How many entries there are before the first that differs."""
+    return int(differs.argmax()) if differs.any() else len(differs)
 
 
 @dataclass(frozen=True)
@@ -168,6 +238,22 @@ class Graph:
             if self.sizes[name] > _REPEATS * sum(self.sizes[source] for source in sources):
                 found.remove(name)
         return frozenset(found)
+
+    @cached_property
+    def matrix_products(self) -> Mapping[str, MatrixProduct]:
+        """Sums of products of the entries of two matrices, that nothing else reads, by their names.
+
+        A pass over them may multiply matrices instead of going through every pair.
+        """
+        makers = {node.name: node for node in self.nodes}
+        found = {}
+        for node in self.nodes:
+            made = MatrixProduct.of(node, makers) if len(node.inputs) == 1 else None
+            if made is None or self.output in (made.product, *made.pairs):
+                continue
+            if all(self.consumers[name] == 1 for name in (made.product, *made.pairs)):
+                found[node.name] = made
+        return found
 
     @cached_property
     def factors(self) -> Mapping[str, list[Node]]:

@@ -41,7 +41,7 @@ from onnxcert.bounds.backward import Curve, Multipliers, Pulled, Relaxation, pul
 from onnxcert.bounds.execution import before_rounding, enclose
 from onnxcert.bounds.hints import round_multipliers, round_positions
 from onnxcert.graph import Graph, Node
-from onnxcert.ops.base import BentLines, Bivariate, Elementwise, gamma
+from onnxcert.ops.base import Affine, BentLines, Bivariate, Elementwise, gamma
 from onnxcert.sets import Ball, Box, Lines
 
 _SLOPE_RATE = 0.25
@@ -807,12 +807,31 @@ def _step(
     turns: dict[str, Array] = {}
     heights: dict[str, Array] = {}
     sizes: dict[str, Array] = {}
+    matrices = {
+        name: planes
+        for name, found in graph.matrix_products.items()
+        if (planes := free.relaxation.planes_of_sums(name)) is not None
+        and found.product in pulled.activations
+    }
+    passed = {
+        name for planes in matrices.values() for name in (planes.of.product, *planes.of.pairs)
+    }
     for position, node in enumerate(graph.nodes):
-        if not all(name in values for name in node.inputs):
-            continue  # not between the input and the forms
         name = node.name
+        if name not in matrices and not all(source in values for source in node.inputs):
+            continue  # not between the input and the forms, or in a product of matrices
+        if name in passed:
+            continue
         fixed = free.relaxation.fixed.get(name)
-        if fixed is not None and fixed.whole:
+        if name in matrices:
+            planes, total = matrices[name], node.op
+            assert isinstance(total, Affine)
+            row = pulled.activations[planes.of.product][:, 0, :: planes.of.depth]
+            signs = xp.where(row >= 0, 1.0, -1.0).astype(row.dtype)
+            read = [values[source] for source in planes.of.sources]
+            made = planes.of.factor * planes.values(read, signs)
+            values[name] = made if total.bias is None else made + total.bias
+        elif fixed is not None and fixed.whole:
             shape = len(minimiser), node.op.output_size
             values[name] = xp.broadcast_to(fixed.center, shape)
         elif isinstance(node.op, Elementwise):
