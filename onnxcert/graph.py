@@ -16,10 +16,6 @@ import numpy as np
 
 from onnxcert.arrays import Array, Device, IntArray, to_host
 from onnxcert.ops.base import Affine, Bivariate, Elementwise, Operator
-from onnxcert.ops.linear import Linear
-from onnxcert.ops.multiply import Multiply
-from onnxcert.ops.select import Select
-from onnxcert.ops.sum import Sum
 
 _REPEATS = 8
 """How often the entries of a value are picked before the sums get no backward rows."""
@@ -118,23 +114,20 @@ class MatrixProduct:
     def of(cls, total: Node, makers: Mapping[str, Node]) -> MatrixProduct | None:
         """What a node sums up, if it is the products of the entries of two matrices."""
         product = makers.get(total.inputs[0])
-        if product is None or not isinstance(product.op, Multiply):
+        sums = total.op.adds_neighbours if isinstance(total.op, Affine) else None
+        if sums is None or product is None or not isinstance(product.op, Bivariate):
             return None
-        op, pairs = total.op, [makers.get(name) for name in product.inputs]
-        if not isinstance(op, Linear) or op.weight.shape[1] != 1 or pairs[0] is pairs[1]:
-            return None
-        factor = float(op.weight[0, 0])
-        if (op.weight != factor).any():
+        pairs = [makers.get(name) for name in product.inputs]
+        if not product.op.multiplies or pairs[0] is pairs[1]:
             return None
         tables, sources = [], []
         for pair in pairs:
-            if pair is None or not isinstance(pair.op, Select) or pair.op.fill is not None:
+            picked = pair.op.picked if pair and isinstance(pair.op, Affine) else None
+            if pair is None or picked is None:
                 return None
-            tables.append(np.asarray(to_host(pair.op.gather.index)).reshape(op.output_size, -1))
+            tables.append(np.asarray(to_host(picked)).reshape(-1, sums[0]))
             sources.append(pair.inputs[0])
         first, second = tables
-        if (first < 0).any() or (second < 0).any():
-            return None
         columns = _run((first != first[0]).any(axis=1))
         blocks = second.reshape(-1, columns, *second.shape[1:])
         rows = _run((blocks != blocks[0]).any(axis=(1, 2)))
@@ -146,7 +139,7 @@ class MatrixProduct:
         if (first != a[:, :, None]).any() or (second != b[:, None]).any():
             return None
         names = product.inputs[0], product.inputs[1]
-        return cls(product.name, names, (sources[0], sources[1]), (a, b), factor)
+        return cls(product.name, names, (sources[0], sources[1]), (a, b), sums[1])
 
 
 def _run(differs: Array) -> int:
@@ -231,7 +224,7 @@ class Graph:
             while queue:
                 value = queue.pop()
                 maker = makers.get(value)
-                if maker is not None and isinstance(maker.op, Select | Sum):
+                if maker is not None and isinstance(maker.op, Affine) and maker.op.adds_entries:
                     queue.extend(maker.inputs)
                 else:
                     sources.add(value)

@@ -276,9 +276,9 @@ class Relaxation:
     fixed: dict[str, Fixed] = field(default_factory=dict)
     left_out: set[str] = field(default_factory=set)
     to_inputs: bool = False
-    _sums_of_planes: dict[str, tuple[Surface, PlanesOfSums | None]] = field(default_factory=dict)
     _at_start: dict[str, Array] = field(default_factory=dict)
     _varies: dict[str, Array] = field(default_factory=dict)
+    _sums_of_planes: dict[str, tuple[Surface, PlanesOfSums | None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         graph = self.graph
@@ -581,9 +581,7 @@ class _Pass:
             return rows, columns
         return rows[:, :, index], index if columns is None else columns[index]
 
-    def step(
-        self, node: Node, rows: Array, columns: Columns = None, *, keep: bool = False
-    ) -> None:
+    def step(self, node: Node, rows: Array, columns: Columns = None, *, keep: bool = False) -> None:
         """Move rows over the node's output to its inputs; ``keep`` those that are passed over."""
         if isinstance(node.op, Elementwise):
             self._through_curve(node, rows, columns)

@@ -26,7 +26,6 @@ from onnxcert.bounds.forward import ForwardForms
 from onnxcert.bounds.patches import find_patch
 from onnxcert.graph import Graph, Node
 from onnxcert.ops.base import Affine, Bivariate, Elementwise
-from onnxcert.ops.select import Select
 from onnxcert.sets import Ball, Box
 
 CHUNK_NUMBERS = 1 << 20
@@ -146,10 +145,10 @@ def _settled(box: Box) -> tuple[Box, Array]:
 
 
 def _movers(graph: Graph, node: Node) -> list[Node]:
-    """The selections between a function of two values and what they pick from, in their order."""
+    """The nodes that only pick, between a function of two values and what they pick from, in their order."""
     found, reads = [], set(node.inputs)
     for maker in reversed(graph.nodes):
-        if maker.name in reads and isinstance(maker.op, Select):
+        if maker.name in reads and isinstance(maker.op, Affine) and maker.op.picked is not None:
             found.append(maker)
             reads.update(maker.inputs)
     return found[::-1]
@@ -174,7 +173,7 @@ def _bent_factors(
         return {}
     wanted = dict.fromkeys(node.inputs, bends)
     for mover in reversed(_movers(graph, node)):
-        assert isinstance(mover.op, Select)
+        assert isinstance(mover.op, Affine)
         picked, (source,) = wanted.pop(mover.name), mover.inputs
         entries = mover.op.transpose(picked.astype(float))[0] > 0
         wanted[source] = entries | wanted[source] if source in wanted else entries

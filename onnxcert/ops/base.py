@@ -205,6 +205,21 @@ class Affine(Operator):
         raise NotImplementedError(f"nothing slides in {type(self).__name__}")
 
     @property
+    def picked(self) -> Array | None:
+        """(m,) which entry of the only input each output is, where it is no more than that."""
+        return None
+
+    @property
+    def adds_entries(self) -> bool:
+        """Whether outputs are entries of the inputs, or sums of one of each input, signs aside."""
+        return self.picked is not None
+
+    @property
+    def adds_neighbours(self) -> tuple[int, float] | None:
+        """(k, c) where each output is c times the sum of the next k entries and the bias."""
+        return None
+
+    @property
     def diagonal(self) -> tuple[Array, Array] | None:
         """(factor, offset), (n,) each, where y = factor x + offset entry by entry; else None."""
         return None
@@ -394,6 +409,9 @@ class Bivariate(Operator):
     A row over y becomes one over a and one over b, by the lower plane where it is positive and by
     the upper one where it is negative, as a row over a curve takes one of two lines.
     """
+
+    multiplies: ClassVar[bool] = False
+    """Whether the function is a b."""
 
     roundings: ClassVar[int]
     """Roundings in one evaluation of the function."""

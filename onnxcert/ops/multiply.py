@@ -41,6 +41,7 @@ class Multiply(Bivariate):
     size: int
 
     roundings: ClassVar[int] = EXTRA_ROUNDINGS
+    multiplies: ClassVar[bool] = True
 
     def forward(self, inputs: Sequence[Array]) -> Array:
         """a b, pair by pair."""

@@ -48,6 +48,11 @@ class Select(Affine):
         return self.fill
 
     @property
+    def picked(self) -> Array | None:
+        """The indices, unless some entries are filled in."""
+        return None if self.fill is not None or (self.gather.index < 0).any() else self.gather.index
+
+    @property
     def roundings(self) -> int:
         """None: values are only moved."""
         return 0
