@@ -69,7 +69,8 @@ class Node:
         op: the operator.
         inputs: names of the values it reads.
         source: the node of the file it came from, for messages.
-        neurons: of an elementwise node that was read from a file: who its neurons are there.
+        neurons: of an elementwise node, or a function of two values, that was read from a file: who
+            its neurons, or pairs, are there.
         roundings: how many an executor of the file makes in the node's place for one entry, where
             the operators alone do not tell; None where they do (`Graph.roundings`).
     """

@@ -848,13 +848,15 @@ class Bounder:
         low, high = exact[0] - lost, exact[1] + lost
         return np.where(np.isnan(low), -np.inf, low), np.where(np.isnan(high), np.inf, high)
 
-    def _planes(self, r: Relaxation, block: Pair, made: pairs.Range) -> pairs.Planes:
+    def _planes(
+        self, r: Relaxation, block: Pair, made: pairs.Range, free: Array | None = None
+    ) -> pairs.Planes:
         a, b = self._read(r, block)
         made = np.minimum(*made), np.maximum(*made)
         lost = self._lost(r, block, np.maximum(abs(made[0]), abs(made[1]))) * _SLACK
         # The bounds are those of executions: what they round lies around them.
         exact = made[0] - lost, made[1] + lost
-        k, mean, half, middle, gap = pairs.planes(block.kind, a, b, exact)
+        k, mean, half, middle, gap = pairs.planes(block.kind, a, b, exact, free)
         reach = [np.maximum(abs(low), abs(high)) for low, high in (a, b)]
         size = abs(k) * reach[0] + (abs(mean) + abs(half)) * reach[1] + abs(middle) + abs(gap)
         gap = gap + self.gamma * size * _SLACK + TINY
@@ -953,7 +955,7 @@ class Bounder:
         """Choose the lines of the first ``top`` blocks by the bounds that are there now.
 
         Args:
-            free: curve block -> (B, n) positions of free lines in [0, 1], NaN for the default.
+            free: block -> (B, n) positions of free lines or planes in [0, 1], NaN for the default.
         """
         for k, block in enumerate(self.blocks[:top]):
             if isinstance(block, Curve) and not r.ends(k):
@@ -962,6 +964,10 @@ class Bounder:
                 low, high = np.minimum(low, high), np.maximum(low, high)
                 low, high = low - self.flushed, high + self.flushed
                 r.curves[k] = self._lines(r, k, block, low, high, free.get(k))
+            elif isinstance(block, Pair) and not r.ends(k) and k in free:
+                span = slice(block.start, block.start + block.size)
+                made = r.lower[:, span], r.upper[:, span]
+                r.planes[k] = self._planes(r, block, made, free[k])
 
     def _repeat(self, r: Relaxation, k: int, hint: Hint, columns: Columns) -> None:
         """Pull forms of single scalars back with the slopes of a hint."""

@@ -238,19 +238,24 @@ class Builder:
 
     def curve(self, kind: str, ids: Array, slope: Array | None = None) -> Array:
         """Append a `Curve` block."""
-        label = f"{self._name}/{self._curves}" if self._curves else self._name
-        start, self._curves = self.size, self._curves + 1
+        start, label = self.size, self._label()
         if ids.size:
             self._append(Curve(start, ids.size, self._name, kind, ids.ravel(), slope, label))
         return np.arange(start, self.size).reshape(ids.shape)
 
     def pair(self, kind: str, first: Array, second: Array) -> Array:
         """Append a `Pair` block; both of one shape."""
-        start = self.size
+        start, label = self.size, self._label()
         if first.size:
             parts = first.ravel(), second.ravel()
-            self._append(Pair(start, first.size, self._name, kind, *parts, EXTRA))
+            self._append(Pair(start, first.size, self._name, kind, *parts, EXTRA, label))
         return np.arange(start, self.size).reshape(first.shape)
+
+    def _label(self) -> str:
+        """What certificates call the next curve or pair."""
+        label = f"{self._name}/{self._curves}" if self._curves else self._name
+        self._curves += 1
+        return label
 
     def linear(
         self, layout: Array | tuple[int, ...], weight: Known, ids: Array, *picks: Any, **more: Any

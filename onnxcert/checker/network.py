@@ -195,12 +195,14 @@ class Pair(Block):
         first, second: (size,) numbers of scalars.
         roundings: those of an execution, as for `Affine`; a quotient may be the product with a
             rounded reciprocal.
+        label: as that of a `Curve`, with which it is counted.
     """
 
     kind: str
     first: Array
     second: Array
     roundings: int
+    label: str
 
     def values(self, v: Array) -> Array:
         """See `Block`."""

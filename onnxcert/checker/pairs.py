@@ -2,7 +2,9 @@
 
 Let a and b lie in [al, au] and [bl, bu]. For any floats k and m the function ``a b - k a - m b`` is
 linear in a and in b, hence extreme at the four corners: so ``k a + m b + (least corner)`` is below
-the product, and a plane above it is had likewise. The slopes taken are the middles of b and of a.
+the product, and a plane above it is had likewise. The slopes taken are the middles of b and of a,
+unless a certificate names a position t: then ``k = t bl + (1 - t) bu``, with ``m = t al + (1 - t)
+au`` below and ``m = (1 - t) al + t au`` above.
 
 For the quotient let c be any float, d = a - c b and r = 1 / b, where [bl, bu] must not come near
 zero. Then
@@ -73,13 +75,16 @@ def from_difference(b: Range, c: Array, d: Range) -> Range:
     return np.where(np.isnan(low), -np.inf, low), np.where(np.isnan(high), np.inf, high)
 
 
-def planes(kind: str, a: Range, b: Range, made: Range) -> Planes:
-    """Planes for ranges (B, n) and bounds ``made`` of what the block makes."""
+def planes(kind: str, a: Range, b: Range, made: Range, free: Array | None) -> Planes:
+    """Planes for ranges (B, n) and bounds ``made`` of what the block makes.
+
+    Args:
+        free: positions (B, n) of products' planes in [0, 1], NaN for the default; or None.
+    """
     if kind == "product":
-        k, m, low, high = _planes(a, b)
-        return _known(k, m, m, low, high)
+        return _known(*_planes(a, b, free))
     c = center(a, b, made)
-    k, m, low, high = _planes(_difference(a, b, c, made), _inverse(b))
+    k, m, _, low, high = _planes(_difference(a, b, c, made), _inverse(b), None)
     below, at_below, above, at_above = curves.lines("reciprocal", *b, None, None, False)
     reach = np.maximum(abs(b[0]), abs(b[1]))
     slopes, offsets = [], []
@@ -124,14 +129,16 @@ def _difference(a: Range, b: Range, c: Array, made: Range) -> Range:
     return np.minimum(low, high), np.maximum(low, high)
 
 
-def _planes(a: Range, b: Range) -> tuple[Array, Array, Array, Array]:
-    """Slopes of a and of b, and the offsets below and above; NaN where nothing is known."""
-    k = np.where(a[0] < a[1], 0.5 * (b[0] + b[1]), 0.0)
-    m = np.where(b[0] < b[1], 0.5 * (a[0] + a[1]), 0.0)
-    values = [x * y - k * x - m * y for x, y in _corners(a, b)]
+def _planes(a: Range, b: Range, free: Array | None) -> tuple[Array, Array, Array, Array, Array]:
+    """Slopes of a, and of b below and above, and the offsets; NaN where nothing is known."""
+    free = np.where(np.isnan(free), 0.5, free) if free is not None else np.array(0.5)
+    rest = 1.0 - free
+    k = np.where(a[0] < a[1], free * b[0] + rest * b[1], 0.0)
+    m = [np.where(b[0] < b[1], t * a[0] + (1.0 - t) * a[1], 0.0) for t in (free, rest)]
+    below, above = ([x * y - k * x - slope * y for x, y in _corners(a, b)] for slope in m)
     x, y = (np.maximum(abs(low), abs(high)) for low, high in (a, b))
-    error = _ERROR * (x * y + abs(k) * x + abs(m) * y) + TINY
-    return k, m, np.minimum.reduce(values) - error, np.maximum.reduce(values) + error
+    error = _ERROR * (x * y + abs(k) * x + np.maximum(abs(m[0]), abs(m[1])) * y) + TINY
+    return k, m[0], m[1], np.minimum.reduce(below) - error, np.maximum.reduce(above) + error
 
 
 def _known(k: Array, below: Array, above: Array, low: Array, high: Array) -> Planes:

@@ -434,12 +434,15 @@ class Bivariate(Operator):
         return self.size
 
     @abstractmethod
-    def relax(self, boxes: Sequence[Box], made: Box) -> Planes:
+    def relax(self, boxes: Sequence[Box], made: Box, position: Array | None = None) -> Planes:
         """Planes below and above the function.
 
         Args:
             boxes: those of a and b, arrays (B, n).
             made: bounds of the function's own values that hold there.
+            position: of free planes in [0, 1], (B, n) or one for all, in which slopes and offsets
+                are linear; None takes the default, one half. Functions without free planes ignore
+                it.
         """
 
     def moved_by_flushing(self, boxes: Sequence[Box]) -> Array:

@@ -6,11 +6,12 @@ negative (McCormick, *Computability of Global Solutions to Factorable Nonconvex 
     a b >= bl a + al b - al bl,    a b >= bu a + au b - au bu,
     a b <= bu a + al b - al bu,    a b <= bl a + au b - au bl.
 
-Here the mean of the two lower planes and the mean of the two upper ones are used. Both have the
+By default the mean of the two lower planes and the mean of the two upper ones are used. Both have the
 slopes of the tangent at the middle of the rectangle, so they are parallel, and a quarter of the
 area is the farthest that either comes from the surface: first-order terms of both factors survive,
 and what is lost is of second order. Where one factor is a single number c, the product is c times
-the other, and nothing is lost.
+the other, and nothing is lost. Other means of the planes are as right, and an ascent looks for better ones: what
+a form loses hangs on where in the rectangles it is least.
 
 However the slopes (k, m) were found, ``a b - k a - m b`` is linear in each of a and b and therefore
 extreme at corners. So the offsets are the least and the largest value at the four corners, with a
@@ -61,9 +62,16 @@ class Multiply(Bivariate):
         slack = 2.0 * self.roundings * unit
         return Box(lower - slack * abs(lower) - TINY, upper + slack * abs(upper) + TINY)
 
-    def relax(self, boxes: Sequence[Box], made: Box) -> Planes:
-        """Parallel planes with the slopes of the tangent at the middle of the rectangle."""
+    def relax(self, boxes: Sequence[Box], made: Box, position: Array | None = None) -> Planes:
+        """Means of McCormick's planes with weights ``position`` and one minus that.
+
+        Those in the order above for the lower plane, in reverse order for the upper one; so both
+        have one slope in a. Equal weights make parallel planes with the slopes of the tangent at
+        the middle of the rectangle.
+        """
         del made
+        if position is not None:
+            return self._leaning(boxes, position)
         first, second = boxes
         xp = array_module(first.lower)
         # c b is a plane with no slope in a factor that is the number c.
@@ -77,6 +85,28 @@ class Multiply(Bivariate):
         slopes = xp.where(known, k, 0.0), xp.where(known, m, 0.0)
         below, above = xp.where(known, lower, -xp.inf), xp.where(known, upper, xp.inf)
         return Planes(slopes, below, slopes, above)
+
+    def _leaning(self, boxes: Sequence[Box], position: Array) -> Planes:
+        """`relax` for given positions: any slopes are right, if the offsets fit them."""
+        first, second = boxes
+        xp = array_module(first.lower)
+        rest = 1.0 - position
+        k = xp.where(
+            first.lower < first.upper, position * second.lower + rest * second.upper, 0.0
+        )
+        wide = second.lower < second.upper
+        below = xp.where(wide, position * first.lower + rest * first.upper, 0.0)
+        above = xp.where(wide, rest * first.lower + position * first.upper, 0.0)
+        lower, _ = _extremes([a * b - k * a - below * b for a, b in _corners(boxes)])
+        _, upper = _extremes([a * b - k * a - above * b for a, b in _corners(boxes)])
+        a, b = first.magnitude, second.magnitude
+        steepest = xp.maximum(abs(below), abs(above))
+        slack = 8.0 * UNIT_ROUNDOFF * (a * b + abs(k) * a + steepest * b) + TINY
+        lower, upper = lower - slack, upper + slack
+        known = xp.isfinite(lower) & xp.isfinite(upper)
+        k, below, above = (xp.where(known, slope, 0.0) for slope in (k, below, above))
+        lower, upper = xp.where(known, lower, -xp.inf), xp.where(known, upper, xp.inf)
+        return Planes((k, below), lower, (k, above), upper)
 
     def bends(self, boxes: Sequence[Box]) -> Array:
         """Where both factors have a range worth the name."""

@@ -549,7 +549,7 @@ class Solver:
         seconds = self.deadline.elapsed - started
         column = to_device(open_cases, self.device)[:, None]
         forms, xp = cases.forms(column), array_module(rows_lower)
-        free = FreeRelaxation.build(graph, boxes, self.execution_unit)
+        free = FreeRelaxation.build(graph, boxes, self.execution_unit, planes=True)
         found = optimise(
             free,
             forms,
