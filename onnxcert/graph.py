@@ -103,7 +103,7 @@ class MatrixProduct:
     @property
     def depth(self) -> int:
         """How many products are summed."""
-        return self.index[0].shape[-1]
+        return int(self.index[0].shape[-1])
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

@@ -173,9 +173,10 @@ class PlanesOfSums:
             (table.swapaxes(3, 4).reshape(batch, count, -1, height), self.second),
         )
         found = []
-        for (part, slopes), index, size in zip(parts, self.of.index, sizes, strict=True):
-            if len(slopes) == 1:  # subproblems share planes: one product serves all
-                part = part.reshape(1, batch * count, *part.shape[2:])
+        for (given, slopes), index, size in zip(parts, self.of.index, sizes, strict=True):
+            # Where subproblems share planes, one product serves all.
+            shared = len(slopes) == 1
+            part = given.reshape(1, batch * count, *given.shape[2:]) if shared else given
             made = (part.swapaxes(1, 2) @ slopes).swapaxes(1, 2).reshape(batch, count, -1)
             found.append(_scattered(made, index.ravel(), size))
         return found

@@ -86,14 +86,7 @@ def crown_bounds(
     forms = ForwardForms.begin(graph, box, execution_unit) if backward else None
     for number, node in enumerate(graph.nodes):
         if isinstance(node.op, Bivariate) and backward:
-            wanted = _bent_factors(graph, node, boxes, round_inputs=isinstance(box, Ball))
-            for name, entries in wanted.items():
-                found = _refine_factor(relaxation, name, boxes[name], entries, expired)
-                boxes[name], wrong = _settled(found)
-                empty |= wrong
-            for maker in _movers(graph, node):  # what is picked of better bounds
-                moved = enclose(graph, maker, boxes, execution_unit)
-                boxes[maker.name] = boxes[maker.name].intersect(moved)
+            empty |= _refine_factors(relaxation, node, boxes, expired)
         current = enclose(graph, node, boxes, execution_unit)
         if node.name in known:
             current = current.intersect(known[node.name])
@@ -145,7 +138,7 @@ def _settled(box: Box) -> tuple[Box, Array]:
 
 
 def _movers(graph: Graph, node: Node) -> list[Node]:
-    """The nodes that only pick, between a function of two values and what they pick from, in their order."""
+    """The nodes that only pick what a function of two values reads, in their order."""
     found, reads = [], set(node.inputs)
     for maker in reversed(graph.nodes):
         if maker.name in reads and isinstance(maker.op, Affine) and maker.op.picked is not None:
@@ -193,13 +186,22 @@ def _bent_factors(
     }
 
 
-def _refine_factor(
-    relaxation: Relaxation, name: str, box: Box, wanted: Array, expired: Callable[[], bool]
-) -> Box:
-    """Better bounds of the entries of a factor that are wanted, (B, n)."""
-    if name in relaxation.graph.pre_activations:  # of those the rows are known
-        wanted = wanted & ~unstable_neurons(relaxation.graph, name, box)
-    return _refine(relaxation, name, box, wanted, expired)
+def _refine_factors(
+    relaxation: Relaxation, node: Node, boxes: dict[str, Box], expired: Callable[[], bool]
+) -> Array:
+    """Better bounds of what a function of two values reads; which sets they show empty, (B,)."""
+    graph, box = relaxation.graph, relaxation.box
+    empty = array_module(box.lower).zeros(len(box), dtype=bool)
+    wanted = _bent_factors(graph, node, boxes, round_inputs=isinstance(box, Ball))
+    for name, bent in wanted.items():
+        known = name in graph.worthwhile  # of neurons that are unstable the rows are known
+        entries = bent & ~unstable_neurons(graph, name, boxes[name]) if known else bent
+        boxes[name], wrong = _settled(_refine(relaxation, name, boxes[name], entries, expired))
+        empty |= wrong
+    for maker in _movers(graph, node):  # what is picked of better bounds
+        moved = enclose(graph, maker, boxes, relaxation.execution_unit)
+        boxes[maker.name], _ = _settled(boxes[maker.name].intersect(moved))
+    return empty  # type: ignore[no-any-return]
 
 
 def _by_difference(relaxation: Relaxation, node: Node, boxes: Mapping[str, Box], made: Box) -> Box:

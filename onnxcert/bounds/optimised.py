@@ -37,7 +37,15 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module, concatenate, single, singles
-from onnxcert.bounds.backward import Curve, Multipliers, Pulled, Relaxation, Surface, pull_back
+from onnxcert.bounds.backward import (
+    Curve,
+    Multipliers,
+    PlanesOfSums,
+    Pulled,
+    Relaxation,
+    Surface,
+    pull_back,
+)
 from onnxcert.bounds.execution import before_rounding, enclose
 from onnxcert.bounds.hints import round_multipliers, round_positions
 from onnxcert.graph import Graph, Node
@@ -154,8 +162,11 @@ class FreePlanes:
 
     def at(self, position: Array) -> Surface:
         """The planes at given positions in [0, 1]."""
-        rest = 1.0 - position
-        (first, last), mix = self.ends, lambda a, b: rest * a + position * b
+        rest, (first, last) = 1.0 - position, self.ends
+
+        def mix(a: Array, b: Array) -> Array:
+            return rest * a + position * b  # type: ignore[no-any-return]
+
         return Surface(
             (mix(first.mean[0], last.mean[0]), mix(first.mean[1], last.mean[1])),
             (mix(first.half[0], last.half[0]), mix(first.half[1], last.half[1])),
@@ -408,10 +419,10 @@ class FreeRelaxation:
             offset = xp.maximum(offset, xp.maximum(abs(end.lower_offset), abs(end.upper_offset)))
         self.relaxation.add_elementwise(node, boxes, Lines(slope, offset, slope, offset))
         rounding = self.relaxation.curves[node.name].half_offset
-        self.free[node.name] = BentCurve(lines, rounding)
+        free = self.free[node.name] = BentCurve(lines, rounding)
         self.default[node.name] = op.default_position(box)
         # Until lines are chosen: passes over layers before need none of these.
-        self.relaxation.curves[node.name] = self.free[node.name].at(self.default[node.name])
+        self.relaxation.curves[node.name] = free.at(self.default[node.name])
 
     def with_boxes(self, boxes: Mapping[str, Box]) -> FreeRelaxation:
         """The same relaxation with tighter bounds of some pre-activations, (B, n) each.
@@ -890,73 +901,100 @@ def _on_line(curve: Curve, row: Array, z: Array) -> Array:
     return value  # type: ignore[no-any-return]
 
 
+class _Path:
+    """The minimiser's way through the lines and planes that a backward pass took.
+
+    Attributes:
+        values: value name -> (B, n), as far as they are known and needed.
+        turns: node with free lines or planes -> what its positions gain.
+    """
+
+    def __init__(
+        self, task: _Task, pulled: Pulled, minimiser: Array, variables: _Variables
+    ) -> None:
+        self._relaxation, self._pulled, self._variables = task.free.relaxation, pulled, variables
+        self.graph = graph = task.free.relaxation.graph
+        self.values = {graph.input: minimiser}
+        self.turns: dict[str, Array] = {}
+        self._matrices: dict[str, PlanesOfSums] = {}
+        for name, found in graph.matrix_products.items():
+            planes = self._relaxation.planes_of_sums(name)
+            is_free = found.product in variables.lines
+            if planes is not None and found.product in pulled.activations and not is_free:
+                self._matrices[name] = planes
+        multiplied = [planes.of for planes in self._matrices.values()]
+        self._passed = {name for found in multiplied for name in (found.product, *found.pairs)}
+        self._kept = {task.target, *(name for found in multiplied for name in found.sources)}
+
+    def follow(self, position: int, node: Node) -> bool:
+        """Go through the next node; whether it is between the input and the forms."""
+        made = self._value(node)
+        if made is None:
+            return False
+        self.values[node.name] = made
+        for source in node.inputs:
+            if self.graph.last_use[source] == position and source not in self._kept:
+                self.values.pop(source, None)
+        return True
+
+    def _value(self, node: Node) -> Array | None:
+        name, values = node.name, self.values
+        if name in self._matrices:
+            return self._of_matrices(node, self._matrices[name])
+        if name in self._passed or not all(source in values for source in node.inputs):
+            return None
+        read = [values[source] for source in node.inputs]
+        fixed = self._relaxation.fixed.get(name)
+        if fixed is not None and fixed.whole:
+            shape = len(read[0]), node.op.output_size
+            return array_module(read[0]).broadcast_to(fixed.center, shape)  # type: ignore[no-any-return]
+        bent = isinstance(node.op, Elementwise | Bivariate)
+        if name in self._pulled.activations and bent:
+            return self._on_piece(name, self._pulled.activations[name][:, 0], read)
+        return None if isinstance(node.op, Elementwise) else node.op.forward(read)
+
+    def _on_piece(self, name: str, row: Array, read: Sequence[Array]) -> Array:
+        """The line or plane that a row took."""
+        line = self._variables.lines.get(name)
+        if isinstance(line, _Leaning):
+            self.turns[name] = line.gradient(row, read)
+        elif line is not None:
+            self.turns[name] = line.gradient(row, read[0], self._variables.positions(name))
+        if len(read) == 1:
+            return _on_line(self._relaxation.curves[name], row, read[0])
+        return self._relaxation.surfaces[name].taken(row, read)
+
+    def _of_matrices(self, node: Node, planes: PlanesOfSums) -> Array | None:
+        """The planes of all products in a product of matrices, summed up."""
+        found, op = planes.of, node.op
+        assert isinstance(op, Affine)
+        row = self._pulled.activations[found.product][:, 0, :: found.depth]
+        signs = array_module(row).where(row >= 0, 1.0, -1.0).astype(row.dtype)
+        made = found.factor * planes.values([self.values[name] for name in found.sources], signs)
+        return made if op.bias is None else made + op.bias
+
+
 def _step(
     task: _Task, pulled: Pulled, minimiser: Array, variables: _Variables, number: int
 ) -> None:
     """Push the minimiser through the chosen lines and move all variables along the gradient."""
-    free, forms, target, splits = task.free, task.forms, task.target, task.splits
-    graph = free.relaxation.graph
-    xp = array_module(minimiser)
-    values = {graph.input: minimiser}
-    turns: dict[str, Array] = {}
+    forms, target, splits = task.forms, task.target, task.splits
+    path = _Path(task, pulled, minimiser, variables)
     heights: dict[str, Array] = {}
     sizes: dict[str, Array] = {}
-    matrices = {
-        name: planes
-        for name, found in graph.matrix_products.items()
-        if (planes := free.relaxation.planes_of_sums(name)) is not None
-        and found.product in pulled.activations
-        and found.product not in variables.lines
-    }
-    passed = {
-        name for planes in matrices.values() for name in (planes.of.product, *planes.of.pairs)
-    }
-    for position, node in enumerate(graph.nodes):
+    for position, node in enumerate(path.graph.nodes):
         name = node.name
-        if name not in matrices and not all(source in values for source in node.inputs):
-            continue  # not between the input and the forms, or in a product of matrices
-        if name in passed:
+        if not path.follow(position, node):
             continue
-        fixed = free.relaxation.fixed.get(name)
-        if name in matrices:
-            planes, total = matrices[name], node.op
-            assert isinstance(total, Affine)
-            row = pulled.activations[planes.of.product][:, 0, :: planes.of.depth]
-            signs = xp.where(row >= 0, 1.0, -1.0).astype(row.dtype)
-            read = [values[source] for source in planes.of.sources]
-            made = planes.of.factor * planes.values(read, signs)
-            values[name] = made if total.bias is None else made + total.bias
-        elif fixed is not None and fixed.whole:
-            shape = len(minimiser), node.op.output_size
-            values[name] = xp.broadcast_to(fixed.center, shape)
-        elif isinstance(node.op, Elementwise):
-            if name not in pulled.activations:
-                continue
-            row, z = pulled.activations[name][:, 0], values[node.inputs[0]]
-            values[name] = _on_line(free.relaxation.curves[name], row, z)
-            line = variables.lines.get(name)
-            if isinstance(line, _Turning | _Bending):
-                turns[name] = line.gradient(row, z, variables.positions(name))
-        elif isinstance(node.op, Bivariate) and name in pulled.activations:
-            read = [values[source] for source in node.inputs]
-            row = pulled.activations[name][:, 0]
-            values[name] = free.relaxation.surfaces[name].taken(row, read)
-            planes_of = variables.lines.get(name)
-            if isinstance(planes_of, _Leaning):
-                turns[name] = planes_of.gradient(row, read)
-        else:
-            values[name] = node.op.forward([values[source] for source in node.inputs])
         if name in splits.signs:
             entries = variables.splits.numbers[name]
-            heights[name] = values[name].take(entries)
-            sizes[name] = _row_sizes(graph, name, entries, pulled)
-        for source in node.inputs:
-            if graph.last_use[source] == position and source != target:
-                values.pop(source, None)
+            heights[name] = path.values[name].take(entries)
+            sizes[name] = _row_sizes(path.graph, name, entries, pulled)
         if name == target:
             break
-    variables.turn(number, turns)
+    variables.turn(number, path.turns)
     variables.press(number, heights, sizes)
-    if forms.rows.shape[1] > 1 and target in values:
-        gradient = xp.where(forms.used, forms.value(values[target], minimiser), 0.0)
+    if forms.rows.shape[1] > 1 and target in path.values:
+        xp = array_module(minimiser)
+        gradient = xp.where(forms.used, forms.value(path.values[target], minimiser), 0.0)
         variables.weigh(number, gradient, forms.used)

@@ -6,12 +6,12 @@ negative (McCormick, *Computability of Global Solutions to Factorable Nonconvex 
     a b >= bl a + al b - al bl,    a b >= bu a + au b - au bu,
     a b <= bu a + al b - al bu,    a b <= bl a + au b - au bl.
 
-By default the mean of the two lower planes and the mean of the two upper ones are used. Both have the
-slopes of the tangent at the middle of the rectangle, so they are parallel, and a quarter of the
+By default the mean of the two lower planes and the mean of the two upper ones are used. Both have
+the slopes of the tangent at the middle of the rectangle, so they are parallel, and a quarter of the
 area is the farthest that either comes from the surface: first-order terms of both factors survive,
 and what is lost is of second order. Where one factor is a single number c, the product is c times
-the other, and nothing is lost. Other means of the planes are as right, and an ascent looks for better ones: what
-a form loses hangs on where in the rectangles it is least.
+the other, and nothing is lost. Other means of the planes are as right, and an ascent looks for
+better ones: what a form loses hangs on where in the rectangles it is least.
 
 However the slopes (k, m) were found, ``a b - k a - m b`` is linear in each of a and b and therefore
 extreme at corners. So the offsets are the least and the largest value at the four corners, with a
@@ -91,9 +91,7 @@ class Multiply(Bivariate):
         first, second = boxes
         xp = array_module(first.lower)
         rest = 1.0 - position
-        k = xp.where(
-            first.lower < first.upper, position * second.lower + rest * second.upper, 0.0
-        )
+        k = xp.where(first.lower < first.upper, position * second.lower + rest * second.upper, 0.0)
         wide = second.lower < second.upper
         below = xp.where(wide, position * first.lower + rest * first.upper, 0.0)
         above = xp.where(wide, rest * first.lower + position * first.upper, 0.0)

@@ -159,8 +159,8 @@ class NeuronTrees:
     Attributes:
         problem: where the cases come from.
         graph: the network whose nodes the names below belong to.
-        columns: elementwise node, or one with free planes, -> numbers of its neurons, or pairs, whose
-            positions are stored, in the order of the graph.
+        columns: elementwise node, or one with free planes -> numbers of its neurons, or pairs,
+            whose positions are stored, in the order of the graph.
         refined: how the bounds at the root were tightened: graph and layers.
         roots: nodes (R,) and their cases (R,).
         splits: nodes, neurons and points, (M,) each; neurons are counted over all pre-activations

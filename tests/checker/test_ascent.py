@@ -65,7 +65,7 @@ def numbered(graph: Graph) -> Network:
             blocks.append(Curve(*where, KINDS[type(op).__name__], read[0], slope, node.name))
         elif isinstance(op, Bivariate):
             kind = "product" if isinstance(op, Multiply) else "quotient"
-            blocks.append(Pair(*where, kind, read[0], read[1], op.roundings))
+            blocks.append(Pair(*where, kind, read[0], read[1], op.roundings, node.name))
         elif isinstance(op, Concat):
             ids[node.name] = np.concatenate(read)
             continue

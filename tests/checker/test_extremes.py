@@ -123,9 +123,11 @@ def test_quotients_lie_around_what_executions_make_of_them(point: float) -> None
     with np.errstate(all="ignore"):
         taken = []
 
-        def planes(kind: str, a: pairs.Range, b: pairs.Range, made: pairs.Range) -> pairs.Planes:
+        def planes(
+            kind: str, a: pairs.Range, b: pairs.Range, made: pairs.Range, free: None
+        ) -> pairs.Planes:
             taken.append(made)
-            return original(kind, a, b, made)
+            return original(kind, a, b, made, free)
 
         original = pairs.planes
         with pytest.MonkeyPatch.context() as patch:

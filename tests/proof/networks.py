@@ -43,6 +43,21 @@ def _image(*nodes: onnx.NodeProto, **constants: np.ndarray) -> Made:
     ], shapes | constants
 
 
+def _attention() -> Made:
+    """Three tokens of two numbers, each an average of all, with shares of their products."""
+    shapes = {"tokens": np.array([1, 3, 2]), "flat": np.array([1, -1])}
+    nodes = [
+        helper.make_node("Reshape", ["z", "tokens"], ["i"]),
+        helper.make_node("MatMul", ["i", "m"], ["q"]),
+        helper.make_node("Transpose", ["i"], ["k"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["q", "k"], ["s"]),
+        helper.make_node("Softmax", ["s"], ["p"], axis=-1),
+        helper.make_node("MatMul", ["p", "i"], ["o"]),
+        helper.make_node("Reshape", ["o", "flat"], ["h"]),
+    ]
+    return nodes, {"m": _weights(2, 2), **shapes}
+
+
 def _residual() -> Made:
     nodes = [
         helper.make_node("Relu", ["z"], ["r"]),
@@ -82,6 +97,7 @@ LAYERS: dict[str, Made] = {
         k=_weights(2, 1, 2, 2),
     ),
     "residual": _residual(),
+    "attention": _attention(),
 }
 """Nodes from ``z``, six values, to ``h``, and their constants."""
 

@@ -153,6 +153,7 @@ def gemm(call: Call) -> Operand:
     elif isinstance(first, Constant):
         raise NoRule("only C depends on the input")
     else:
+        assert isinstance(second, Tensor)
         product = computed_product(build, first, second)
         product = build.scale(product, np.array(alpha), None)
     return _with_offset(call, product, terms)
