@@ -212,9 +212,7 @@ class _Growing:
         right = self.rng.integers(self.sizes[second], size=(groups, 1, columns, depth))
         shape = groups, rows, columns, depth
         pairs = [
-            self.add(
-                Select.of(np.broadcast_to(index, shape).ravel(), self.sizes[source]), source
-            )
+            self.add(Select.of(np.broadcast_to(index, shape).ravel(), self.sizes[source]), source)
             for source, index in ((first, left), (second, right))
         ]
         product = self.add(Multiply(groups * rows * columns * depth), *pairs)

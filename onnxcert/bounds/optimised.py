@@ -357,7 +357,7 @@ class FreeRelaxation:
         exact = before_rounding(whole.graph, node, boxes, boxes[node.name], whole.execution_unit)
         read, name = [boxes[name] for name in node.inputs], node.name
         self.relaxation.add_bivariate(node, boxes, op.relax(read, exact))
-        if not self.leaning or not op.multiplies or node.neurons is None:
+        if not self.leaning or not op.multiplies:
             return
         xp, ends = array_module(read[0].lower), list[Surface]()
         middle = self.relaxation.surfaces[name]

@@ -75,9 +75,7 @@ def from_difference(b: Range, c: Array, d: Range) -> Range:
     return np.where(np.isnan(low), -np.inf, low), np.where(np.isnan(high), np.inf, high)
 
 
-def planes(
-    kind: str, a: Range, b: Range, made: Range, free: Array | None = None
-) -> Planes:
+def planes(kind: str, a: Range, b: Range, made: Range, free: Array | None = None) -> Planes:
     """Planes for ranges (B, n) and bounds ``made`` of what the block makes.
 
     Args:

@@ -47,7 +47,8 @@ def _attention() -> Made:
     """Three tokens of two numbers, each an average of all, with shares of their products."""
     shapes = {"tokens": np.array([1, 3, 2]), "flat": np.array([1, -1])}
     nodes = [
-        helper.make_node("Reshape", ["z", "tokens"], ["i"]),
+        helper.make_node("Mul", ["z", "small"], ["f"]),
+        helper.make_node("Reshape", ["f", "tokens"], ["i"]),
         helper.make_node("MatMul", ["i", "m"], ["q"]),
         helper.make_node("Transpose", ["i"], ["k"], perm=[0, 2, 1]),
         helper.make_node("MatMul", ["q", "k"], ["s"]),
@@ -55,7 +56,7 @@ def _attention() -> Made:
         helper.make_node("MatMul", ["p", "i"], ["o"]),
         helper.make_node("Reshape", ["o", "flat"], ["h"]),
     ]
-    return nodes, {"m": _weights(2, 2), **shapes}
+    return nodes, {"m": _weights(2, 2), "small": np.float32([0.125]), **shapes}
 
 
 def _residual() -> Made:
