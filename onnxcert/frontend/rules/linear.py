@@ -133,7 +133,7 @@ def _times(build: Builder, tensor: Tensor, weight: Array) -> Tensor:
     return _reshaped(build, joined, (*shared, tensor.shape[-2], width))
 
 
-@reads("Gemm", since=7, note="A or B computed")
+@reads("Gemm", since=7)
 def gemm(call: Call) -> Operand:
     """alpha A' B' + beta C, where ' is an optional transposition."""
     build = call.build
