@@ -38,6 +38,7 @@ from onnxcert.errors import SpecError, UsageError
 from onnxcert.files import check_writable, write_file
 from onnxcert.frontend.lower import Lowered, lower_query
 from onnxcert.frontend.onnx import Model, TensorInfo, load_model
+from onnxcert.frontend.products import with_products
 from onnxcert.frontend.replay import Replayer, check_lowering
 from onnxcert.frontend.rows import only_compares
 from onnxcert.frontend.vnnlib import read_query
@@ -243,7 +244,7 @@ class _Run:
         """One search; its ``Unsat`` is proved to the checker, if ``prove`` and the user say so."""
         rng = np.random.default_rng(self.seed)
         executed = semantics == EXECUTED
-        graph = instance.model.lowered if executed else instance.compared
+        graph = instance.executed if executed else instance.compared
         if not executed and self.settings.constants == "auto":
             self.constants = CasesByConstants(graph)
         self.solver = solver = Solver(
@@ -516,17 +517,22 @@ class Instance:
         return data
 
     @property
+    def executed(self) -> Graph:
+        """The graph that answers the query for every execution in binary32."""
+        return with_products(self.model.lowered, self.lowered.layout)
+
+    @property
     def compared(self) -> Graph:
         """The graph that answers the query over the reals.
 
         Where shares are only compared with shares of the same row, what Softmax is applied to
         decides, and nothing has to be estimated of its exponentials.
         """
-        if self.model.compared is None:
-            return self.model.graph
-        graph, families = self.model.compared
-        plain = only_compares(self.query, self.lowered.layout, families)
-        return graph if plain else self.model.graph
+        chosen, layout = self.model.graph, self.lowered.layout
+        if self.model.compared is not None:
+            graph, families = self.model.compared
+            chosen = graph if only_compares(self.query, layout, families) else chosen
+        return with_products(chosen, layout)
 
     @property
     def input_type(self) -> type[np.floating]:

@@ -1,11 +1,15 @@
-"""Networks under construction: constants with error bounds, and the blocks so far."""
+"""Networks under construction: constants with error bounds, and the blocks so far.
+
+What a specification multiplies is appended to the network (`with_products`): rows about products
+are then rows about its outputs."""
 
 from __future__ import annotations
 
 import math
 import operator
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial, reduce
 from itertools import product
@@ -21,6 +25,7 @@ from onnxcert.checker.network import (
     Block,
     Curve,
     Entries,
+    Network,
     Pair,
     Pick,
     Product,
@@ -342,3 +347,38 @@ class Builder:
             pairs = self.maximum(stack[:half], stack[half : 2 * half])
             stack = np.concatenate([pairs, stack[2 * half :]])
         return np.asarray(stack[0])
+
+
+def with_products(network: Network, products: Sequence[tuple[int, ...]]) -> Network:
+    """The network with products of inputs (v) and outputs (``~v``) behind its outputs.
+
+    Powers of one number first, as curves, then products of different ones from left to right.
+
+    Args:
+        products: those of fewer different numbers first.
+    """
+    if not products:
+        return network
+    net = Builder(network.n_inputs, None)
+    net.blocks, net.size = [*network.blocks], network.size
+
+    def rank(v: int) -> tuple[bool, int]:
+        return v < 0, max(v, ~v)
+
+    counted = [Counter(sorted(product, key=rank)) for product in products]
+    numbers = sorted({v for count in counted for v in count}, key=rank)
+    made = {(v, 1): v if v >= 0 else int(network.output[~v]) for v in numbers}
+    for n in sorted({n for count in counted for n in count.values()} - {1}):
+        raised = [v for v in numbers if any(count[v] == n for count in counted)]
+        net.begin(f"power {n} of the query")
+        ids = net.curve("power", np.array([made[v, 1] for v in raised]), np.full(len(raised), n))
+        made.update(zip(((v, n) for v in raised), ids.tolist(), strict=True))
+    output = [network.output]
+    net.begin("products of the query")
+    for width in sorted({len(count) for count in counted}):
+        factors = np.array([[made[f] for f in c.items()] for c in counted if len(c) == width])
+        ids = factors[:, 0]
+        for others in factors.T[1:]:
+            ids = net.pair("product", ids, others)
+        output.append(ids)
+    return replace(network, blocks=net.blocks, output=np.concatenate(output), size=net.size)
