@@ -687,7 +687,7 @@ def compute_bounds(
     if method not in ("interval", "backward"):
         raise UsageError(f"there is no method {method!r}", help="use interval or backward")
     instance = Instance.read(model, spec)
-    graph = instance.model.graph
+    graph = with_products(instance.model.graph, instance.lowered.layout)
     hull: dict[str, Box] = {}
     disjuncts: dict[int, float] = {}
     keep_freed_memory()
@@ -706,7 +706,7 @@ def compute_bounds(
                 disjuncts |= zip(problem.case_disjunct[chosen].tolist(), lower, strict=True)
     if not hull:
         raise SpecError("the specification leaves no input at all", place=instance.query.source)
-    output = hull[graph.output]
+    output = hull[graph.output].map(lambda side: side[:, : instance.lowered.n_outputs])
     sources = {node.name: node.source for node in graph.nodes}
     return BoundsReport(
         np.stack([output.lower[0], output.upper[0]], axis=1),

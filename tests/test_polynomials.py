@@ -15,8 +15,10 @@ from onnx import helper
 import onnxcert
 from onnxcert import Sat, Unsat
 from onnxcert.checker.certificate import Session
+from onnxcert.errors import UnsupportedSpec
 from onnxcert.frontend.onnx import load_model
 from onnxcert.frontend.vnnlib import parse_query
+from onnxcert.region.condition import from_specification
 from onnxcert.verifier import Instance
 from tests.frontend.onnx_models import model_of
 from tests.strategies import seeds
@@ -71,7 +73,7 @@ def samples(proto: onnx.ModelProto) -> np.ndarray:
     return np.concatenate([x, load_model(proto).graph.forward(x)], axis=1)
 
 
-@settings(max_examples=10)
+@settings(max_examples=20)
 @given(seed=seeds, terms=polynomials(), semantics=st.sampled_from(["real", "ieee32-any-order"]))
 def test_answers_agree_with_dense_samples(
     seed: int, terms: Terms, semantics: str, tmp_path_factory: pytest.TempPathFactory
@@ -130,3 +132,18 @@ def test_a_query_that_only_inputs_decide(tmp_path: Path) -> None:
     spec.write_text(HEADER.format(kind="real") + "(assert (== (* X[0,0] X[0,1]) 0.25))\n")
     result = onnxcert.verify(model, spec, timeout=30)
     assert not isinstance(result.verdict, Unsat)
+
+
+def test_other_analyses_say_what_they_do_not_know(tmp_path: Path) -> None:
+    proto, spec = network(0), tmp_path / "s.vnnlib"
+    spec.write_text(HEADER.format(kind="real") + "(assert (<= (* X[0,0] Y[0,1]) -50.0))\n")
+    report = onnxcert.compute_bounds(proto, spec)
+    found = samples(proto)[:, 2:]
+    assert report.outputs.shape == (2, 2)
+    assert (report.outputs[:, 0] <= found.min(axis=0)).all()
+    assert (found.max(axis=0) <= report.outputs[:, 1]).all()
+    assert report.disjuncts[0] > 0.0
+    with pytest.raises(UnsupportedSpec, match="products of variables"):
+        onnxcert.Screen(onnxcert.lipschitz(proto)).decides(spec)
+    with pytest.raises(UnsupportedSpec, match="products of variables has no largest box"):
+        from_specification(spec)
