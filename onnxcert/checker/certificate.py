@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,8 @@ class Session:
         names: dict[str, Any] = {"input_shapes": shapes, "hidden": hidden}
         if query.version == "1.0":
             names = {"input_elements": query.n_inputs}
-        self.network = read_network(model, directory=directory, **names)
+        self._network = partial(read_network, model, directory=directory, **names)
+        self.network = self._network()
         self._compare()
 
     def _compare(self) -> None:
@@ -105,14 +106,16 @@ class Session:
 
     @cached_property
     def _executed(self) -> Network:
-        return with_products(self.network, self.query.products)
+        """With what executions lose in constants that the file works out."""
+        network = self._network(executed=True) if self.network.folded else self.network
+        return with_products(network, self.query.products)
 
     @cached_property
     def _compared(self) -> Network:
         network = self.network
-        if not (network.shares and self.query.only_compares(network.families)):
-            return self._executed
-        return with_products(network.compared(), self.query.products)
+        if network.shares and self.query.only_compares(network.families):
+            network = network.compared()
+        return with_products(network, self.query.products)
 
     def bounder(self, *, executed: bool, expired: Callable[[], bool] = lambda: False) -> Bounder:
         """Bounds for the network over the inputs of the specification."""

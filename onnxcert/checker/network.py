@@ -224,6 +224,7 @@ class Network:
         size: how many scalars there are.
         binary32: whether the file computes in binary32 and nothing else, as counts of roundings
             presume.
+        folded: whether the file works out constants, which executions round.
         shares: numbers of what each Softmax makes and of what it is applied to, (R, m) each, by
             rows that sum to one.
     """
@@ -235,6 +236,7 @@ class Network:
     size: int
     outputs: list[tuple[str, tuple[int, ...], str]]
     binary32: bool
+    folded: bool = False
     shares: Sequence[tuple[Array, Array]] = ()
 
     @property

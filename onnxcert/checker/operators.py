@@ -19,7 +19,17 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxcert.checker.builder import EXTRA, MINUS, ONE, ZERO, Builder, Known, calculated, exact
+from onnxcert.checker.builder import (
+    EXTRA,
+    MINUS,
+    ONE,
+    ZERO,
+    Builder,
+    Known,
+    calculated,
+    exact,
+    multiplied,
+)
 from onnxcert.checker.curves import MOST
 from onnxcert.checker.network import Array, Product, bounded, need
 
@@ -335,6 +345,9 @@ def _matmul(net: Builder, a: Any, b: Any) -> Any:
     need(a.shape and b.shape, "a product with a scalar")
     lost = tuple(axis for axis, x in ((-2, a), (-1, b)) if len(x.shape) == 1)
     a, b = net.moved(np.atleast_2d, a), net.moved(lambda y: y[:, None], b) if -1 in lost else b
+    if isinstance(a, Known) and isinstance(b, Known):
+        net.folded = True
+        return multiplied(a, b, net.unit).moved(lambda y: np.squeeze(y, lost))
     return np.squeeze(_product(net, a, b, ONE), lost)
 
 
