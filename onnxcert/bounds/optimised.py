@@ -31,7 +31,7 @@ et al., 2013).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -216,6 +216,37 @@ class _Bending:
         return position.reshape(self._shape)
 
 
+@dataclass(frozen=True)
+class FreeSurface:
+    """The planes of a function of two values that has more than one pair.
+
+    Attributes:
+        node: the function.
+        boxes: of what it reads and makes.
+        exact: bounds of what it makes before rounding.
+    """
+
+    node: Node
+    boxes: Mapping[str, Box]
+    exact: Box
+
+    @property
+    def read(self) -> list[Box]:
+        """The boxes of both values."""
+        return [self.boxes[name] for name in self.node.inputs]
+
+    def gradient(self, row: Array, values: Sequence[Array]) -> Array:
+        """d bound / d position for rows (B, n) over the function at two values."""
+        assert isinstance(self.node.op, Bivariate)
+        return self.node.op.turn(self.read, row, values)
+
+    def set(self, relaxation: Relaxation, position: Array) -> None:
+        """Store the planes at positions in [0, 1]."""
+        assert isinstance(self.node.op, Bivariate)
+        planes = self.node.op.relax(self.read, self.exact, position)
+        relaxation.add_bivariate(self.node, self.boxes, planes)
+
+
 @dataclass
 class FreeRelaxation:
     """A relaxation whose lines are not chosen yet, over a batch of subproblems.
@@ -225,6 +256,7 @@ class FreeRelaxation:
         free: elementwise node name -> its lines by position; nodes without free lines are fixed in
             the relaxation.
         default: elementwise node name -> default positions, (B, n).
+        surfaces: name of a function of two values -> its planes by position, if it has several.
         factors: bounds of what functions of two values read and make, for the planes of
             subproblems.
     """
@@ -232,6 +264,7 @@ class FreeRelaxation:
     relaxation: Relaxation
     free: dict[str, FreeCurve | BentCurve] = field(default_factory=dict)
     default: dict[str, Array] = field(default_factory=dict)
+    surfaces: dict[str, FreeSurface] = field(default_factory=dict)
     factors: dict[str, Box] = field(default_factory=dict)
 
     @classmethod
@@ -273,6 +306,8 @@ class FreeRelaxation:
         exact = before_rounding(whole.graph, node, boxes, boxes[node.name], whole.execution_unit)
         planes = op.relax([boxes[name] for name in node.inputs], exact)
         self.relaxation.add_bivariate(node, boxes, planes)
+        if op.turns:
+            self.surfaces[node.name] = FreeSurface(node, boxes, exact)
 
     def _add_curve(self, node: Node, op: Elementwise, boxes: Mapping[str, Box]) -> None:
         name, box = node.name, boxes[node.inputs[0]]
@@ -343,7 +378,13 @@ class FreeRelaxation:
             fixed=dict(whole.fixed),
             left_out=set(whole.left_out),
         )
-        result = FreeRelaxation(relaxation, dict(self.free), dict(self.default), self.factors)
+        result = replace(
+            self,
+            relaxation=relaxation,
+            free=dict(self.free),
+            default=dict(self.default),
+            surfaces=dict(self.surfaces),
+        )
         ranges = dict(boxes)
         for node in whole.graph.nodes:
             if node.name in whole.left_out:
@@ -370,9 +411,12 @@ class FreeRelaxation:
         return FreeRelaxation(whole.single(curves=curves), dict(turning), singles(self.default))
 
     def choose(self, positions: Mapping[str, Array]) -> None:
-        """Set the lines for the next pass."""
+        """Set the lines for the next pass, and the planes of which there is a position."""
         for name, free in self.free.items():
             self.relaxation.curves[name] = free.at(positions[name])
+        for name, surface in self.surfaces.items():
+            if name in positions:
+                surface.set(self.relaxation, positions[name])
 
 
 @dataclass(frozen=True)

@@ -791,13 +791,13 @@ class Bounder:
             made = np.maximum(made[0], found[0]), np.minimum(made[1], found[1])
         r.planes[k] = planes = self._planes(r, block, made)
         if forms is not None:
-            _, b = self._read(r, block)
+            _, b = self.read(r, block)
             read = block.first, block.second
             low, high = forms.pair(span, read, b, planes, self.gamma)
             made = np.maximum(made[0], low), np.minimum(made[1], high)
         r.lower[:, span], r.upper[:, span] = made
 
-    def _read(self, r: Relaxation, block: Pair) -> tuple[pairs.Range, pairs.Range]:
+    def read(self, r: Relaxation, block: Pair) -> tuple[pairs.Range, pairs.Range]:
         """Bounds of what a block of pairs reads; executions may flush it."""
         low, high = (
             (r.lower[:, ids] - self.flushed, r.upper[:, ids] + self.flushed)
@@ -810,7 +810,7 @@ class Bounder:
         if not self.executed:
             return np.zeros_like(size)
         units = gamma(block.roundings, _SINGLE)
-        read = sum(np.maximum(abs(low), abs(high)) for low, high in self._read(r, block))
+        read = sum(np.maximum(abs(low), abs(high)) for low, high in self.read(r, block))
         lost = units * size + block.roundings * self.flushed * (1.0 + read)
         return np.where(size + read <= _RANGE, lost, np.inf)
 
@@ -819,18 +819,20 @@ class Bounder:
     ) -> pairs.Range:
         """Bounds for executions from those for what they read, by intervals if none are given."""
         if exact is None:
-            exact = pairs.interval(block.kind, *self._read(r, block))
+            exact = pairs.interval(block.kind, *self.read(r, block))
         lost = self._lost(r, block, np.maximum(abs(exact[0]), abs(exact[1]))) * _SLACK
         low, high = exact[0] - lost, exact[1] + lost
         return np.where(np.isnan(low), -np.inf, low), np.where(np.isnan(high), np.inf, high)
 
-    def _planes(self, r: Relaxation, block: Pair, made: pairs.Range) -> pairs.Planes:
-        a, b = self._read(r, block)
+    def _planes(
+        self, r: Relaxation, block: Pair, made: pairs.Range, free: Array | None = None
+    ) -> pairs.Planes:
+        a, b = self.read(r, block)
         made = np.minimum(*made), np.maximum(*made)
         lost = self._lost(r, block, np.maximum(abs(made[0]), abs(made[1]))) * _SLACK
         # The bounds are those of executions: what they round lies around them.
         exact = made[0] - lost, made[1] + lost
-        k, mean, half, middle, gap = pairs.planes(block.kind, a, b, exact)
+        k, mean, half, middle, gap = pairs.planes(block.kind, a, b, exact, free)
         reach = [np.maximum(abs(low), abs(high)) for low, high in (a, b)]
         size = abs(k) * reach[0] + (abs(mean) + abs(half)) * reach[1] + abs(middle) + abs(gap)
         gap = gap + self.gamma * size * _SLACK + TINY
@@ -841,7 +843,7 @@ class Bounder:
 
     def _refine_factor(self, r: Relaxation, block: Pair, ids: Array) -> None:
         """Backward bounds of those scalars that a product is far from a plane in."""
-        wanted = pairs.bends(block.kind, *self._read(r, block)).any(axis=0)
+        wanted = pairs.bends(block.kind, *self.read(r, block)).any(axis=0)
         ids = distinct(ids[wanted & (ids >= 0)])
         for k in map(int, distinct(self.block_of(ids))):
             behind_curve = isinstance(self.blocks[k], Curve)
@@ -861,7 +863,7 @@ class Bounder:
 
     def _by_difference(self, r: Relaxation, k: int, block: Pair, made: pairs.Range) -> pairs.Range:
         """Bounds of quotients a / b from forms a - c b."""
-        a, b = self._read(r, block)
+        a, b = self.read(r, block)
         c = pairs.center(a, b, made)
         low, high = np.full(c.shape, -np.inf), np.full(c.shape, np.inf)
         size = np.maximum(abs(a[0]), abs(a[1])) + abs(c) * np.maximum(abs(b[0]), abs(b[1]))
@@ -904,6 +906,14 @@ class Bounder:
                 r.lower[:, span], r.upper[:, span] = np.minimum(*both), np.maximum(*both)
             elif isinstance(block, Pair) and not r.ends(k):
                 r.planes[k] = self._planes(r, block, (r.lower[:, span], r.upper[:, span]))
+
+    def turn_planes(self, r: Relaxation, free: Mapping[int, Array]) -> None:
+        """Choose planes of products by positions in [0, 1]: block -> (B, n) or (1, 1)."""
+        for k, positions in free.items():
+            block = self.blocks[k]
+            assert isinstance(block, Pair)
+            span = slice(block.start, block.start + block.size)
+            r.planes[k] = self._planes(r, block, (r.lower[:, span], r.upper[:, span]), positions)
 
     def replicate(self, r: Relaxation, count: int) -> Relaxation:
         """``count`` copies of a batch of one."""

@@ -398,6 +398,9 @@ class Bivariate(Operator):
     roundings: ClassVar[int]
     """Roundings in one evaluation of the function."""
 
+    turns: ClassVar[bool] = False
+    """Whether it has a pair of planes for every position in [0, 1]."""
+
     size: int
 
     @property
@@ -416,13 +419,19 @@ class Bivariate(Operator):
         return self.size
 
     @abstractmethod
-    def relax(self, boxes: Sequence[Box], made: Box) -> Planes:
+    def relax(self, boxes: Sequence[Box], made: Box, position: Array | None = None) -> Planes:
         """Planes below and above the function.
 
         Args:
             boxes: those of a and b, arrays (B, n).
             made: bounds of the function's own values that hold there.
+            position: numbers in [0, 1], (B, n), where the function has more than one pair of
+                planes; None for the default.
         """
+
+    def turn(self, boxes: Sequence[Box], row: Array, values: Sequence[Array]) -> Array:
+        """What a row (B, n) gains at values of a and b, per unit of the position."""
+        raise NotImplementedError(f"{type(self).__name__} has one pair of planes")
 
     def moved_by_flushing(self, boxes: Sequence[Box]) -> Array:
         """How far the function moves at most, per unit by which a and b near zero do, (B, n)."""

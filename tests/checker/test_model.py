@@ -327,10 +327,8 @@ def test_products_of_constants_cover_the_exact_values_and_the_executed_ones(
     data = model_of(nodes, {"x": (2, 1)}, ["y"], constants).SerializeToString()
     a, b = (np.frompyfunc(Fraction, 1, 1)(constants[name].astype(float)) for name in "ab")
     true = np.maximum(a @ b, 0)
-    runs = [np.zeros((3, 2), FLOATS) for _ in range(4)]
-    for run in runs:
-        for k in rng.permutation(depth):
-            run += constants["a"][:, k : k + 1] * constants["b"][k]
+    steps = constants["a"].T[:, :, None] * constants["b"][:, None]
+    runs = [np.cumsum(rng.permutation(steps), axis=0)[-1] for _ in range(4)]
     for executed in (False, True):
         (block,) = read_network(data, executed=executed).blocks[1:]
         assert isinstance(block, Affine)
