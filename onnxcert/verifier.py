@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxcert.arrays import (
-    UNIT_ROUNDOFF,
     UNIT_ROUNDOFF_FLOAT32,
     Array,
     Device,
@@ -44,7 +43,6 @@ from onnxcert.frontend.rows import only_compares
 from onnxcert.frontend.vnnlib import read_query
 from onnxcert.frontend.write import format_vnnlib
 from onnxcert.graph import Graph
-from onnxcert.ops.base import gamma
 from onnxcert.proof.certify import (
     EXECUTED,
     REAL,
@@ -732,19 +730,7 @@ def _case_bounds(
     """Lower bounds of the largest row of each case over one box."""
     forms = cases.forms(chosen[:, None])
     graph = found.relaxation.graph
+    lower = forms.over(boxes[graph.output], boxes[graph.input])
     if backward:
-        return [float(value) for value in forms.pull(found.relaxation).lower.max(axis=1)]
-    lower = _interval_forms(forms.rows, boxes[graph.output])
-    if forms.input_rows is not None:
-        lower = lower + _interval_forms(forms.input_rows, boxes[graph.input])
-    lower = np.where(forms.used, lower + forms.offset, -np.inf)
-    lower -= 4.0 * UNIT_ROUNDOFF * np.abs(lower)
+        lower = np.maximum(lower, forms.pull(found.relaxation).lower)
     return [float(value) for value in lower.max(axis=1)]
-
-
-def _interval_forms(rows: Array, box: Box) -> Array:
-    """Lower bounds of rows (K, R, n) over a box, rounded down."""
-    center, radius = 0.5 * (box.lower + box.upper)[0], 0.5 * (box.upper - box.lower)[0]
-    error = gamma(rows.shape[-1] + 8, UNIT_ROUNDOFF)
-    lower = rows @ center - np.abs(rows) @ (radius + 2.0 * error * (np.abs(center) + radius))
-    return np.asarray(lower)

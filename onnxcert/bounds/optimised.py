@@ -462,6 +462,28 @@ class Forms:
         xp = array_module(lower)
         return replace(pulled, lower=xp.where(self.used, lower, -xp.inf))
 
+    def over(self, output: Box, box: Box) -> Array:
+        """Bound every form by intervals: (B, R) lower bounds, -inf for padding.
+
+        Where curves level off, intervals know that values keep to one side of a number, and lines
+        do not.
+
+        Args:
+            output, box: bounds of what the forms speak about, (B, .) or (1, .) each.
+        """
+        lower, size = self.offset, abs(self.offset)
+        for rows, read in ((self.rows, output), (self.input_rows, box)):
+            if rows is None:
+                continue
+            xp = array_module(rows)
+            ends = xp.where(rows > 0, read.lower[:, None], read.upper[:, None])
+            parts = xp.where(rows != 0, rows * ends, 0.0)  # zero times infinity is zero here
+            lower, size = lower + parts.sum(axis=2), size + abs(parts).sum(axis=2)
+        count = self.rows.shape[2] + box.lower.shape[1] + 8
+        lower = lower - 2.0 * gamma(count, UNIT_ROUNDOFF) * size
+        used = self.used & ~xp.isnan(lower)
+        return xp.where(used, lower, -xp.inf)  # type: ignore[no-any-return]
+
     def value(self, outputs: Array, inputs: Array) -> Array:
         """The forms at given points: (B, R)."""
         result = (self.rows @ outputs[:, :, None])[:, :, 0] + self.offset
