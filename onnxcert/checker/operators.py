@@ -602,6 +602,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Cos": lambda net, x: net.curve("cos", net.ids(x)),
     "Exp": lambda net, x: net.curve("exp", net.ids(x)),
     "Concat": lambda net, *x, axis: net.moved(lambda *x: np.concatenate(x, axis), *x),
+    "Floor": lambda net, x: net.curve("floor", net.ids(x)),
     "GlobalAveragePool": lambda net, x: _reduce("Mean", net, x, range(2, len(x.shape))),
     "GlobalMaxPool": lambda net, x: _reduce("Max", net, x, range(2, len(x.shape))),
     "Neg": lambda net, x: net.negative(net.ids(x)),
