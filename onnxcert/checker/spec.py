@@ -43,11 +43,12 @@ _BLANKS = r"(?:[ \t\r\n\f\v]++|;[^\n\0]*+)*+"
 # The end of the text is a token too, the empty one; what fits nowhere is a token of one character.
 _WORD = r"[^\s()\[\]\";]++(?:\s*\[[\d,\s]*\])?"
 _TOKEN = re.compile(rf"{_BLANKS}([()]|{_WORD}|\Z|.)", re.A)
-_DECLARED, _SHORT = (  # a blank stands for any; nearly all of a long file
+_DECLARED, _SHORT, _INNER = (  # a blank stands for any; nearly all of a long file
     re.compile(pattern.replace(" ", _BLANKS).replace("{w}", _WORD), re.A)
     for pattern in (
         r" \( declare-const(?=[\s;]) ({w}) Real \)",
         r" \( assert \( ([<>])=(?=[\s;]) (?=[A-Za-z])({w}) (?=[-+.\d])({w}) \) \)",
+        r"\( ([<>])=(?=[\s;]) (?=[A-Za-z])({w}) (?=[-+.\d])({w}) \)",
     )
 )
 _INDICES = r"(\[\s*(?:\d{1,10}\s*(?:,\s*(?=\d)|(?=\])))*\])"
@@ -550,8 +551,10 @@ class _Reader:
     def _short(self) -> _Atom | None:
         """The next assertion if it bounds one input, as the general way would read it."""
         match = _SHORT.match(self.text, self.end)
-        if match is None:
-            return None
+        return match and self._bound(match)
+
+    def _bound(self, match: re.Match[str]) -> _Atom | None:
+        """What a short form says, if it is a bound of one input; else nothing is read."""
         self.start = match.start(2)
         if (limits := _limits(match[3])) is None:
             return None
@@ -569,10 +572,17 @@ class _Reader:
         stack: list[tuple[str, list[_Sum | _Formula]]] = []  # open parentheses
         while True:
             token = self.next()
+            value: _Sum | _Formula
             if token == "(":
-                stack.append((self.next(), []))
-                continue
-            value = self._reduce(*stack.pop()) if token == ")" and stack else self._operand(token)
+                match = _INNER.match(self.text, self.start)
+                bound = match and self._bound(match)
+                if bound is None:
+                    stack.append((self.next(), []))
+                    continue
+                value = bound
+            else:
+                is_form = token == ")" and bool(stack)
+                value = self._reduce(*stack.pop()) if is_form else self._operand(token)
             if stack:
                 stack[-1][1].append(value)
             elif isinstance(value, dict):
