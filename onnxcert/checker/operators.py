@@ -264,7 +264,18 @@ def _sum(net: Builder, operands: Sequence[Any], factors: Sequence[Known]) -> Arr
         else:
             offset = calculated("Mul", operand, factor)
     more = EXTRA - 1 if offset is not ZERO or factors[0] is not ONE else 0
-    return net.affine(_shape(*operands), *picks, offset=offset, roundings=len(operands) - 1 + more)
+    layout: Any = _shape(*operands)
+    if len(picks) == 1 and picks[0][0].shape == layout:
+        layout = _in_order(picks[0][0])
+    return net.affine(layout, *picks, offset=offset, roundings=len(operands) - 1 + more)
+
+
+def _in_order(ids: Array) -> Any:
+    """Positions in the order of the scalars, so that an offset may join the sums that it is added
+    to; the shape where some number is missing among the scalars."""
+    first = int(ids.min()) if ids.size else 0
+    places = np.sort(ids, axis=None) - first
+    return ids - first if first >= 0 and np.array_equal(places, np.arange(ids.size)) else ids.shape
 
 
 def _mean(net: Builder, *operands: Any) -> Array:
