@@ -476,8 +476,9 @@ class Forms:
             if rows is None:
                 continue
             xp = array_module(rows)
-            ends = xp.where(rows > 0, read.lower[:, None], read.upper[:, None])
-            parts = xp.where(rows != 0, rows * ends, 0.0)  # zero times infinity is zero here
+            # Zero times infinity is zero here.
+            upper = xp.where(rows < 0, read.upper[:, None], 0.0)
+            parts = rows * xp.where(rows > 0, read.lower[:, None], upper)
             lower, size = lower + parts.sum(axis=2), size + abs(parts).sum(axis=2)
         count = self.rows.shape[2] + box.lower.shape[1] + 8
         lower = lower - 2.0 * gamma(count, UNIT_ROUNDOFF) * size

@@ -233,7 +233,7 @@ class Prover:
                 continue
             low, high = r.lower[:, None, None, ids], r.upper[:, None, None, ids]
             # Zero times infinity is zero here.
-            parts = np.where(some == 0, 0.0, some * np.where(some > 0, low, high))
+            parts = some * np.where(some > 0, low, np.where(some < 0, high, 0.0))
             lower, size = lower + parts.sum(axis=3), size + abs(parts).sum(axis=3)
         lower = lower - 2 * gamma(count) * size - TINY
         return np.where(np.isnan(lower), -np.inf, lower)

@@ -434,3 +434,25 @@ def test_what_only_looks_like_a_bound_is_refused(text: str) -> None:
 def test_a_bound_beyond_float64_is_refused_with_its_line() -> None:
     with pytest.raises(Unusable, match="line 5: a number is beyond 1e308"):
         read(f"{DECLARED}{UNIT}(assert (<= X_0 1.5e308))")
+
+
+@pytest.mark.parametrize("number", ["0.1", "-3", "1e-3", "+2.50", "0.30000000000000004e1", "1e30"])
+@pytest.mark.parametrize("relation", ["<=", ">="])
+@pytest.mark.parametrize("variable", ["X_0", "Y_0"])
+def test_bounds_within_disjunctions_are_those_of_the_general_way(
+    variable: str, relation: str, number: str
+) -> None:
+    """The same bound, in one go and as a difference of a sum and a number."""
+    declared = "(declare-const X_0 Real)(declare-const Y_0 Real)"
+    declared += "(assert (>= X_0 -7))(assert (<= X_0 7.5))"
+
+    def text(left: str) -> str:
+        other = "(and (<= X_0 1) (<= Y_0 2))"
+        return f"{declared}(assert (or (and ({relation} {left} {number}) (<= Y_0 1)) {other}))"
+
+    found, general = read(text(variable)).formula, read(text(f"(+ {variable})")).formula
+    assert found == general
+    for made, again in zip(cases(text(variable)), cases(text(f"(+ {variable})")), strict=True):
+        assert (made.rows, made.ball) == (again.rows, again.ball)
+        np.testing.assert_array_equal(made.lower, again.lower)
+        np.testing.assert_array_equal(made.upper, again.upper)
