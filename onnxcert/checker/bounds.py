@@ -705,9 +705,18 @@ class Bounder:
         r.varies[:, block.start : block.start + block.size] = varies
         return np.asarray(varies)
 
+    def _read_by(self, r: Relaxation, block: Curve) -> pairs.Range:
+        """Bounds of what a curve reads, flushed or not."""
+        return self._flushed(r.lower[:, block.ids], r.upper[:, block.ids])
+
+    def _flushed(self, low: Array, high: Array) -> pairs.Range:
+        """Ranges with what is flushed to zero, which no number crosses on that way."""
+        nearer = np.maximum(low - self.flushed, 0.0), np.minimum(high + self.flushed, 0.0)
+        return np.where(low > 0, nearer[0], low), np.where(high < 0, nearer[1], high)
+
     def _interval(self, r: Relaxation, block: Curve) -> pairs.Range:
         """All values of a curve, of executions, too."""
-        x = r.lower[:, block.ids] - self.flushed, r.upper[:, block.ids] + self.flushed
+        x = self._read_by(r, block)
         below, above = curves.interval(block.kind, *x, block.slope, self.executed)
         below, above = below - self.flushed, above + self.flushed
         limit = _RANGE if self.executed else np.inf
@@ -751,7 +760,7 @@ class Bounder:
 
     def _curve(self, r: Relaxation, k: int, block: Curve, forms: Forms | None) -> None:
         span = slice(block.start, block.start + block.size)
-        x = r.lower[:, block.ids] - self.flushed, r.upper[:, block.ids] + self.flushed
+        x = self._read_by(r, block)
         r.curves[k] = self._lines(r, k, block, *x, None)
         if forms is not None:
             lines = self._lines(r, k, block, *x, parallel(block.kind, *x))
@@ -897,7 +906,7 @@ class Bounder:
         for k, block in enumerate(self.blocks):
             span = slice(block.start, block.start + block.size)
             if isinstance(block, Curve) and k in self.factors:
-                x = r.lower[:, block.ids] - self.flushed, r.upper[:, block.ids] + self.flushed
+                x = self._read_by(r, block)
                 x = np.minimum(*x), np.maximum(*x)
                 below, above = curves.interval(block.kind, *x, block.slope, self.executed)
                 r.lower[:, span] = np.maximum(r.lower[:, span], below - self.flushed)
@@ -938,8 +947,7 @@ class Bounder:
             if isinstance(block, Curve) and not r.ends(k):
                 low, high = r.lower[:, block.ids], r.upper[:, block.ids]
                 r.empty |= (low > high).any(axis=1)
-                low, high = np.minimum(low, high), np.maximum(low, high)
-                low, high = low - self.flushed, high + self.flushed
+                low, high = self._flushed(np.minimum(low, high), np.maximum(low, high))
                 r.curves[k] = self._lines(r, k, block, low, high, free.get(k))
 
     def _repeat(self, r: Relaxation, k: int, hint: Hint, columns: Columns) -> None:
