@@ -293,6 +293,37 @@ class _Bending:
         return position.reshape(self._shape)
 
 
+@dataclass(frozen=True)
+class FreeSurface:
+    """The planes of a function of two values that has more than one pair.
+
+    Attributes:
+        node: the function.
+        boxes: of what it reads and makes.
+        exact: bounds of what it makes before rounding.
+    """
+
+    node: Node
+    boxes: Mapping[str, Box]
+    exact: Box
+
+    @property
+    def read(self) -> list[Box]:
+        """The boxes of both values."""
+        return [self.boxes[name] for name in self.node.inputs]
+
+    def gradient(self, row: Array, values: Sequence[Array]) -> Array:
+        """d bound / d position for rows (B, n) over the function at two values."""
+        assert isinstance(self.node.op, Bivariate)
+        return self.node.op.turn(self.read, row, values)
+
+    def set(self, relaxation: Relaxation, position: Array) -> None:
+        """Store the planes at positions in [0, 1]."""
+        assert isinstance(self.node.op, Bivariate)
+        planes = self.node.op.relax(self.read, self.exact, position)
+        relaxation.add_bivariate(self.node, self.boxes, planes)
+
+
 @dataclass
 class FreeRelaxation:
     """A relaxation whose lines are not chosen yet, over a batch of subproblems.
@@ -302,6 +333,7 @@ class FreeRelaxation:
         free: elementwise node name -> its lines by position; nodes without free lines are fixed in
             the relaxation.
         default: elementwise node name -> default positions, (B, n).
+        surfaces: name of a function of two values -> its planes by position, if it has several.
         factors: bounds of what functions of two values read and make, for the planes of
             subproblems.
         leaning: whether planes of products are free, too.
@@ -310,6 +342,7 @@ class FreeRelaxation:
     relaxation: Relaxation
     free: dict[str, FreeCurve | BentCurve | FreePlanes] = field(default_factory=dict)
     default: dict[str, Array] = field(default_factory=dict)
+    surfaces: dict[str, FreeSurface] = field(default_factory=dict)
     factors: dict[str, Box] = field(default_factory=dict)
     leaning: bool = False
 
@@ -363,7 +396,9 @@ class FreeRelaxation:
         exact = before_rounding(whole.graph, node, boxes, boxes[node.name], whole.execution_unit)
         read, name = [boxes[name] for name in node.inputs], node.name
         self.relaxation.add_bivariate(node, boxes, op.relax(read, exact))
-        if not self.leaning or not op.multiplies:
+        if op.turns:
+            self.surfaces[name] = FreeSurface(node, boxes, exact)
+        if not self.leaning or not op.turns:
             return
         xp, ends = array_module(read[0].lower), list[Surface]()
         middle = self.relaxation.surfaces[name]
@@ -447,8 +482,12 @@ class FreeRelaxation:
             fixed=dict(whole.fixed),
             left_out=set(whole.left_out),
         )
-        result = FreeRelaxation(
-            relaxation, dict(self.free), dict(self.default), self.factors, self.leaning
+        result = replace(
+            self,
+            relaxation=relaxation,
+            free=dict(self.free),
+            default=dict(self.default),
+            surfaces=dict(self.surfaces),
         )
         ranges = dict(boxes)
         for node in whole.graph.nodes:
@@ -476,9 +515,12 @@ class FreeRelaxation:
         return FreeRelaxation(whole.single(curves=curves), dict(turning), singles(self.default))
 
     def choose(self, positions: Mapping[str, Array]) -> None:
-        """Set the lines for the next pass."""
+        """Set the lines for the next pass, and the planes of which there is a position."""
         for name, free in self.free.items():
             set_lines(self.relaxation, name, free.at(positions[name]))
+        for name, surface in self.surfaces.items():
+            if name in positions and name not in self.free:
+                surface.set(self.relaxation, positions[name])
 
 
 def set_lines(relaxation: Relaxation, name: str, chosen: Curve | Surface) -> None:
@@ -531,6 +573,29 @@ class Forms:
         lower = round_down(pulled.lower + self.offset)
         xp = array_module(lower)
         return replace(pulled, lower=xp.where(self.used, lower, -xp.inf))
+
+    def over(self, output: Box, box: Box) -> Array:
+        """Bound every form by intervals: (B, R) lower bounds, -inf for padding.
+
+        Where curves level off, intervals know that values keep to one side of a number, and lines
+        do not.
+
+        Args:
+            output, box: bounds of what the forms speak about, (B, .) or (1, .) each.
+        """
+        lower, size = self.offset, abs(self.offset)
+        for rows, read in ((self.rows, output), (self.input_rows, box)):
+            if rows is None:
+                continue
+            xp = array_module(rows)
+            # Zero times infinity is zero here.
+            upper = xp.where(rows < 0, read.upper[:, None], 0.0)
+            parts = rows * xp.where(rows > 0, read.lower[:, None], upper)
+            lower, size = lower + parts.sum(axis=2), size + abs(parts).sum(axis=2)
+        count = self.rows.shape[2] + box.lower.shape[1] + 8
+        lower = lower - 2.0 * gamma(count, UNIT_ROUNDOFF) * size
+        used = self.used & ~xp.isnan(lower)
+        return xp.where(used, lower, -xp.inf)  # type: ignore[no-any-return]
 
     def value(self, outputs: Array, inputs: Array) -> Array:
         """The forms at given points: (B, R)."""

@@ -729,9 +729,18 @@ class Bounder:
         r.varies[:, block.start : block.start + block.size] = varies
         return np.asarray(varies)
 
+    def _read_by(self, r: Relaxation, block: Curve) -> pairs.Range:
+        """Bounds of what a curve reads, flushed or not."""
+        return self._flushed(r.lower[:, block.ids], r.upper[:, block.ids])
+
+    def _flushed(self, low: Array, high: Array) -> pairs.Range:
+        """Ranges with what is flushed to zero, which no number crosses on that way."""
+        nearer = np.maximum(low - self.flushed, 0.0), np.minimum(high + self.flushed, 0.0)
+        return np.where(low > 0, nearer[0], low), np.where(high < 0, nearer[1], high)
+
     def _interval(self, r: Relaxation, block: Curve) -> pairs.Range:
         """All values of a curve, of executions, too."""
-        x = r.lower[:, block.ids] - self.flushed, r.upper[:, block.ids] + self.flushed
+        x = self._read_by(r, block)
         below, above = curves.interval(block.kind, *x, block.slope, self.executed)
         below, above = below - self.flushed, above + self.flushed
         limit = _RANGE if self.executed else np.inf
@@ -775,7 +784,7 @@ class Bounder:
 
     def _curve(self, r: Relaxation, k: int, block: Curve, forms: Forms | None) -> None:
         span = slice(block.start, block.start + block.size)
-        x = r.lower[:, block.ids] - self.flushed, r.upper[:, block.ids] + self.flushed
+        x = self._read_by(r, block)
         r.curves[k] = self._lines(r, k, block, *x, None)
         if forms is not None:
             lines = self._lines(r, k, block, *x, parallel(block.kind, *x))
@@ -815,13 +824,13 @@ class Bounder:
             made = np.maximum(made[0], found[0]), np.minimum(made[1], found[1])
         r.planes[k] = planes = self._planes(r, block, made)
         if forms is not None:
-            _, b = self._read(r, block)
+            _, b = self.read(r, block)
             read = block.first, block.second
             low, high = forms.pair(span, read, b, planes, self.gamma)
             made = np.maximum(made[0], low), np.minimum(made[1], high)
         r.lower[:, span], r.upper[:, span] = made
 
-    def _read(self, r: Relaxation, block: Pair) -> tuple[pairs.Range, pairs.Range]:
+    def read(self, r: Relaxation, block: Pair) -> tuple[pairs.Range, pairs.Range]:
         """Bounds of what a block of pairs reads; executions may flush it."""
         low, high = (
             (r.lower[:, ids] - self.flushed, r.upper[:, ids] + self.flushed)
@@ -834,7 +843,7 @@ class Bounder:
         if not self.executed:
             return np.zeros_like(size)
         units = gamma(block.roundings, _SINGLE)
-        read = sum(np.maximum(abs(low), abs(high)) for low, high in self._read(r, block))
+        read = sum(np.maximum(abs(low), abs(high)) for low, high in self.read(r, block))
         lost = units * size + block.roundings * self.flushed * (1.0 + read)
         return np.where(size + read <= _RANGE, lost, np.inf)
 
@@ -843,7 +852,7 @@ class Bounder:
     ) -> pairs.Range:
         """Bounds for executions from those for what they read, by intervals if none are given."""
         if exact is None:
-            exact = pairs.interval(block.kind, *self._read(r, block))
+            exact = pairs.interval(block.kind, *self.read(r, block))
         lost = self._lost(r, block, np.maximum(abs(exact[0]), abs(exact[1]))) * _SLACK
         low, high = exact[0] - lost, exact[1] + lost
         return np.where(np.isnan(low), -np.inf, low), np.where(np.isnan(high), np.inf, high)
@@ -851,7 +860,7 @@ class Bounder:
     def _planes(
         self, r: Relaxation, block: Pair, made: pairs.Range, free: Array | None = None
     ) -> pairs.Planes:
-        a, b = self._read(r, block)
+        a, b = self.read(r, block)
         made = np.minimum(*made), np.maximum(*made)
         lost = self._lost(r, block, np.maximum(abs(made[0]), abs(made[1]))) * _SLACK
         # The bounds are those of executions: what they round lies around them.
@@ -867,7 +876,7 @@ class Bounder:
 
     def _refine_factor(self, r: Relaxation, block: Pair, ids: Array) -> None:
         """Backward bounds of those scalars that a product is far from a plane in."""
-        wanted = pairs.bends(block.kind, *self._read(r, block)).any(axis=0)
+        wanted = pairs.bends(block.kind, *self.read(r, block)).any(axis=0)
         ids = distinct(ids[wanted & (ids >= 0)])
         for k in map(int, distinct(self.block_of(ids))):
             if self._behind_curve(k) or not self._is_inner(k, spherical=r.balls is not None):
@@ -894,7 +903,7 @@ class Bounder:
 
     def _by_difference(self, r: Relaxation, k: int, block: Pair, made: pairs.Range) -> pairs.Range:
         """Bounds of quotients a / b from forms a - c b."""
-        a, b = self._read(r, block)
+        a, b = self.read(r, block)
         c = pairs.center(a, b, made)
         low, high = np.full(c.shape, -np.inf), np.full(c.shape, np.inf)
         size = np.maximum(abs(a[0]), abs(a[1])) + abs(c) * np.maximum(abs(b[0]), abs(b[1]))
@@ -928,7 +937,7 @@ class Bounder:
         for k, block in enumerate(self.blocks):
             span = slice(block.start, block.start + block.size)
             if isinstance(block, Curve) and k in self.factors:
-                x = r.lower[:, block.ids] - self.flushed, r.upper[:, block.ids] + self.flushed
+                x = self._read_by(r, block)
                 x = np.minimum(*x), np.maximum(*x)
                 below, above = curves.interval(block.kind, *x, block.slope, self.executed)
                 r.lower[:, span] = np.maximum(r.lower[:, span], below - self.flushed)
@@ -937,6 +946,14 @@ class Bounder:
                 r.lower[:, span], r.upper[:, span] = np.minimum(*both), np.maximum(*both)
             elif isinstance(block, Pair) and not r.ends(k):
                 r.planes[k] = self._planes(r, block, (r.lower[:, span], r.upper[:, span]))
+
+    def turn_planes(self, r: Relaxation, free: Mapping[int, Array]) -> None:
+        """Choose planes of products by positions in [0, 1]: block -> (B, n) or (1, 1)."""
+        for k, positions in free.items():
+            block = self.blocks[k]
+            assert isinstance(block, Pair)
+            span = slice(block.start, block.start + block.size)
+            r.planes[k] = self._planes(r, block, (r.lower[:, span], r.upper[:, span]), positions)
 
     def replicate(self, r: Relaxation, count: int) -> Relaxation:
         """``count`` copies of a batch of one."""
@@ -961,13 +978,13 @@ class Bounder:
             if isinstance(block, Curve) and not r.ends(k):
                 low, high = r.lower[:, block.ids], r.upper[:, block.ids]
                 r.empty |= (low > high).any(axis=1)
-                low, high = np.minimum(low, high), np.maximum(low, high)
-                low, high = low - self.flushed, high + self.flushed
+                low, high = self._flushed(np.minimum(low, high), np.maximum(low, high))
                 r.curves[k] = self._lines(r, k, block, low, high, free.get(k))
             elif isinstance(block, Pair) and not r.ends(k) and k in free:
                 span = slice(block.start, block.start + block.size)
                 made = r.lower[:, span], r.upper[:, span]
-                r.planes[k] = self._planes(r, block, made, free[k])
+                position = np.where(np.isnan(free[k]), 0.5, free[k])
+                r.planes[k] = self._planes(r, block, made, position)
 
     def _repeat(self, r: Relaxation, k: int, hint: Hint, columns: Columns) -> None:
         """Pull forms of single scalars back with the slopes of a hint."""

@@ -2,9 +2,14 @@
 
 Let a and b lie in [al, au] and [bl, bu]. For any floats k and m the function ``a b - k a - m b`` is
 linear in a and in b, hence extreme at the four corners: so ``k a + m b + (least corner)`` is below
-the product, and a plane above it is had likewise. The slopes taken are the middles of b and of a,
-unless a certificate names a position t: then ``k = t bl + (1 - t) bu``, with ``m = t al + (1 - t)
-au`` below and ``m = (1 - t) al + t au`` above.
+the product, and a plane above it is had likewise. The slopes taken are by default the middles of b
+and of a. With a position s in [0, 1] they are
+
+    k = bl + s (bu - bl),    m = al + s (au - al) below,    m = au - s (au - al) above,
+
+of which either end touches the product along two edges (McCormick, 1976); as s grows, the plane
+below grows by (bu - bl) (a - middle of a) + (au - al) (b - middle of b), and the one above by the
+difference of the two.
 
 For the quotient let c be any float, d = a - c b and r = 1 / b, where [bl, bu] must not come near
 zero. Then
@@ -79,12 +84,18 @@ def planes(kind: str, a: Range, b: Range, made: Range, free: Array | None = None
     """Planes for ranges (B, n) and bounds ``made`` of what the block makes.
 
     Args:
-        free: positions (B, n) of products' planes in [0, 1], NaN for the default; or None.
+        free: positions (B, n) in [0, 1] for products; None for the default.
     """
+    if kind == "product" and free is None:
+        k, m, low, high = _planes(a, b)
+        return _known(k, m, m, low, high)
     if kind == "product":
-        return _known(*_planes(a, b, free))
+        k = b[0] + free * (b[1] - b[0])
+        step = free * (a[1] - a[0])
+        below, above = a[0] + step, a[1] - step
+        return _known(k, below, above, _offsets(a, b, k, below)[0], _offsets(a, b, k, above)[1])
     c = center(a, b, made)
-    k, m, _, low, high = _planes(_difference(a, b, c, made), _inverse(b), None)
+    k, m, low, high = _planes(_difference(a, b, c, made), _inverse(b))
     below, at_below, above, at_above = curves.lines("reciprocal", *b, None, None, False)
     reach = np.maximum(abs(b[0]), abs(b[1]))
     slopes, offsets = [], []
@@ -129,16 +140,26 @@ def _difference(a: Range, b: Range, c: Array, made: Range) -> Range:
     return np.minimum(low, high), np.maximum(low, high)
 
 
-def _planes(a: Range, b: Range, free: Array | None) -> tuple[Array, Array, Array, Array, Array]:
-    """Slopes of a, and of b below and above, and the offsets; NaN where nothing is known."""
-    free = np.where(np.isnan(free), 0.5, free) if free is not None else np.array(0.5)
-    rest = 1.0 - free
-    k = np.where(a[0] < a[1], free * b[0] + rest * b[1], 0.0)
-    m = [np.where(b[0] < b[1], t * a[0] + (1.0 - t) * a[1], 0.0) for t in (free, rest)]
-    below, above = ([x * y - k * x - slope * y for x, y in _corners(a, b)] for slope in m)
+def _planes(a: Range, b: Range) -> tuple[Array, Array, Array, Array]:
+    """Slopes of a and of b, and the offsets below and above; NaN where nothing is known."""
+    k = np.where(a[0] < a[1], 0.5 * (b[0] + b[1]), 0.0)
+    m = np.where(b[0] < b[1], 0.5 * (a[0] + a[1]), 0.0)
+    return k, m, *_offsets(a, b, k, m)
+
+
+def _offsets(a: Range, b: Range, k: Array, m: Array) -> Range:
+    """Offsets below and above of planes with given slopes."""
+    values = [x * y - k * x - m * y for x, y in _corners(a, b)]
     x, y = (np.maximum(abs(low), abs(high)) for low, high in (a, b))
-    error = _ERROR * (x * y + abs(k) * x + np.maximum(abs(m[0]), abs(m[1])) * y) + TINY
-    return k, m[0], m[1], np.minimum.reduce(below) - error, np.maximum.reduce(above) + error
+    error = _ERROR * (x * y + abs(k) * x + abs(m) * y) + TINY
+    return np.minimum.reduce(values) - error, np.maximum.reduce(values) + error
+
+
+def turn(a: Range, b: Range, row: Array, first: Array, second: Array) -> Array:
+    """What rows (B, n) over products gain at values of both scalars, per unit of the position."""
+    over_a = (b[1] - b[0]) * (first - 0.5 * (a[0] + a[1]))
+    over_b = (a[1] - a[0]) * (second - 0.5 * (b[0] + b[1]))
+    return np.asarray(row * over_a + abs(row) * over_b)
 
 
 def _known(k: Array, below: Array, above: Array, low: Array, high: Array) -> Planes:

@@ -416,6 +416,9 @@ class Bivariate(Operator):
     roundings: ClassVar[int]
     """Roundings in one evaluation of the function."""
 
+    turns: ClassVar[bool] = False
+    """Whether it has a pair of planes for every position in [0, 1]."""
+
     size: int
 
     @property
@@ -440,10 +443,13 @@ class Bivariate(Operator):
         Args:
             boxes: those of a and b, arrays (B, n).
             made: bounds of the function's own values that hold there.
-            position: of free planes in [0, 1], (B, n) or one for all, in which slopes and offsets
-                are linear; None takes the default, one half. Functions without free planes ignore
-                it.
+            position: numbers in [0, 1], (B, n), where the function has more than one pair of
+                planes; None for the default.
         """
+
+    def turn(self, boxes: Sequence[Box], row: Array, values: Sequence[Array]) -> Array:
+        """What a row (B, n) gains at values of a and b, per unit of the position."""
+        raise NotImplementedError(f"{type(self).__name__} has one pair of planes")
 
     def moved_by_flushing(self, boxes: Sequence[Box]) -> Array:
         """How far the function moves at most, per unit by which a and b near zero do, (B, n)."""

@@ -97,6 +97,7 @@ class Divide(Bivariate):
 
     def relax(self, boxes: Sequence[Box], made: Box, position: Array | None = None) -> Planes:
         """Planes of c + d r, with the lines of r in the place of r."""
+        del position
         second = boxes[1]
         xp = array_module(second.lower)
         center = self.center(boxes, made)

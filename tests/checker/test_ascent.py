@@ -41,6 +41,7 @@ KINDS = {
     "Sigmoid": "sigmoid",
     "Tanh": "tanh",
     "Sign": "sign",
+    "Floor": "floor",
     "Power": "power",
     "Reciprocal": "reciprocal",
     "Exp": "exp",

@@ -6,6 +6,7 @@ Values are rationals; smooth curves have fifty digits. There is no tolerance any
 from __future__ import annotations
 
 import decimal
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from fractions import Fraction
@@ -34,7 +35,7 @@ from tests.frontend.onnx_models import model_of
 from tests.oracles import exact_curve as known_curve
 from tests.oracles import extended
 
-KINKED = ["relu", "leaky", "abs", "sign"]
+KINKED = ["relu", "leaky", "abs", "sign", "floor"]
 SMOOTH = ["sigmoid", "tanh"]
 WAVES = ["exp", "sin", "cos"]
 _DIGITS = decimal.Context(prec=60, Emin=-(10**9), Emax=10**9)
@@ -63,6 +64,8 @@ def exact_curve(kind: str, x: Fraction, slope: float = 0.0) -> Fraction:
         return found
     if kind == "sign":
         return Fraction((x > 0) - (x < 0))
+    if kind == "floor":
+        return Fraction(math.floor(x))
     if kind == "abs":
         return abs(x)
     return x if x > 0 else x * Fraction(slope)
@@ -288,6 +291,7 @@ EXACT_MODELS = {
     "tanh": lambda seed: dense([2, 3, 3, 2], seed, curve="Tanh"),
     "abs": lambda seed: dense([2, 3, 3, 2], seed, curve="Abs"),
     "sign": lambda seed: dense([2, 4, 3, 2], seed, curve="Sign"),
+    "floor": lambda seed: dense([2, 4, 3, 2], seed, curve="Floor"),
     "leaky": lambda seed: dense([2, 3, 3, 2], seed, curve="LeakyRelu"),
     "exp": lambda seed: dense([2, 3, 2], seed, curve="Exp"),
     "sin": lambda seed: dense([2, 3, 3, 2], seed, curve="Sin"),
@@ -608,7 +612,8 @@ def _full(depth: int) -> Tree:
 # Binary32 executions
 
 EXECUTED_MODELS = EXACT_MODELS | {"windows": windows, "normalised": normalised}
-del EXECUTED_MODELS["sign"]  # an execution may be on the other side of the jump
+for jumping in ("sign", "floor"):
+    del EXECUTED_MODELS[jumping]  # an execution may be on the other side of the jump
 
 
 @pytest.mark.parametrize("name", list(EXECUTED_MODELS))

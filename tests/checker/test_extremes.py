@@ -13,6 +13,7 @@ from onnxcert.checker import curves, pairs
 from onnxcert.checker.audit import _crosses_power
 from onnxcert.checker.bounds import Bounder
 from onnxcert.checker.certificate import Session
+from onnxcert.checker.curves import Array
 from onnxcert.checker.errors import Unusable
 from onnxcert.checker.network import Pair
 from onnxcert.ops import Divide, Reciprocal
@@ -124,7 +125,7 @@ def test_quotients_lie_around_what_executions_make_of_them(point: float) -> None
         taken = []
 
         def planes(
-            kind: str, a: pairs.Range, b: pairs.Range, made: pairs.Range, free: None
+            kind: str, a: pairs.Range, b: pairs.Range, made: pairs.Range, free: Array | None
         ) -> pairs.Planes:
             taken.append(made)
             return original(kind, a, b, made, free)

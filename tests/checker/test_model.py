@@ -298,21 +298,74 @@ def test_folded_constants_cover_the_exact_value_and_the_executed_one(
         with pytest.raises(Unusable, match="division by zero"):
             read(model_of(nodes, {"in": (1,)}, ["out"], constants))
         return
-    network = read(model_of(nodes, {"in": (1,)}, ["out"], constants))
+    data = model_of(nodes, {"in": (1,)}, ["out"], constants).SerializeToString()
+    networks = [read_network(data, executed=executed) for executed in (False, True)]
+    assert all(network.folded for network in networks)
 
     def step(kind: str, a: object, b: object) -> object:
         return {"+": a.__add__, "-": a.__sub__, "*": a.__mul__, "/": a.__truediv__}[kind](b)  # type: ignore[attr-defined]
 
     true = step(second, step(first, Fraction(x), Fraction(y)), Fraction(z))
     run = step(second, step(first, np.float32(x), np.float32(y)), np.float32(z))
-    value, error = Fraction(0), Fraction(0)
-    if len(network.blocks) > 1:
-        block = network.blocks[1]
+    (value, error), (again, more) = map(folded_offset, networks)
+    assert abs(true - value) <= error <= more
+    assert value == again
+    assert abs(Fraction(float(run)) - value) <= more
+    assert error <= (abs(x) + abs(y) + abs(z) + 1) ** 3 * 2.0**-40 or "/" in first + second
+
+
+def folded_offset(network: Network) -> tuple[Fraction, Fraction]:
+    """A constant that is added to an input, and its error; no block is made to add zero."""
+    if len(network.blocks) == 1:
+        return Fraction(0), Fraction(0)
+    (block,) = network.blocks[1:]
+    assert isinstance(block, Affine)
+    value = Fraction(0) if block.offset is None else Fraction(block.offset[0])
+    return value, Fraction(0 if block.offset_error is None else block.offset_error[0])
+
+
+@given(seed=st.integers(0, 999), depth=st.integers(1, 40), size=st.sampled_from([1e-25, 1.0, 1e12]))
+def test_products_of_constants_cover_the_exact_values_and_the_executed_ones(
+    seed: int, depth: int, size: float
+) -> None:
+    """As factors of an input, behind a relu: negative entries are exactly zero."""
+    rng = np.random.default_rng(seed)
+    first, second = (rng.normal(size=shape) * size for shape in ((3, depth), (depth, 2)))
+    first[0] = 0.0
+    constants = {"a": first.astype(FLOATS), "b": second.astype(FLOATS)}
+    nodes = [
+        helper.make_node("MatMul", ["a", "b"], ["ab"]),
+        helper.make_node("Relu", ["ab"], ["c"]),
+        helper.make_node("MatMul", ["c", "x"], ["y"]),
+    ]
+    data = model_of(nodes, {"x": (2, 1)}, ["y"], constants).SerializeToString()
+    a, b = (np.frompyfunc(Fraction, 1, 1)(constants[name].astype(float)) for name in "ab")
+    true = np.maximum(a @ b, 0)
+    steps = constants["a"].T[:, :, None] * constants["b"][:, None]
+    runs = [np.cumsum(rng.permutation(steps), axis=0)[-1] for _ in range(4)]
+    for executed in (False, True):
+        (block,) = read_network(data, executed=executed).blocks[1:]
         assert isinstance(block, Affine)
-        value = Fraction(0) if block.offset is None else Fraction(block.offset[0])
-        error = Fraction(0) if block.offset_error is None else Fraction(block.offset_error[0])
-    assert abs(true - value) <= error
-    assert abs(Fraction(float(run)) - value) <= error
+        (term,) = block.terms
+        assert isinstance(term, Product)
+        error = np.zeros((1, 3, 2)) if term.error is None else term.error
+        assert (error[0, 0] == 0).all()
+        assert (abs(true - term.weight[0]) <= error[0]).all()
+        if executed:
+            for run in runs:
+                assert (abs(np.maximum(run, 0).astype(float) - term.weight[0]) <= error[0]).all()
+        elif size == 1.0:
+            assert error.max() < 1e-10
+
+
+def test_a_product_of_constants_that_may_overflow_is_refused() -> None:
+    constants = {"a": np.full((1, 2), 1e20, FLOATS), "b": np.full((2, 1), 1e20, FLOATS)}
+    nodes = [
+        helper.make_node("MatMul", ["a", "b"], ["c"]),
+        helper.make_node("Mul", ["x", "c"], ["y"]),
+    ]
+    with pytest.raises(Unusable, match="overflows"):
+        read(model_of(nodes, {"x": (1, 1)}, ["y"], constants))
 
 
 def test_stored_factors_are_exact_or_have_an_error_that_holds() -> None:

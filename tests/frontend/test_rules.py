@@ -274,6 +274,7 @@ CURVES = [
     single("Softmax", (4, 1), opset=13),
     single("Softmax", (3,), axis=0, opset=13),
     single("Sign", SHAPE, opset=9),
+    *(single("Floor", SHAPE, opset=opset) for opset in (6, 13)),
     single("LeakyRelu", SHAPE, opset=6),
     single("LeakyRelu", SHAPE, alpha=-0.3, opset=16),
     single("PRelu", IMAGE, weights(3, 1, 1), opset=7),

@@ -80,6 +80,7 @@ LAYERS: dict[str, Made] = {
     "prelu": _one("PRelu", [[0.25, -0.5, 0.0, 0.125, 1.5, 0.5]]),
     "abs": _one("Abs"),
     "sign": _one("Sign"),
+    "floor": _one("Floor"),
     "sigmoid": _one("Sigmoid"),
     "tanh": _one("Tanh"),
     "exp": _one("Exp"),
