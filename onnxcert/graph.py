@@ -130,6 +130,8 @@ class MatrixProduct:
             sources.append(pair.inputs[0])
         first, second = tables
         columns = _run((first != first[0]).any(axis=1))
+        if len(second) % columns:
+            return None
         blocks = second.reshape(-1, columns, *second.shape[1:])
         rows = _run((blocks != blocks[0]).any(axis=(1, 2)))
         if len(first) % (rows * columns):

@@ -305,6 +305,8 @@ def test_first_bound_is_that_of_the_default_lines(scenario: Scenario) -> None:
     assume(np.isfinite(usual))
     # Over wide ranges a step of the grid moves a tangent by as much as the outputs vary.
     assume(max(box.magnitude.max() for box in scenario.boxes.values()) < 10.0)
+    # Lines at a jump in an interval of next to nothing are nearly vertical.
+    assume(all(abs(curve.half).max() < 1e9 for curve in relaxation.curves.values()))
     assert found == pytest.approx(usual, rel=2e-2, abs=5e-2)
 
 

@@ -192,6 +192,7 @@ def test_gradient_of_the_objective(seed: int, norm: str, barrier: float) -> None
     direction = np.random.default_rng(seed).normal(size=len(point))
     step = 1e-6
     above, below = (objective.value(point + s * step * direction)[0] for s in (1.0, -1.0))
+    assume(np.isfinite([above, below]).all())  # the edge of what is feasible may be nearer
     measured = (above - below) / (2.0 * step)
     size = float(np.abs(gradient) @ np.abs(direction))
     assert float(gradient @ direction) == pytest.approx(measured, rel=1e-4, abs=1e-5 * (1 + size))
