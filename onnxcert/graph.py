@@ -14,8 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from onnxcert.arrays import Array, Device, IntArray
+from onnxcert.arrays import Array, Device, IntArray, to_host
 from onnxcert.ops.base import Affine, Bivariate, Elementwise, Operator
+
+_REPEATS = 8
+"""How often the entries of a value are picked before the sums get no backward rows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +69,8 @@ class Node:
         op: the operator.
         inputs: names of the values it reads.
         source: the node of the file it came from, for messages.
-        neurons: of an elementwise node that was read from a file: who its neurons are there.
+        neurons: of an elementwise node, or a function of two values, that was read from a file: who
+            its neurons, or pairs, are there.
         roundings: how many an executor of the file makes in the node's place for one entry, where
             the operators alone do not tell; None where they do (`Graph.roundings`).
     """
@@ -77,6 +81,71 @@ class Node:
     source: str = ""
     neurons: Neurons | None = None
     roundings: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class MatrixProduct:
+    """Nodes that make ``C_gij = c sum_k A_gik B_gjk`` from two values, each pair a product.
+
+    Attributes:
+        product, pairs: names of the products, and of what those read.
+        sources: names of the values that A and B are picked from.
+        index: positions of A (g, i, k) and of B (g, j, k) in them.
+        factor: c.
+    """
+
+    product: str
+    pairs: tuple[str, str]
+    sources: tuple[str, str]
+    index: tuple[IntArray, IntArray]
+    factor: float
+
+    @property
+    def depth(self) -> int:
+        """How many products are summed."""
+        return int(self.index[0].shape[-1])
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Lengths of g, i, j and k; products are in this order."""
+        groups, rows, depth = self.index[0].shape
+        return groups, rows, self.index[1].shape[1], depth
+
+    @classmethod
+    def of(cls, total: Node, makers: Mapping[str, Node]) -> MatrixProduct | None:
+        """What a node sums up, if it is the products of the entries of two matrices."""
+        product = makers.get(total.inputs[0])
+        sums = total.op.adds_neighbours if isinstance(total.op, Affine) else None
+        if sums is None or product is None or not isinstance(product.op, Bivariate):
+            return None
+        pairs = [makers.get(name) for name in product.inputs]
+        if not product.op.multiplies or pairs[0] is pairs[1]:
+            return None
+        tables, sources = [], []
+        for pair in pairs:
+            picked = pair.op.picked if pair and isinstance(pair.op, Affine) else None
+            if pair is None or picked is None:
+                return None
+            tables.append(np.asarray(to_host(picked)).reshape(-1, sums[0]))
+            sources.append(pair.inputs[0])
+        first, second = tables
+        columns = _run((first != first[0]).any(axis=1))
+        blocks = second.reshape(-1, columns, *second.shape[1:])
+        rows = _run((blocks != blocks[0]).any(axis=(1, 2)))
+        if len(first) % (rows * columns):
+            return None
+        shape = -1, rows, columns, first.shape[1]
+        first, second = first.reshape(shape), second.reshape(shape)
+        a, b = first[:, :, 0], second[:, 0]
+        if (first != a[:, :, None]).any() or (second != b[:, None]).any():
+            return None
+        names = product.inputs[0], product.inputs[1]
+        return cls(product.name, names, (sources[0], sources[1]), (a, b), sums[1])
+
+
+def _run(differs: Array) -> int:
+    """How many entries there are before the first that differs."""
+    return int(differs.argmax()) if differs.any() else len(differs)
 
 
 @dataclass(frozen=True)
@@ -141,6 +210,44 @@ class Graph:
             if isinstance(node.op, Elementwise):
                 readers.setdefault(node.inputs[0], []).append(node)
         return readers
+
+    @cached_property
+    def worthwhile(self) -> frozenset[str]:
+        """Pre-activations that backward rows are worth their time for.
+
+        Left out are sums of picked entries, `_REPEATS` times as many as there are to pick from, as
+        the differences of a long softmax. Their bounds follow nearly as well from those entries.
+        """
+        makers = {node.name: node for node in self.nodes}
+        found = set(self.pre_activations)
+        for name in self.pre_activations:
+            sources, queue = set[str](), [name]
+            while queue:
+                value = queue.pop()
+                maker = makers.get(value)
+                if maker is not None and isinstance(maker.op, Affine) and maker.op.adds_entries:
+                    queue.extend(maker.inputs)
+                else:
+                    sources.add(value)
+            if self.sizes[name] > _REPEATS * sum(self.sizes[source] for source in sources):
+                found.remove(name)
+        return frozenset(found)
+
+    @cached_property
+    def matrix_products(self) -> Mapping[str, MatrixProduct]:
+        """Sums of products of the entries of two matrices, that nothing else reads, by their names.
+
+        A pass over them may multiply matrices instead of going through every pair.
+        """
+        makers = {node.name: node for node in self.nodes}
+        found = {}
+        for node in self.nodes:
+            made = MatrixProduct.of(node, makers) if len(node.inputs) == 1 else None
+            if made is None or self.output in (made.product, *made.pairs):
+                continue
+            if all(self.consumers[name] == 1 for name in (made.product, *made.pairs)):
+                found[node.name] = made
+        return found
 
     @cached_property
     def factors(self) -> Mapping[str, list[Node]]:

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxcert.arrays import (
-    UNIT_ROUNDOFF,
     UNIT_ROUNDOFF_FLOAT32,
     Array,
     Device,
@@ -38,12 +37,12 @@ from onnxcert.errors import SpecError, UsageError
 from onnxcert.files import check_writable, write_file
 from onnxcert.frontend.lower import Lowered, lower_query
 from onnxcert.frontend.onnx import Model, TensorInfo, load_model
+from onnxcert.frontend.products import with_products
 from onnxcert.frontend.replay import Replayer, check_lowering
 from onnxcert.frontend.rows import only_compares
 from onnxcert.frontend.vnnlib import read_query
 from onnxcert.frontend.write import format_vnnlib
 from onnxcert.graph import Graph
-from onnxcert.ops.base import gamma
 from onnxcert.proof.certify import (
     EXECUTED,
     REAL,
@@ -243,7 +242,7 @@ class _Run:
         """One search; its ``Unsat`` is proved to the checker, if ``prove`` and the user say so."""
         rng = np.random.default_rng(self.seed)
         executed = semantics == EXECUTED
-        graph = instance.model.lowered if executed else instance.compared
+        graph = instance.executed if executed else instance.compared
         if not executed and self.settings.constants == "auto":
             self.constants = CasesByConstants(graph)
         self.solver = solver = Solver(
@@ -516,17 +515,22 @@ class Instance:
         return data
 
     @property
+    def executed(self) -> Graph:
+        """The graph that answers the query for every execution in binary32."""
+        return with_products(self.model.lowered, self.lowered.layout)
+
+    @property
     def compared(self) -> Graph:
         """The graph that answers the query over the reals.
 
         Where shares are only compared with shares of the same row, what Softmax is applied to
         decides, and nothing has to be estimated of its exponentials.
         """
-        if self.model.compared is None:
-            return self.model.graph
-        graph, families = self.model.compared
-        plain = only_compares(self.query, self.lowered.layout, families)
-        return graph if plain else self.model.graph
+        chosen, layout = self.model.graph, self.lowered.layout
+        if self.model.compared is not None:
+            graph, families = self.model.compared
+            chosen = graph if only_compares(self.query, layout, families) else chosen
+        return with_products(chosen, layout)
 
     @property
     def input_type(self) -> type[np.floating]:
@@ -681,7 +685,7 @@ def compute_bounds(
     if method not in ("interval", "backward"):
         raise UsageError(f"there is no method {method!r}", help="use interval or backward")
     instance = Instance.read(model, spec)
-    graph = instance.model.graph
+    graph = with_products(instance.model.graph, instance.lowered.layout)
     hull: dict[str, Box] = {}
     disjuncts: dict[int, float] = {}
     keep_freed_memory()
@@ -700,7 +704,7 @@ def compute_bounds(
                 disjuncts |= zip(problem.case_disjunct[chosen].tolist(), lower, strict=True)
     if not hull:
         raise SpecError("the specification leaves no input at all", place=instance.query.source)
-    output = hull[graph.output]
+    output = hull[graph.output].map(lambda side: side[:, : instance.lowered.n_outputs])
     sources = {node.name: node.source for node in graph.nodes}
     return BoundsReport(
         np.stack([output.lower[0], output.upper[0]], axis=1),
@@ -726,19 +730,7 @@ def _case_bounds(
     """Lower bounds of the largest row of each case over one box."""
     forms = cases.forms(chosen[:, None])
     graph = found.relaxation.graph
+    lower = forms.over(boxes[graph.output], boxes[graph.input])
     if backward:
-        return [float(value) for value in forms.pull(found.relaxation).lower.max(axis=1)]
-    lower = _interval_forms(forms.rows, boxes[graph.output])
-    if forms.input_rows is not None:
-        lower = lower + _interval_forms(forms.input_rows, boxes[graph.input])
-    lower = np.where(forms.used, lower + forms.offset, -np.inf)
-    lower -= 4.0 * UNIT_ROUNDOFF * np.abs(lower)
+        lower = np.maximum(lower, forms.pull(found.relaxation).lower)
     return [float(value) for value in lower.max(axis=1)]
-
-
-def _interval_forms(rows: Array, box: Box) -> Array:
-    """Lower bounds of rows (K, R, n) over a box, rounded down."""
-    center, radius = 0.5 * (box.lower + box.upper)[0], 0.5 * (box.upper - box.lower)[0]
-    error = gamma(rows.shape[-1] + 8, UNIT_ROUNDOFF)
-    lower = rows @ center - np.abs(rows) @ (radius + 2.0 * error * (np.abs(center) + radius))
-    return np.asarray(lower)

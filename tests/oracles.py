@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import decimal
 import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 
@@ -23,6 +24,7 @@ from onnxcert.ops import (
     Cos,
     Elementwise,
     Exp,
+    Floor,
     LeakyRelu,
     Multiply,
     Operator,
@@ -146,6 +148,7 @@ _CURVES: dict[type[Elementwise], Callable[[Fraction], Fraction]] = {
     Relu: lambda x: max(x, Fraction(0)),
     Absolute: abs,
     Sign: _sign,
+    Floor: lambda x: Fraction(math.floor(x)),
     Sigmoid: _sigmoid,
     Tanh: _tanh,
     Reciprocal: lambda x: 1 / x,

@@ -25,6 +25,7 @@ from onnxcert.ops import (
     Divide,
     Elementwise,
     Exp,
+    Floor,
     LeakyRelu,
     Linear,
     Maximum,
@@ -175,6 +176,7 @@ class _Growing:
             "sigmoid": Sigmoid(size),
             "tanh": Tanh(size),
             "sign": Sign(size),
+            "floor": Floor(size),
             "exp": Exp(size),
             "sin": Sin(size),
             "cos": Cos(size),
@@ -205,11 +207,28 @@ class _Growing:
         size = self.sizes[source]
         return self.add(Scale(size, None, np.full(size, 0.5)), self.add(Absolute(size), source))
 
+    def matrices(self, first: str, second: str) -> None:
+        """A product of small matrices whose entries are those of two values."""
+        groups, rows, columns, depth = (int(n) for n in self.rng.integers(1, 3, size=4))
+        left = self.rng.integers(self.sizes[first], size=(groups, rows, 1, depth))
+        right = self.rng.integers(self.sizes[second], size=(groups, 1, columns, depth))
+        shape = groups, rows, columns, depth
+        pairs = [
+            self.add(Select.of(np.broadcast_to(index, shape).ravel(), self.sizes[source]), source)
+            for source, index in ((first, left), (second, right))
+        ]
+        product = self.add(Multiply(groups * rows * columns * depth), *pairs)
+        factor = float(self.rng.choice([1.0, -0.75]))
+        offset = self.weights(1) if self.rng.random() < 0.5 else None
+        self.add(Linear(np.full((depth, 1), factor), offset, groups * rows * columns), product)
+
     def bend(self, kind: str) -> None:
         """A power, product or quotient; a share is a part of a sum over that."""
         first, second = self.pair()
         size = self.sizes[first]
-        if kind == "power":
+        if kind == "matrices":
+            self.matrices(first, second)
+        elif kind == "power":
             self.add(Power(size, int(self.rng.integers(2, 5))), first)
         elif kind == "product":
             self.add(Multiply(size), first, second)
@@ -251,7 +270,7 @@ class _Growing:
                 first, second = self.any_value(), self.any_value()
                 if self.sizes[first] + self.sizes[second] <= 6:
                     self.add(Concat((self.sizes[first], self.sizes[second])), first, second)
-            case "power" | "product" | "quotient" | "share":
+            case "power" | "product" | "quotient" | "share" | "matrices":
                 if self.may_bend:
                     self.bend(kind)
             case "maximum":
@@ -276,8 +295,8 @@ LAYERS = (
 )
 
 
-STEEP = ("power", "product", "quotient", "share")
-"""Layers of powers, products and quotients."""
+STEEP = ("power", "product", "quotient", "share", "matrices")
+"""Layers of powers, products (of matrices, too) and quotients."""
 
 
 @st.composite

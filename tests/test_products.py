@@ -90,6 +90,45 @@ def test_answers_agree_with_dense_samples(tmp_path: Path, last: str, semantics: 
             assert expected is Sat or claims == (semantics,)
 
 
+def test_stairs_are_split_and_certified(tmp_path: Path) -> None:
+    """x - floor(x) over several periods lies in [0, 1], and above one half somewhere."""
+    nodes = [
+        helper.make_node("Floor", ["x"], ["f"]),
+        helper.make_node("Sub", ["x", "f"], ["r"]),
+        helper.make_node("Neg", ["r"], ["y"]),
+    ]
+    onnx.save(model_of(nodes, {"x": (1, 1)}, ["y"], {}, opset=13), tmp_path / "model.onnx")
+    spec, proof = tmp_path / "spec.vnnlib", tmp_path / "proof.onnxcert"
+    for bound, semantics, expected in (
+        (-1.01, "real", Unsat), (-1.01, "ieee32-any-order", Unsat), (-0.5, "real", Sat)
+    ):  # fmt: skip
+        spec.write_text(question(np.array([-1.7]), np.array([2.6]), "<=", bound))
+        result = onnxcert.verify(
+            tmp_path / "model.onnx", spec, semantics=semantics, timeout=60, certificate=proof
+        )
+        assert isinstance(result.verdict, expected), result.verdict
+        onnxcert.check(proof, tmp_path / "model.onnx", spec, audit=4)
+
+
+@pytest.mark.parametrize("semantics", ["real", "ieee32-any-order"])
+def test_ends_of_curves_refute_where_lines_do_not(tmp_path: Path, semantics: str) -> None:
+    """A share is positive, also where the line below it is not; one leaf says so."""
+    constants = {"w": np.array([[30.0], [-20.0]], FLOATS)}
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["z"]),
+        helper.make_node("Sigmoid", ["z"], ["y"]),
+    ]
+    onnx.save(model_of(nodes, {"x": (1, 2)}, ["y"], constants, opset=13), tmp_path / "m.onnx")
+    spec, proof = tmp_path / "spec.vnnlib", tmp_path / "proof.onnxcert"
+    spec.write_text(question(-np.ones(2), np.ones(2), "<=", -1e-4))
+    result = onnxcert.verify(
+        tmp_path / "m.onnx", spec, semantics=semantics, timeout=60, certificate=proof
+    )
+    assert isinstance(result.verdict, Unsat)
+    checked = onnxcert.check(proof, tmp_path / "m.onnx", spec)
+    assert (checked.verdict, checked.leaves) == ("unsat", 1)
+
+
 def test_a_divisor_that_may_be_zero_proves_nothing(tmp_path: Path) -> None:
     nodes = [helper.make_node("Div", ["one", "x"], ["y"])]
     proto = model_of(nodes, {"x": (1, 1)}, ["y"], {"one": np.full((1, 1), 1.0, FLOATS)}, opset=13)

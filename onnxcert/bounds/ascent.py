@@ -7,7 +7,8 @@ repeat it without being told any slopes: begin at the default, and four times mo
 by a fixed rate along the sign of its derivative (signSGD: Bernstein et al., 2018), with the
 derivative in the closed form of `onnxcert.bounds.optimised`. The rates 0.5 x 0.8^t let a slope
 cross its whole range; the best of the five bounds counts. Derivatives that cancel count as zero:
-what is left of them are rounding errors, and those of the checker are others.
+what is left of them are rounding errors, and those of the checker are others. Planes of products
+turn in the same way, from parallel ones at the middle of their range.
 
 Frank-Wolfe steps towards the signs closed 10 % fewer boxes with twice the passes, gradients scaled
 by their largest entry as many.
@@ -29,6 +30,9 @@ STEPS = 4
 """Steps after the first pass."""
 
 _RATE, _DECAY = 0.5, 0.8
+
+_MIDDLE = 0.5
+"""Where planes begin."""
 
 _NOTHING = 1e-9
 """Share of the largest part of a form below which a number is taken for a rounding error."""
@@ -111,7 +115,7 @@ def raise_forms(
         lower = xp.nan_to_num(round_down(pulled.lower[:, 0] + constant), nan=-xp.inf)
         best = _better(best, pulled, lower)
         turned = (isinstance(line, FreeCurve) for line in free.free.values())
-        fixed = not any(turned) or not pulled.activations
+        fixed = not (any(turned) or free.surfaces) or not pulled.activations
         if number == steps or fixed or bool((best.lower > 0).all()) or expired():
             break
         _move(free, boxes, pulled, positions, _RATE * _DECAY**number)
@@ -162,7 +166,12 @@ def _move(
     for node in graph.nodes:
         read = [values[name] for name in node.inputs]
         if isinstance(node.op, Bivariate) and node.name in rows:
-            values[node.name] = relaxation.surfaces[node.name].taken(rows[node.name], read)
+            row = rows[node.name]
+            values[node.name] = relaxation.surfaces[node.name].taken(row, read)
+            if node.name in free.surfaces:
+                gain = free.surfaces[node.name].gradient(row, read)
+                start = positions.get(node.name, _MIDDLE)
+                positions[node.name] = xp.clip(start + rate * _signs(gain, least), 0.0, 1.0)
             continue
         if not isinstance(node.op, Elementwise) or node.name not in rows:
             values[node.name] = node.op.forward(read)

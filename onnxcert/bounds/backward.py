@@ -35,7 +35,7 @@ from functools import cached_property
 
 from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module, single, singles
 from onnxcert.bounds.execution import execution_error
-from onnxcert.graph import Graph, Node
+from onnxcert.graph import Graph, MatrixProduct, Node
 from onnxcert.ops.base import TINY, Affine, Bivariate, Elementwise, gamma
 from onnxcert.sets import Ball, Box, Lines, Planes
 
@@ -111,6 +111,28 @@ class Surface:
         mean = self.mean[0][index], self.mean[1][index]
         half = self.half[0][index], self.half[1][index]
         return Surface(mean, half, self.mean_offset[index], self.half_offset[index])
+
+    def of_matrices(self, found: MatrixProduct) -> PlanesOfSums | None:
+        """The same for sums of products; None where lower and upper planes are not parallel."""
+        if not self.parallel:
+            return None
+        groups, rows, columns, depth = found.shape
+        each = -1, groups, rows, columns, depth
+        first, second = (mean.reshape(each) for mean in self.mean)
+        sums = [v.reshape(each).sum(axis=4) for v in (self.mean_offset, self.half_offset)]
+        offset, gap = (v.reshape(len(v), -1) for v in sums)
+        return PlanesOfSums(
+            found,
+            first.reshape(-1, groups * rows, columns, depth),
+            second.transpose(0, 1, 3, 2, 4).reshape(-1, groups * columns, rows, depth),
+            offset,
+            SLACK * gap,
+        )
+
+    @cached_property
+    def parallel(self) -> bool:
+        """Whether each lower plane has the slopes of the upper one."""
+        return not any(half.any() for half in self.half)
 
     def taken(self, row: Array, values: Sequence[Array]) -> Array:
         """The plane that a row (B, n) takes, at values of both inputs (B, n)."""
@@ -203,6 +225,80 @@ class Tilt:
 
 
 @dataclass(frozen=True)
+class PlanesOfSums:
+    """Parallel planes of all products that make a product of matrices, summed up.
+
+    The sums of their offsets are off by less than what each half offset holds for rounding, which
+    counts one rounding for each of all products, and so are those of coefficients.
+
+    Attributes:
+        of: who is multiplied; its lengths are g, i, j and k.
+        first: slopes of A, (B, g i, j, k).
+        second: slopes of B, (B, g j, i, k).
+        offset, gap: sums of mean and of half offsets, (B, g i j).
+    """
+
+    of: MatrixProduct
+    first: Array
+    second: Array
+    offset: Array
+    gap: Array
+
+    def rows(self, rows: Array, sizes: Sequence[int]) -> list[Array]:
+        """Rows (B, R, g i j) over the sums as rows over what A and B are picked from."""
+        groups, height, width, _ = self.of.shape
+        batch, count, _ = rows.shape
+        table = rows.reshape(batch, count, groups, height, width)
+        parts = (
+            (table.reshape(batch, count, -1, width), self.first),
+            (table.swapaxes(3, 4).reshape(batch, count, -1, height), self.second),
+        )
+        found = []
+        for (given, slopes), index, size in zip(parts, self.of.index, sizes, strict=True):
+            # Where subproblems share planes, one product serves all.
+            shared = len(slopes) == 1
+            part = given.reshape(1, batch * count, *given.shape[2:]) if shared else given
+            made = (part.swapaxes(1, 2) @ slopes).swapaxes(1, 2).reshape(batch, count, -1)
+            found.append(_scattered(made, index.ravel(), size))
+        return found
+
+    def values(self, read: Sequence[Array], signs: Array) -> Array:
+        """Sums (B, g i j) at values of what A and B are picked from, by the planes taken.
+
+        Args:
+            read: (B, n) each.
+            signs: (B, g i j): above zero for lower planes.
+        """
+        groups, height, width, _ = self.of.shape
+        made = []
+        for values, slopes, index in zip(
+            read, (self.first, self.second), self.of.index, strict=True
+        ):
+            picked = values[:, index].reshape(len(values), -1, 1, index.shape[-1])
+            if len(slopes) == 1:
+                picked = picked.transpose(2, 1, 0, 3)
+                made.append((picked @ slopes.swapaxes(2, 3))[0].swapaxes(0, 1))
+            else:
+                made.append((picked @ slopes.swapaxes(2, 3))[:, :, 0])
+        shape = len(signs), groups, height, width
+        total = made[0].reshape(shape) + made[1].reshape(-1, groups, width, height).swapaxes(2, 3)
+        return total.reshape(signs.shape) + self.offset - signs * self.gap  # type: ignore[no-any-return]
+
+
+def _scattered(rows: Array, index: Array, size: int) -> Array:
+    """Rows (B, R, E) over entries ``index`` (E,) of a value as rows over the value."""
+    xp = array_module(rows)
+    made = xp.zeros((*rows.shape[:2], size), rows.dtype)
+    order = xp.argsort(xp.asarray(index), kind="stable")
+    targets, starts = xp.unique(index[order], return_index=True)
+    if len(targets) == len(index):
+        made[:, :, index] = rows
+    else:
+        made[:, :, targets] = xp.add.reduceat(rows[:, :, order], starts, axis=2)
+    return made  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
 class Fixed:
     """A value that hardly varies in some of its entries, or in all.
 
@@ -266,6 +362,7 @@ class Relaxation:
     to_inputs: bool = False
     _at_start: dict[str, Array] = field(default_factory=dict)
     _varies: dict[str, Array] = field(default_factory=dict)
+    _sums_of_planes: dict[str, tuple[Surface, PlanesOfSums | None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         graph = self.graph
@@ -350,6 +447,19 @@ class Relaxation:
         self.surfaces[node.name] = Surface(
             (first, second), (halves[0], halves[1]), mean_offset, half_offset + SLACK * error
         )
+
+    def planes_of_sums(self, name: str) -> PlanesOfSums | None:
+        """Those of a product of matrices, if it is one, and passes may go by them."""
+        found = self.graph.matrix_products.get(name)
+        surface = None if found is None else self.surfaces.get(found.product)
+        if found is None or surface is None:
+            return None
+        if not self.fixed.keys().isdisjoint((found.product, *found.pairs)):
+            return None
+        known = self._sums_of_planes.get(name)
+        if known is None or known[0] is not surface:
+            known = self._sums_of_planes[name] = surface, surface.of_matrices(found)
+        return known[1]
 
     def _note_magnitude(self, node: Node, boxes: Mapping[str, Box]) -> None:
         """Prepare to charge the sums of rows that meet at what the node reads.
@@ -560,8 +670,8 @@ class _Pass:
             return rows, columns
         return rows[:, :, index], index if columns is None else columns[index]
 
-    def step(self, node: Node, rows: Array, columns: Columns = None) -> None:
-        """Move rows over the node's output to its inputs."""
+    def step(self, node: Node, rows: Array, columns: Columns = None, *, keep: bool = False) -> None:
+        """Move rows over the node's output to its inputs; ``keep`` those that are passed over."""
         if isinstance(node.op, Elementwise):
             self._through_curve(node, rows, columns)
             return
@@ -575,6 +685,10 @@ class _Pass:
             self.charge(abs(rows), _part(error, columns), -SLACK)
         if op.bias is not None:
             self.charge(rows, op.bias if columns is None else op.bias[columns])
+        planes = self.relaxation.planes_of_sums(node.name)
+        if planes is not None:
+            self._through_matrices(planes, self.widen(rows, columns, op.output_size), keep=keep)
+            return
         flat = rows.reshape(self.shape[0] * self.shape[1], rows.shape[-1])
         if columns is None:
             self.push_all(node, [(part, None) for part in op.transpose(flat)])
@@ -620,6 +734,19 @@ class _Pass:
         for name, mean, half in zip(node.inputs, surface.mean, surface.half, strict=True):
             moved = rows * _part(mean, columns)[:, None] - absolute * _part(half, columns)[:, None]
             self.push(name, moved, columns)
+
+    def _through_matrices(self, planes: PlanesOfSums, rows: Array, *, keep: bool) -> None:
+        """Rows over sums of products as rows over the two matrices, in one step."""
+        found, graph = planes.of, self.relaxation.graph
+        if found.factor != 1.0:
+            rows = found.factor * rows
+        if keep:
+            self.kept[found.product] = rows.repeat(found.depth, axis=-1)
+        self.charge(rows, planes.offset)
+        self.charge(abs(rows), planes.gap, -1.0)
+        made = planes.rows(rows, [graph.sizes[name] for name in found.sources])
+        for name, part in zip(found.sources, made, strict=True):
+            self.push(name, part)
 
     def finish(self, *, all_rows: bool) -> Pulled:
         """Minimise the form over the input box."""
@@ -782,4 +909,4 @@ def _walk(run: _Pass, multipliers: Mapping[str, Multipliers], *, keep: bool) -> 
         if node.name in fixed:
             rows, columns = run.end(fixed[node.name], rows, columns)
         if columns is None or len(columns):
-            run.step(node, rows, columns)
+            run.step(node, rows, columns, keep=keep)

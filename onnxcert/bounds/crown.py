@@ -25,7 +25,7 @@ from onnxcert.bounds.execution import before_rounding, enclose, execution_error
 from onnxcert.bounds.forward import ForwardForms
 from onnxcert.bounds.patches import find_patch
 from onnxcert.graph import Graph, Node
-from onnxcert.ops.base import Bivariate, Elementwise
+from onnxcert.ops.base import Affine, Bivariate, Elementwise
 from onnxcert.sets import Ball, Box
 
 CHUNK_NUMBERS = 1 << 20
@@ -86,10 +86,7 @@ def crown_bounds(
     forms = ForwardForms.begin(graph, box, execution_unit) if backward else None
     for number, node in enumerate(graph.nodes):
         if isinstance(node.op, Bivariate) and backward:
-            for name in _bent_factors(graph, node, boxes, round_inputs=isinstance(box, Ball)):
-                found = _refine_factor(relaxation, node, name, boxes, expired)
-                boxes[name], wrong = _settled(found)
-                empty |= wrong
+            empty |= _refine_factors(relaxation, node, boxes, expired)
         current = enclose(graph, node, boxes, execution_unit)
         if node.name in known:
             current = current.intersect(known[node.name])
@@ -119,7 +116,7 @@ def crown_bounds(
             relaxation.add_affine(node, boxes)
         # Intervals are exact there, unless the inputs are fewer than their box has.
         reads_input_only = node.inputs == (graph.input,) and not isinstance(box, Ball)
-        worthwhile = node.name in graph.pre_activations and not reads_input_only
+        worthwhile = node.name in graph.worthwhile and not reads_input_only
         if backward and worthwhile and not expired():
             unstable = unstable_neurons(graph, node.name, current)
             current = _refine(relaxation, node.name, current, unstable, expired)
@@ -140,41 +137,71 @@ def _settled(box: Box) -> tuple[Box, Array]:
     return Box(xp.minimum(box.lower, box.upper), xp.maximum(box.lower, box.upper)), wrong
 
 
+def _movers(graph: Graph, node: Node) -> list[Node]:
+    """The nodes that only pick what a function of two values reads, in their order."""
+    found, reads = [], set(node.inputs)
+    for maker in reversed(graph.nodes):
+        if maker.name in reads and isinstance(maker.op, Affine) and maker.op.picked is not None:
+            found.append(maker)
+            reads.update(maker.inputs)
+    return found[::-1]
+
+
 def _bent_factors(
     graph: Graph, node: Node, boxes: Mapping[str, Box], *, round_inputs: bool
-) -> list[str]:
-    """Which inputs of a function of two values backward rows may bound better than intervals do.
+) -> dict[str, Array]:
+    """Which entries of which values backward rows may bound better than intervals do.
 
-    Those of curves follow from what these read, and intervals are exact for sums of the inputs.
+    They are those that a function of two values reads where it bends, or picks from: the factors of
+    a product of matrices are picked many times over. What curves make follows from what these read,
+    and intervals are exact for sums of the inputs.
+
+    Returns:
+        Value -> (B, n) booleans.
     """
     op = node.op
     assert isinstance(op, Bivariate)
-    if not op.bends([boxes[name] for name in node.inputs]).any():
-        return []
+    bends = op.bends([boxes[name] for name in node.inputs])
+    if not bends.any():
+        return {}
+    wanted = dict.fromkeys(node.inputs, bends)
+    for mover in reversed(_movers(graph, node)):
+        assert isinstance(mover.op, Affine)
+        picked, (source,) = wanted.pop(mover.name), mover.inputs
+        entries = mover.op.transpose(picked.astype(float))[0] > 0
+        wanted[source] = entries | wanted[source] if source in wanted else entries
     makers = {maker.name: maker for maker in graph.nodes}
-    return [
-        name
-        for name in dict.fromkeys(node.inputs)
+
+    def behind_curve(maker: Node) -> bool:
+        passed = isinstance(maker.op, Affine) and maker.op.diagonal is not None
+        source = makers.get(maker.inputs[0], maker) if passed else maker
+        return isinstance(source.op, Elementwise)
+
+    return {
+        name: entries
+        for name, entries in wanted.items()
         if name in makers
-        and not isinstance(makers[name].op, Elementwise)
+        and not behind_curve(makers[name])
         and (round_inputs or makers[name].inputs != (graph.input,))
-    ]
+    }
 
 
-def _refine_factor(
-    relaxation: Relaxation,
-    node: Node,
-    name: str,
-    boxes: Mapping[str, Box],
-    expired: Callable[[], bool],
-) -> Box:
-    """Better bounds of a factor where the product with the other one is far from a plane."""
-    graph, box = relaxation.graph, boxes[name]
-    assert isinstance(node.op, Bivariate)
-    wanted = node.op.bends([boxes[other] for other in node.inputs])
-    if name in graph.pre_activations:  # of those the rows are known
-        wanted = wanted & ~unstable_neurons(graph, name, box)
-    return _refine(relaxation, name, box, wanted, expired)
+def _refine_factors(
+    relaxation: Relaxation, node: Node, boxes: dict[str, Box], expired: Callable[[], bool]
+) -> Array:
+    """Better bounds of what a function of two values reads; which sets they show empty, (B,)."""
+    graph, box = relaxation.graph, relaxation.box
+    empty = array_module(box.lower).zeros(len(box), dtype=bool)
+    wanted = _bent_factors(graph, node, boxes, round_inputs=isinstance(box, Ball))
+    for name, bent in wanted.items():
+        known = name in graph.worthwhile  # of neurons that are unstable the rows are known
+        entries = bent & ~unstable_neurons(graph, name, boxes[name]) if known else bent
+        boxes[name], wrong = _settled(_refine(relaxation, name, boxes[name], entries, expired))
+        empty |= wrong
+    for maker in _movers(graph, node):  # what is picked of better bounds
+        moved = enclose(graph, maker, boxes, relaxation.execution_unit)
+        boxes[maker.name], _ = _settled(boxes[maker.name].intersect(moved))
+    return empty  # type: ignore[no-any-return]
 
 
 def _by_difference(relaxation: Relaxation, node: Node, boxes: Mapping[str, Box], made: Box) -> Box:

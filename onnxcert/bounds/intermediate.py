@@ -30,8 +30,8 @@ from onnxcert.bounds.optimised import (
     optimise,
 )
 from onnxcert.bounds.patches import View, find_patch
-from onnxcert.graph import Graph
-from onnxcert.ops.base import Elementwise
+from onnxcert.graph import Graph, Node
+from onnxcert.ops.base import Bivariate, Elementwise
 from onnxcert.sets import Box
 
 MOST_POSITIONS = 1 << 26
@@ -109,7 +109,7 @@ def tighten(
     """
     result = {graph.input: boxes[graph.input]}
     dependents = {graph.input if behind is None else behind}
-    free = FreeRelaxation.begin(graph, result[graph.input], execution_unit)
+    free = FreeRelaxation.begin(graph, result[graph.input], execution_unit, planes=True)
     columns: dict[str, Array] = {}
     for node in graph.nodes:
         box = enclose(graph, node, result, execution_unit)
@@ -118,13 +118,12 @@ def tighten(
             return dict(boxes) | result
         free.add(node, result)
         if node.name in free.free:
-            assert isinstance(node.op, Elementwise)
-            unstable = node.op.unstable(result[node.inputs[0]])[0]
-            columns[node.name] = array_module(unstable).flatnonzero(unstable)
+            matters = free_entries(node, result)[0]
+            columns[node.name] = array_module(matters).flatnonzero(matters)
         if not dependents.isdisjoint(node.inputs):
             dependents.add(node.name)
         reads_input_only = node.inputs == (graph.input,)
-        worthwhile = node.name in graph.pre_activations and not reads_input_only
+        worthwhile = node.name in graph.worthwhile and not reads_input_only
         worthwhile = worthwhile and node.name in dependents and node.name != behind
         if worthwhile and steps and free.free:
             layer = _Layer(free, node.name, result[node.name], columns, steps, expired)
@@ -136,6 +135,15 @@ def tighten(
             if layer.box.empty.any():
                 return dict(boxes) | result
     return result
+
+
+def free_entries(node: Node, boxes: Mapping[str, Box]) -> Array:
+    """Whose lines or planes matter over boxes of what a node reads, (B, n) booleans."""
+    read = [boxes[name] for name in node.inputs]
+    if isinstance(node.op, Bivariate):
+        return node.op.bends(read)
+    assert isinstance(node.op, Elementwise)
+    return node.op.unstable(read[0])
 
 
 @dataclass(frozen=True)

@@ -322,13 +322,12 @@ def _inputs(graph: Graph, makers: Mapping[str, Node], name: str) -> Array | None
     if not isinstance(maker.op, Affine) or len(maker.inputs) > 1:
         return None
     behind = _inputs(graph, makers, maker.inputs[0])
-    index = maker.op.moved
+    index = maker.op.picked
     if behind is None or (index is None and maker.op.diagonal is None):
         return None
     if index is None:
         return behind
-    index = to_host(index)
-    return None if (index < 0).any() else behind[index]
+    return behind[to_host(index)]
 
 
 def _reads(op: Operator, neurons: Array, order: Array) -> tuple[Array, Array] | None:

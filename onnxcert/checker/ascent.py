@@ -4,7 +4,8 @@ Any position of the free lines is right, so how they are found needs no proof. T
 default; then each moves along the sign of the derivative of the bound: the row A that reaches the
 curve, times what the line there gains with its position at the value that arrives when the least
 point goes through the lines of the last pass. Steps become shorter, and each pass is a bound. Lines
-of smooth curves stay at their default.
+of smooth curves stay at their default. Planes of products (rule R15) move in the same way, from the
+parallel ones in the middle.
 
 A leaf is bounded in other batches than the search met it in, where sums are rounded otherwise. So
 that no rounding decides which way a line moves, numbers that cancel count as zero.
@@ -17,6 +18,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from onnxcert.checker import pairs
 from onnxcert.checker.bounds import Bounder, Relaxation
 from onnxcert.checker.curves import BENT, Array
 from onnxcert.checker.network import Affine, Curve, Pair
@@ -54,16 +56,23 @@ class Ascent:
             for k, block in enumerate(self.bounder.blocks)
             if isinstance(block, Curve) and block.kind not in BENT and not self.base.ends(k)
         }
+        products = {
+            k: block
+            for k, block in enumerate(self.bounder.blocks)
+            if isinstance(block, Pair) and block.kind == "product" and not self.base.ends(k)
+        }
         ends = [self._with_lines({k: np.full((1, 1), end) for k in curves}) for end in (0.0, 1.0)]
         steps = {k: [ends[1].curves[k][i] - ends[0].curves[k][i] for i in (0, 1)] for k in curves}
         r = self.base
         free = {k: 1.0 * (r.upper[:, (ids := curves[k].ids)] > -r.lower[:, ids]) for k in curves}
+        turned: dict[int, Array] = {}
         for number in range(_STEPS + 1):
             r = self._with_lines(free)
+            self.bounder.turn_planes(r, turned)
             rows: dict[int, Array] = {}
             found = self.bounder.pull(r, *form(r), kept=rows)
             yield r, found.least(low, high, r.balls)[:, 0]
-            if number == _STEPS or not rows.keys() & curves.keys():
+            if number == _STEPS or not rows.keys() & (curves.keys() | products.keys()):
                 return
             rows = {k: row[:, 0] for k, row in rows.items()}
             least = _NOTHING * self._largest(rows)
@@ -73,14 +82,17 @@ class Ascent:
                 radius = 0.5 * (high - low)
                 side = _signs(found.rows[:, 0] * radius, least)
                 point = 0.5 * (low + high) - side * radius
-            values = self._path(r, rows, point, least)
-            for k, (mean, half) in steps.items():
-                if k not in rows:
-                    continue
-                row = rows[k]
+            values, rate = self._path(r, rows, point, least), _RATE * _DECAY**number
+            for k in rows.keys() & steps.keys():
+                row, (mean, half) = rows[k], steps[k]
                 gain = (row * mean - abs(row) * half) * values[:, curves[k].ids]
-                step = _RATE * _DECAY**number * _signs(gain, least)
-                free[k] = np.clip(free[k] + step, 0.0, 1.0)
+                free[k] = np.clip(free[k] + rate * _signs(gain, least), 0.0, 1.0)
+            for k in rows.keys() & products.keys():
+                block = products[k]
+                read = values[:, block.first], values[:, block.second]
+                gain = pairs.turn(*self.bounder.read(r, block), rows[k], *read)
+                start = turned.get(k, np.full((1, 1), 0.5))
+                turned[k] = np.clip(start + rate * _signs(gain, least), 0.0, 1.0)
 
     def _largest(self, rows: dict[int, Array]) -> Array:
         """The largest part that a neuron may have in each form, (P, 1): rows over curves (P, n)."""
@@ -92,7 +104,7 @@ class Ascent:
         return np.max(parts, axis=0)  # type: ignore[no-any-return]
 
     def _with_lines(self, free: dict[int, Array]) -> Relaxation:
-        r = replace(self.base, curves={})
+        r = replace(self.base, curves={}, planes=dict(self.base.planes))
         self.bounder.set_lines(r, len(self.bounder.blocks), free)
         return r
 

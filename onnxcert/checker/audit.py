@@ -1,15 +1,16 @@
 """Auditing leaves: the last backward pass again, in exact rational arithmetic.
 
 The lines of the curves are taken as the floats they are. Each is tested where its distance from
-a piecewise-linear curve is extreme, with the bounds of the neuron as they are; from a power or a
-reciprocal, where it is extreme from a tangent that lies between the two. Planes are tested on the
-edges of the region of a product or a quotient. Then the form is pulled back and minimised without
-any rounding, and what comes out must be positive. Meant for a few leaves: it takes hundreds of
-times as long as float64.
+a piecewise-linear curve or from stairs is extreme, with the bounds of the neuron as they are; from
+a power or a reciprocal, where it is extreme from a tangent that lies between the two. Planes are
+tested on the edges of the region of a product or a quotient. Then the form is pulled back and
+minimised without any rounding, and what comes out must be positive. Meant for a few leaves: it
+takes hundreds of times as long as float64.
 """
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 from collections import defaultdict
 from collections.abc import Mapping
@@ -156,6 +157,10 @@ class Auditor:
             if _crosses_power(n, sign, slope, offset, low, high):
                 raise Rejected("R4", f"audit, {block.label}", "a line crosses its curve")
             return slope, offset
+        if block.kind == "floor":
+            if _crosses_stairs(sign, slope, offset, low, high):
+                raise Rejected("R4", f"audit, {block.label}", "a line crosses its curve")
+            return slope, offset
         for z in (low, high, Fraction(0)):
             if block.kind in TRANSCENDENTAL or not low <= z <= high:
                 continue
@@ -267,6 +272,20 @@ def _above(r: Relaxation, number: int, k: int, i: int) -> tuple[Tilt, int] | Non
 
 Ends = tuple[Fraction, ...]
 """A lower and an upper bound."""
+
+
+def _crosses_stairs(
+    sign: int, slope: Fraction, offset: Fraction, low: Fraction, high: Fraction
+) -> bool:
+    """Whether a line is below floor (sign 1) or above it (sign -1) somewhere in between.
+
+    What is left between them is extreme at an end, or on either side of a jump; what is left at
+    jumps changes from the first to the last of them without turning.
+    """
+    points = [(low, math.floor(low)), (high, math.floor(high))]
+    for jump in {math.floor(low) + 1, math.floor(high)} if high >= math.floor(low) + 1 else ():
+        points += [(Fraction(jump), jump), (Fraction(jump), jump - 1)]
+    return any(sign * (slope * z + offset - value) < 0 for z, value in points)
 
 
 def _crosses_power(

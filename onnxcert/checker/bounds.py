@@ -85,6 +85,9 @@ _DECIMAL = 2.0**-45
 
 _LARGEST_MATRIX = 1 << 24
 
+_REPEATS = 8
+"""How often scalars are picked before their sums get no backward rows."""
+
 _SINGLE = 2.0**-24
 _RANGE = 2.0**60
 """Sums of magnitudes beyond this, and errors below its inverse, are left to binary32 to spoil.
@@ -588,6 +591,15 @@ class Bounder:
                 ids = ids[self.block_of(ids) == k]
                 known, readers = self.tracked.get(k, (ids, []))
                 self.tracked[k] = distinct(np.concatenate([known, ids])), [*readers, (block, ids)]
+        # What pairs read is bounded when they are met, and remembered with the rest.
+        for block in self.blocks:
+            for ids in (block.first, block.second) if isinstance(block, Pair) else ():
+                for k in map(int, distinct(self.block_of(ids[ids >= 0]))):
+                    if isinstance(self.blocks[k], Curve) or not self._is_inner(k, spherical=True):
+                        continue
+                    some = ids[self.block_of(ids) == k]
+                    known, readers = self.tracked.get(k, (self.ends[:0], []))
+                    self.tracked[k] = distinct(np.concatenate([known, some])), readers
         self.tracked = dict(sorted(self.tracked.items()))  # `bound` meets the blocks in order
         self.known_ids = np.concatenate([*(t[0] for t in self.tracked.values()), self.ends[:0]])
 
@@ -600,7 +612,19 @@ class Bounder:
             for k in found
             if self._is_inner(int(k), spherical=spherical)
             and (isinstance(self.blocks[k], Affine) or block.kind in curves.BENT)
+            and not self._repeats(int(k))
         ]
+
+    def _repeats(self, k: int) -> bool:
+        """Whether a block only picks scalars, each many times, as the differences of a softmax.
+
+        Their bounds follow nearly as well from those of the scalars.
+        """
+        parts = self.parts[k]
+        if not parts or not all(isinstance(part.term, Pick) for part in parts):
+            return False
+        picked = distinct(np.concatenate([part.tally.targets for part in parts]))
+        return self.blocks[k].size > _REPEATS * len(picked)
 
     def _is_inner(self, k: int, *, spherical: bool) -> bool:
         """Whether a block is made of more than inputs."""
@@ -722,9 +746,18 @@ class Bounder:
         r.varies[:, block.start : block.start + block.size] = varies
         return np.asarray(varies)
 
+    def _read_by(self, r: Relaxation, block: Curve) -> pairs.Range:
+        """Bounds of what a curve reads, flushed or not."""
+        return self._flushed(r.lower[:, block.ids], r.upper[:, block.ids])
+
+    def _flushed(self, low: Array, high: Array) -> pairs.Range:
+        """Ranges with what is flushed to zero, which no number crosses on that way."""
+        nearer = np.maximum(low - self.flushed, 0.0), np.minimum(high + self.flushed, 0.0)
+        return np.where(low > 0, nearer[0], low), np.where(high < 0, nearer[1], high)
+
     def _interval(self, r: Relaxation, block: Curve) -> pairs.Range:
         """All values of a curve, of executions, too."""
-        x = r.lower[:, block.ids] - self.flushed, r.upper[:, block.ids] + self.flushed
+        x = self._read_by(r, block)
         below, above = curves.interval(block.kind, *x, block.slope, self.executed)
         below, above = below - self.flushed, above + self.flushed
         limit = _RANGE if self.executed else np.inf
@@ -768,7 +801,7 @@ class Bounder:
 
     def _curve(self, r: Relaxation, k: int, block: Curve, forms: Forms | None) -> None:
         span = slice(block.start, block.start + block.size)
-        x = r.lower[:, block.ids] - self.flushed, r.upper[:, block.ids] + self.flushed
+        x = self._read_by(r, block)
         r.curves[k] = self._lines(r, k, block, *x, None)
         if forms is not None:
             lines = self._lines(r, k, block, *x, parallel(block.kind, *x))
@@ -808,13 +841,13 @@ class Bounder:
             made = np.maximum(made[0], found[0]), np.minimum(made[1], found[1])
         r.planes[k] = planes = self._planes(r, block, made)
         if forms is not None:
-            _, b = self._read(r, block)
+            _, b = self.read(r, block)
             read = block.first, block.second
             low, high = forms.pair(span, read, b, planes, self.gamma)
             made = np.maximum(made[0], low), np.minimum(made[1], high)
         r.lower[:, span], r.upper[:, span] = made
 
-    def _read(self, r: Relaxation, block: Pair) -> tuple[pairs.Range, pairs.Range]:
+    def read(self, r: Relaxation, block: Pair) -> tuple[pairs.Range, pairs.Range]:
         """Bounds of what a block of pairs reads; executions may flush it."""
         low, high = (
             (r.lower[:, ids] - self.flushed, r.upper[:, ids] + self.flushed)
@@ -827,7 +860,7 @@ class Bounder:
         if not self.executed:
             return np.zeros_like(size)
         units = gamma(block.roundings, _SINGLE)
-        read = sum(np.maximum(abs(low), abs(high)) for low, high in self._read(r, block))
+        read = sum(np.maximum(abs(low), abs(high)) for low, high in self.read(r, block))
         lost = units * size + block.roundings * self.flushed * (1.0 + read)
         return np.where(size + read <= _RANGE, lost, np.inf)
 
@@ -836,18 +869,20 @@ class Bounder:
     ) -> pairs.Range:
         """Bounds for executions from those for what they read, by intervals if none are given."""
         if exact is None:
-            exact = pairs.interval(block.kind, *self._read(r, block))
+            exact = pairs.interval(block.kind, *self.read(r, block))
         lost = self._lost(r, block, np.maximum(abs(exact[0]), abs(exact[1]))) * _SLACK
         low, high = exact[0] - lost, exact[1] + lost
         return np.where(np.isnan(low), -np.inf, low), np.where(np.isnan(high), np.inf, high)
 
-    def _planes(self, r: Relaxation, block: Pair, made: pairs.Range) -> pairs.Planes:
-        a, b = self._read(r, block)
+    def _planes(
+        self, r: Relaxation, block: Pair, made: pairs.Range, free: Array | None = None
+    ) -> pairs.Planes:
+        a, b = self.read(r, block)
         made = np.minimum(*made), np.maximum(*made)
         lost = self._lost(r, block, np.maximum(abs(made[0]), abs(made[1]))) * _SLACK
         # The bounds are those of executions: what they round lies around them.
         exact = made[0] - lost, made[1] + lost
-        k, mean, half, middle, gap = pairs.planes(block.kind, a, b, exact)
+        k, mean, half, middle, gap = pairs.planes(block.kind, a, b, exact, free)
         reach = [np.maximum(abs(low), abs(high)) for low, high in (a, b)]
         size = abs(k) * reach[0] + (abs(mean) + abs(half)) * reach[1] + abs(middle) + abs(gap)
         gap = gap + self.gamma * size * _SLACK + TINY
@@ -858,11 +893,10 @@ class Bounder:
 
     def _refine_factor(self, r: Relaxation, block: Pair, ids: Array) -> None:
         """Backward bounds of those scalars that a product is far from a plane in."""
-        wanted = pairs.bends(block.kind, *self._read(r, block)).any(axis=0)
+        wanted = pairs.bends(block.kind, *self.read(r, block)).any(axis=0)
         ids = distinct(ids[wanted & (ids >= 0)])
         for k in map(int, distinct(self.block_of(ids))):
-            behind_curve = isinstance(self.blocks[k], Curve)
-            if behind_curve or not self._is_inner(k, spherical=r.balls is not None):
+            if self._behind_curve(k) or not self._is_inner(k, spherical=r.balls is not None):
                 continue
             some = ids[self.block_of(ids) == k]
             for index in self._steps(some, len(r.lower)):
@@ -876,9 +910,17 @@ class Bounder:
                 both = r.lower[:, some], r.upper[:, some]
                 r.lower[:, some], r.upper[:, some] = np.minimum(*both), np.maximum(*both)
 
+    def _behind_curve(self, k: int) -> bool:
+        """Whether a block is made by curves, or just passes on what they make."""
+        block = self.blocks[k]
+        if not isinstance(block, Affine) or any(not isinstance(t, Pick) for t in block.terms):
+            return isinstance(block, Curve)
+        reads = {j for part in self.parts[k] for j in part.reads}
+        return len(block.terms) == 1 and all(isinstance(self.blocks[j], Curve) for j in reads)
+
     def _by_difference(self, r: Relaxation, k: int, block: Pair, made: pairs.Range) -> pairs.Range:
         """Bounds of quotients a / b from forms a - c b."""
-        a, b = self._read(r, block)
+        a, b = self.read(r, block)
         c = pairs.center(a, b, made)
         low, high = np.full(c.shape, -np.inf), np.full(c.shape, np.inf)
         size = np.maximum(abs(a[0]), abs(a[1])) + abs(c) * np.maximum(abs(b[0]), abs(b[1]))
@@ -912,7 +954,7 @@ class Bounder:
         for k, block in enumerate(self.blocks):
             span = slice(block.start, block.start + block.size)
             if isinstance(block, Curve) and k in self.factors:
-                x = r.lower[:, block.ids] - self.flushed, r.upper[:, block.ids] + self.flushed
+                x = self._read_by(r, block)
                 x = np.minimum(*x), np.maximum(*x)
                 below, above = curves.interval(block.kind, *x, block.slope, self.executed)
                 r.lower[:, span] = np.maximum(r.lower[:, span], below - self.flushed)
@@ -921,6 +963,14 @@ class Bounder:
                 r.lower[:, span], r.upper[:, span] = np.minimum(*both), np.maximum(*both)
             elif isinstance(block, Pair) and not r.ends(k):
                 r.planes[k] = self._planes(r, block, (r.lower[:, span], r.upper[:, span]))
+
+    def turn_planes(self, r: Relaxation, free: Mapping[int, Array]) -> None:
+        """Choose planes of products by positions in [0, 1]: block -> (B, n) or (1, 1)."""
+        for k, positions in free.items():
+            block = self.blocks[k]
+            assert isinstance(block, Pair)
+            span = slice(block.start, block.start + block.size)
+            r.planes[k] = self._planes(r, block, (r.lower[:, span], r.upper[:, span]), positions)
 
     def replicate(self, r: Relaxation, count: int) -> Relaxation:
         """``count`` copies of a batch of one."""
@@ -939,15 +989,19 @@ class Bounder:
         """Choose the lines of the first ``top`` blocks by the bounds that are there now.
 
         Args:
-            free: curve block -> (B, n) positions of free lines in [0, 1], NaN for the default.
+            free: block -> (B, n) positions of free lines or planes in [0, 1], NaN for the default.
         """
         for k, block in enumerate(self.blocks[:top]):
             if isinstance(block, Curve) and not r.ends(k):
                 low, high = r.lower[:, block.ids], r.upper[:, block.ids]
                 r.empty |= (low > high).any(axis=1)
-                low, high = np.minimum(low, high), np.maximum(low, high)
-                low, high = low - self.flushed, high + self.flushed
+                low, high = self._flushed(np.minimum(low, high), np.maximum(low, high))
                 r.curves[k] = self._lines(r, k, block, low, high, free.get(k))
+            elif isinstance(block, Pair) and not r.ends(k) and k in free:
+                span = slice(block.start, block.start + block.size)
+                made = r.lower[:, span], r.upper[:, span]
+                position = np.where(np.isnan(free[k]), 0.5, free[k])
+                r.planes[k] = self._planes(r, block, made, position)
 
     def _repeat(self, r: Relaxation, k: int, hint: Hint, columns: Columns) -> None:
         """Pull forms of single scalars back with the slopes of a hint."""

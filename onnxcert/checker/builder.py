@@ -1,11 +1,15 @@
-"""Networks under construction: constants with error bounds, and the blocks so far."""
+"""Networks under construction: constants with error bounds, and the blocks so far.
+
+What a specification multiplies is appended to the network (`with_products`): rows about products
+are then rows about its outputs."""
 
 from __future__ import annotations
 
 import math
 import operator
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial, reduce
 from itertools import product
@@ -21,6 +25,7 @@ from onnxcert.checker.network import (
     Block,
     Curve,
     Entries,
+    Network,
     Pair,
     Pick,
     Product,
@@ -34,8 +39,12 @@ EXTRA = 8
 """Roundings beside those of a product: its offset, a factor of the whole, and a normalisation whose
 factor (sum, root, quotient) is worked out or folded into the weights."""
 
-_EXECUTED, _STORED = (2.0**-23, 2.0**-126), (2.0**-51, 1e-300)
+Unit = tuple[float, float]
+EXECUTED, STORED = (2.0**-23, 2.0**-126), (2.0**-51, 1e-300)
 """Relative and absolute error of a step in binary32, be numbers flushed or not, and in float64."""
+
+_LONGEST, _LARGEST = 1 << 16, 2.0**100
+"""Limits for constants that are summed: in them no sum overflows, and roundings add up."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +98,7 @@ _CALCULATIONS: dict[str, tuple[Callable[..., Any], Callable[..., bool]]] = {
 """Operator -> (function, whether a result is exact)."""
 
 
-def calculated(name: str, *operands: Known, unit: tuple[float, float] = _STORED) -> Known:
+def calculated(name: str, *operands: Known, unit: Unit = STORED) -> Known:
     """A function of constants; its error covers the steps of executions with this unit.
 
     All functions are monotone in every operand, hence extreme at corners of the box of operands.
@@ -103,13 +112,30 @@ def calculated(name: str, *operands: Known, unit: tuple[float, float] = _STORED)
         for v, r in zip(x, e, strict=True)
     ]
     value, corners = np.asarray(step(*x)), np.array([step(*corner) for corner in product(*ends)])
-    stored = value if unit is _STORED else value.astype(np.float32).astype(np.float64)
+    stored = value if unit is STORED else value.astype(np.float32).astype(np.float64)
     need(np.isfinite([*corners, stored]).all(), "a constant overflows, or has no root")
     is_exact = np.frompyfunc(lambda *numbers: proves(*map(Fraction, numbers)), len(x) + 1, 1)
     sure = np.asarray(is_exact(stored, *x), bool) & ((value == 0) | (abs(value) >= unit[1]))
     error = abs(corners - value).max(0) + unit[0] * abs(corners).max(0) + unit[1]
     error = np.where(sure & ~np.any(e, axis=0), 0.0, error)
     return Known(value, error if error.any() else None)
+
+
+def multiplied(a: Known, b: Known, unit: Unit = STORED) -> Known:
+    """A B for constants (.., M, K) and (.., K, L); its error covers executions with this unit.
+
+    In any order a sum of K products is off by no more than K units of |A| |B|, each factor as large
+    as it may be, and by what each product and each factor may lose that is flushed to zero. Where
+    |A| |B| is zero nothing is rounded.
+    """
+    a, b, depth = a.numbers(), b.numbers(), a.shape[-1]
+    first, second = abs(a.value) + a.spread, abs(b.value) + b.spread
+    size, lost = first @ second, abs(a.value) @ b.spread + a.spread @ second
+    need(depth <= _LONGEST and (size < _LARGEST).all(), "a constant overflows")
+    flushed = depth + first.sum(-1, keepdims=True) + second.sum(-2, keepdims=True)
+    error = lost + (depth + 4) * unit[0] * size + unit[1] * flushed
+    error = np.where((first > 0) @ (second > 0), error, 0.0)
+    return Known(a.value @ b.value, error if error.any() else None)
 
 
 _EXACT: dict[str, Callable[..., Any]] = {
@@ -119,20 +145,24 @@ _EXACT: dict[str, Callable[..., Any]] = {
     "NonZero": lambda x: np.array(np.nonzero(x)), "Not": np.logical_not, "Or": np.logical_or,
     "Relu": partial(np.maximum, 0), "Sign": np.sign, "Xor": np.logical_xor,
 }  # fmt: skip
+_NEAR = {"Abs", "Max", "Min", "Neg", "Relu"}
+"""Those whose results are no farther apart than their operands."""
+
 FOLDED = _CALCULATIONS.keys() | _EXACT.keys()
 """Operators that `fold` knows."""
 
 
-def fold(name: str, *operands: Known) -> Known:
-    """What a node of `FOLDED` makes of constants."""
-    bounded(np.broadcast_shapes(*(k.shape for k in operands)))
+def fold(name: str, *operands: Known, unit: Unit = STORED) -> Known:
+    """What a node of `FOLDED` makes of constants, in executions with this unit."""
+    shape = bounded(np.broadcast_shapes(*(k.shape for k in operands)))
     if name in _EXACT:
-        values, function = [*map(exact, operands)], _EXACT[name]
-        return Known(
-            np.asarray(function(*values) if len(values) == 1 else reduce(function, values))
-        )
+        errors = [np.broadcast_to(k.error, shape) for k in operands if k.error is not None]
+        near, function = name in _NEAR, _EXACT[name]
+        values = [k.value if near else exact(k) for k in operands]
+        made = np.asarray(function(*values) if len(values) == 1 else reduce(function, values))
+        return Known(made, np.maximum.reduce(errors) if errors else None)
     if any(k.value.dtype.kind not in "iu" for k in operands):
-        return calculated(name, *operands, unit=_EXECUTED)
+        return calculated(name, *operands, unit=unit)
     x, y = map(exact, operands)
     if name != "Div":
         return Known(np.asarray(_CALCULATIONS[name][0](x, y)))
@@ -146,11 +176,17 @@ class Builder:
     Args:
         n_inputs: how many scalars the input block has.
         directory: where external data may lie, or None.
+        unit: of the executions that constants worked out in the file are to cover, beside their
+            exact values.
+
+    Attributes:
+        folded: whether there are such constants.
     """
 
-    def __init__(self, n_inputs: int, directory: Path | None) -> None:
+    def __init__(self, n_inputs: int, directory: Path | None, unit: Unit = STORED) -> None:
         self.blocks: list[Block] = [Block(0, n_inputs, "")]
         self.size, self.directory = n_inputs, directory
+        self.unit, self.folded = unit, False
         self.types: set[str] = set()
         self.shares: list[tuple[Array, Array]] = []
         self.begin("")
@@ -238,19 +274,24 @@ class Builder:
 
     def curve(self, kind: str, ids: Array, slope: Array | None = None) -> Array:
         """Append a `Curve` block."""
-        label = f"{self._name}/{self._curves}" if self._curves else self._name
-        start, self._curves = self.size, self._curves + 1
+        start, label = self.size, self._label()
         if ids.size:
             self._append(Curve(start, ids.size, self._name, kind, ids.ravel(), slope, label))
         return np.arange(start, self.size).reshape(ids.shape)
 
     def pair(self, kind: str, first: Array, second: Array) -> Array:
         """Append a `Pair` block; both of one shape."""
-        start = self.size
+        start, label = self.size, self._label()
         if first.size:
             parts = first.ravel(), second.ravel()
-            self._append(Pair(start, first.size, self._name, kind, *parts, EXTRA))
+            self._append(Pair(start, first.size, self._name, kind, *parts, EXTRA, label))
         return np.arange(start, self.size).reshape(first.shape)
+
+    def _label(self) -> str:
+        """What certificates call the next curve or pair."""
+        label = f"{self._name}/{self._curves}" if self._curves else self._name
+        self._curves += 1
+        return label
 
     def linear(
         self, layout: Array | tuple[int, ...], weight: Known, ids: Array, *picks: Any, **more: Any
@@ -342,3 +383,38 @@ class Builder:
             pairs = self.maximum(stack[:half], stack[half : 2 * half])
             stack = np.concatenate([pairs, stack[2 * half :]])
         return np.asarray(stack[0])
+
+
+def with_products(network: Network, products: Sequence[tuple[int, ...]]) -> Network:
+    """The network with products of inputs (v) and outputs (``~v``) behind its outputs.
+
+    Powers of one number first, as curves, then products of different ones from left to right.
+
+    Args:
+        products: those of fewer different numbers first.
+    """
+    if not products:
+        return network
+    net = Builder(network.n_inputs, None)
+    net.blocks, net.size = [*network.blocks], network.size
+
+    def rank(v: int) -> tuple[bool, int]:
+        return v < 0, max(v, ~v)
+
+    counted = [Counter(sorted(product, key=rank)) for product in products]
+    numbers = sorted({v for count in counted for v in count}, key=rank)
+    made = {(v, 1): v if v >= 0 else int(network.output[~v]) for v in numbers}
+    for n in sorted({n for count in counted for n in count.values()} - {1}):
+        raised = [v for v in numbers if any(count[v] == n for count in counted)]
+        net.begin(f"power {n} of the query")
+        ids = net.curve("power", np.array([made[v, 1] for v in raised]), np.full(len(raised), n))
+        made.update(zip(((v, n) for v in raised), ids.tolist(), strict=True))
+    output = [network.output]
+    net.begin("products of the query")
+    for width in sorted({len(count) for count in counted}):
+        factors = np.array([[made[f] for f in c.items()] for c in counted if len(c) == width])
+        ids = factors[:, 0]
+        for others in factors.T[1:]:
+            ids = net.pair("product", ids, others)
+        output.append(ids)
+    return replace(network, blocks=net.blocks, output=np.concatenate(output), size=net.size)

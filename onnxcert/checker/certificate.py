@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from onnxcert.checker import arithmetic, container, lipschitz, witness
 from onnxcert.checker.audit import Auditor
 from onnxcert.checker.bounds import Bounder
+from onnxcert.checker.builder import with_products
 from onnxcert.checker.curves import Array
 from onnxcert.checker.errors import Rejected, Unusable
 from onnxcert.checker.model import read_network
@@ -72,7 +73,8 @@ class Session:
         names: dict[str, Any] = {"input_shapes": shapes, "hidden": hidden}
         if query.version == "1.0":
             names = {"input_elements": query.n_inputs}
-        self.network = read_network(model, directory=directory, **names)
+        self._network = partial(read_network, model, directory=directory, **names)
+        self.network = self._network()
         self._compare()
 
     def _compare(self) -> None:
@@ -95,18 +97,25 @@ class Session:
                     raise Unusable(f"{tensor.name} has another type than the model's {name}")
 
     def proved(self, *, executed: bool) -> Network:
-        """The network that proofs are about.
+        """The network that proofs are about, with the products of the specification at its end.
 
         Over the reals a larger share is one of a larger number, so where the specification only
         compares shares of one Softmax with each other, it ends before that.
         """
-        return self.network if executed else self._compared
+        return self._executed if executed else self._compared
+
+    @cached_property
+    def _executed(self) -> Network:
+        """With what executions lose in constants that the file works out."""
+        network = self._network(executed=True) if self.network.folded else self.network
+        return with_products(network, self.query.products)
 
     @cached_property
     def _compared(self) -> Network:
         network = self.network
-        shared = network.shares and self.query.only_compares(network.families)
-        return network.compared() if shared else network
+        if network.shares and self.query.only_compares(network.families):
+            network = network.compared()
+        return with_products(network, self.query.products)
 
     def bounder(self, *, executed: bool, expired: Callable[[], bool] = lambda: False) -> Bounder:
         """Bounds for the network over the inputs of the specification."""

@@ -21,7 +21,8 @@
     layer          uint16         per split of a neuron: its layer
     point          float64        per split of a neuron: where
     combine        uint32 (., 2)  per input group, ordered: node and case whose rows are combined
-    column         uint32 (., 2)  per neuron group: layer and position of neurons with slopes
+    column         uint32 (., 2)  per neuron group: layer and position of neurons with slopes; a
+                                  layer of products has pairs in the place of neurons
     hint           int64 (., 3)   per neuron group: layer, side (0 lower, 1 upper), rows K
     hint_row       uint32         per hint: K positions
     hint_slope     uint8          per hint: K x columns, the group's columns before that layer
@@ -57,9 +58,9 @@ hold in its halves, and are tightened there from what the split makes of them, w
 in between; multipliers of leaves are for the splits of the halves first. Slopes are positions
 k / 255: of the free line between the two slopes of a kinked curve; for sigmoid and tanh of the
 point where the tangent touches, from the near end of the concave (below: convex) side, or from
-where a line from the far end touches it, to the outer end of the interval. Multipliers and weights
-are the upper 16 bits of a binary32. Planes are in the order of groups, roots and, without
-repetition, layers (rule R18).
+where a line from the far end touches it, to the outer end of the interval; for products between
+two planes (`onnxcert.checker.pairs`). Multipliers and weights are the upper 16 bits of a binary32.
+Planes above relus are in the order of groups, roots and, without repetition, layers (rule R18).
 A neuron is a label and a position: see `onnxcert.checker.model`.
 
 A group of kind 3 has no trees: Lipschitz constants refute its cases (rule R14). There is one at

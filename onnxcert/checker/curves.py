@@ -1,9 +1,10 @@
 """Rules R4 and R5: lines below and above a curve on an interval, right for every float they hold.
 
 Each line is given by a slope, any float, and an offset that is worked out from it. A curve with one
-kink at zero minus a line is extreme at the ends and the kink. An S-shaped curve (convex left of
-zero, concave right of it) minus a line is least at an end of the concave part or, on the convex
-part, above its tangent at any point: no root has to be found exactly, a bad one only loosens.
+kink at zero minus a line is extreme at the ends and the kink, floor minus a line at the ends and
+where it jumps. An S-shaped curve (convex left of zero, concave right of it) minus a line is least
+at an end of the concave part or, on the convex part, above its tangent at any point: no root has to
+be found exactly, a bad one only loosens.
 Whole powers and the reciprocal are convex right of zero and even or odd, and go the same way.
 Exponential functions and waves are in `onnxcert.checker.waves`.
 """
@@ -54,6 +55,9 @@ _NEAREST = 2.0**-100
 _FARTHEST = 2.0**500
 """Squares of divisors farther from zero may overflow, and slopes of 1 / x vanish."""
 
+_WHOLE = 2.0**40
+"""Farther from zero nothing is said of floor but that z - 1 and z enclose it."""
+
 _LARGEST = np.finfo(np.float64).max
 
 Lines = tuple[Array, Array, Array, Array]
@@ -67,7 +71,7 @@ def value(kind: str, x: Array, slope: Array | None = None) -> Array:
         return waves.value(kind, x)
     if kind == "sigmoid":
         return 0.5 + 0.5 * np.tanh(0.5 * x)
-    if kind in ("tanh", "sign", "abs"):
+    if kind in ("tanh", "sign", "abs", "floor"):
         return getattr(np, kind)(x)  # type: ignore[no-any-return]
     if slope is None:
         return np.maximum(x, 0.0)
@@ -94,7 +98,9 @@ def interval(
 
 
 def unstable(kind: str, low: Array, high: Array) -> Array:
-    """Where no single line is the curve."""
+    """Where no single line is the curve; a jump may be at an end."""
+    if kind == "floor":
+        return np.floor(low) + 1.0 < high
     return low < high if kind in BENT else (low < 0) & (high > 0)
 
 
@@ -123,6 +129,8 @@ def lines(
         return waves.lines(kind, low, high, free, executed)
     if kind == "sign":
         return _jump(low, high)
+    if kind == "floor":
+        return _stairs(low, high)
     left, right = np.array(-1.0 if kind == "abs" else 0.0 if slope is None else slope), 1.0
     crosses = (low < 0) & (high > 0)
     stable = np.where(low >= 0, right, left)
@@ -157,6 +165,36 @@ def _jump(low: Array, high: Array) -> Lines:
         np.where(crosses, -1.0, np.sign(low)),
         np.where(crosses & (high <= -low), down, 0.0),
         np.where(crosses, 1.0, np.sign(high)),
+    )
+
+
+def _stairs(low: Array, high: Array) -> Lines:
+    """Floor: constants without a jump, z - 1 and z for several, and like `_jump` for a single one.
+
+    Floor minus a line of slope k >= 0 is extreme at the ends, at (m, m) and at (m, m - 1) for the
+    first and the last whole number m of the interval, which belongs to the step on its right.
+    """
+    near = (low > -_WHOLE) & (high < _WHOLE)
+    a, b = np.where(near, low, 0.0), np.where(near, high, 0.0)
+    first, last = np.floor(a) + 1.0, np.floor(b)
+    count = last - first + 1.0
+    left, right = np.maximum(last - a, 2.0**-20), np.maximum(b - last, 2.0**-20)
+    up = np.where(right > left, 1.0 / right, 0.0)
+    down = np.where(right > left, 0.0, 1.0 / left)
+    up, down = (np.where(count == 1, k, np.where(count > 1, 1.0, 0.0)) for k in (up, down))
+    size = np.maximum(abs(a), abs(b)) + 1.0
+    lower = np.minimum(first - 1 - up * a, last - up * b)
+    upper = np.maximum(first - 1 - down * a, last - down * b)
+    for m in (first, last):
+        lower = np.where(count > 0, np.minimum(lower, m - 1.0 - up * m), lower)
+        upper = np.where(count > 0, np.maximum(upper, m - down * m), upper)
+    lower = lower - 8 * U * (1 + up) * size * (up > 0)
+    upper = upper + 8 * U * (1 + down) * size * (down > 0)
+    return (
+        np.where(near, up, 1.0),
+        np.where(near, lower, -1.0),
+        np.where(near, down, 1.0),
+        np.where(near, upper, 0.0),
     )
 
 

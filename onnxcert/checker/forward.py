@@ -123,7 +123,7 @@ class Forms:
 
 def parallel(kind: str, low: Array, high: Array) -> Array | None:
     """Positions of free lines that have the slope of the chord; None where there are none."""
-    if kind in curves.BENT or kind == "sign":
+    if kind in curves.BENT or kind in ("sign", "floor"):
         return None
     crosses = (low < 0) & (high > 0)
     return np.where(crosses, high / np.where(crosses, high - low, 1.0), 0.5)

@@ -15,7 +15,15 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from onnxcert.checker.builder import FOLDED, Builder, Known, Operand, fold
+from onnxcert.checker.builder import (
+    EXECUTED,
+    FOLDED,
+    STORED,
+    Builder,
+    Known,
+    Operand,
+    fold,
+)
 from onnxcert.checker.errors import Unusable
 from onnxcert.checker.network import Network, bounded, need
 from onnxcert.checker.operators import FIXED, FLAGS, FLOATS, IGNORED, OPERATORS
@@ -39,6 +47,7 @@ def read_network(
     input_elements: int | None = None,
     hidden: Sequence[str] = (),
     directory: Path | None = None,
+    executed: bool = False,
 ) -> Network:
     """Read a model.
 
@@ -49,6 +58,8 @@ def read_network(
             dimension. Dimensions that neither binds are one.
         hidden: inner tensors to append to the output.
         directory: where external data may lie; without it they are refused.
+        executed: whether the errors of constants that the file works out cover binary32 executions,
+            too; without it they are those of float64 alone. Stored numbers are exact.
 
     Raises:
         Unusable: the file is no model, or holds what is not supported.
@@ -56,7 +67,7 @@ def read_network(
     try:
         proto = onnx.ModelProto.FromString(decompressed(data, (1 << 31) - 1))
         with np.errstate(all="ignore"):
-            return _read(proto, input_shapes, input_elements, hidden, directory)
+            return _read(proto, input_shapes, input_elements, hidden, directory, executed=executed)
     except (*_FAILURES, DecodeError) as error:
         raise Unusable(f"the model makes no sense: {error!r}") from error
 
@@ -67,6 +78,8 @@ def _read(
     count: int | None,
     hidden: Sequence[str],
     directory: Path | None,
+    *,
+    executed: bool,
 ) -> Network:
     graph = proto.graph
     opset = _opset(proto)
@@ -75,7 +88,7 @@ def _read(
     _need_operators(graph.node)
     inputs = _bound([v for v in graph.input if v.name not in stored], shapes, count)
     n_inputs = sum(math.prod(bounded(shape)) for _, shape, _ in inputs)
-    tensors = _Tensors(Builder(n_inputs, directory), stored)
+    tensors = _Tensors(Builder(n_inputs, directory, EXECUTED if executed else STORED), stored)
     tensors.define_inputs(inputs)
     for node in graph.node:
         tensors.define_outputs(node, opset)
@@ -166,7 +179,9 @@ def _network(
     need({element for *_, element in infos} <= {*FLOATS.values()}, "outputs that are no numbers")
     binary32 = net.types <= {"float32"}
     n_inputs = net.blocks[0].size
-    return Network(net.blocks, inputs, n_inputs, output, net.size, infos, binary32, net.shares)
+    return Network(
+        net.blocks, inputs, n_inputs, output, net.size, infos, binary32, net.folded, net.shares
+    )
 
 
 def _run(
@@ -187,7 +202,8 @@ def _run(
     operands = [pair and pair[0] for pair in read]
     kinds = [pair[1] for pair in read if pair and not isinstance(pair[0], Known)]
     if operands and not kinds and not given and node.op_type in FOLDED:
-        made: Any = fold(node.op_type, *operands)
+        made: Any = fold(node.op_type, *operands, unit=net.unit)
+        net.folded |= made.value.dtype.kind == "f"
     else:
         need(node.op_type in OPERATORS, "not understood of computed values")
         made = OPERATORS[node.op_type](net, *operands, **given)

@@ -19,6 +19,7 @@ from onnxcert.checker.errors import Expired, Unusable
 
 Array = NDArray[Any]
 _fraction = np.frompyfunc(Fraction, 1, 1)
+_floor = np.frompyfunc(math.floor, 1, 1)
 
 TRANSCENDENTAL = ("sigmoid", "tanh", "exp", "sin", "cos")
 """Curves whose values are not rational."""
@@ -151,8 +152,8 @@ class Curve(Block):
     """y = f(v[ids]).
 
     Attributes:
-        kind: relu, leaky (x for x >= 0, slope x below), abs, sign, sigmoid, tanh, power (x^slope),
-            reciprocal, exp, sin or cos.
+        kind: relu, leaky (x for x >= 0, slope x below), abs, sign, floor, sigmoid, tanh, power
+            (x^slope), reciprocal, exp, sin or cos.
         ids: (size,) numbers of what f is applied to, in row-major order of the ONNX tensor (for
             maxima: of the broadcast pairs).
         slope: (size,) for leaky and, the same whole number everywhere, for power; else None.
@@ -176,6 +177,8 @@ class Curve(Block):
                 return np.asarray(np.exp(z))
         if self.kind == "sign":
             return np.asarray((z > 0).astype(int) - (z < 0).astype(int)).astype(z.dtype)
+        if self.kind == "floor":
+            return np.asarray(_floor(z) if z.dtype == object else np.floor(z))
         if self.kind == "power" and self.slope is not None:
             return np.asarray(z ** int(self.slope[0]))
         if self.kind == "reciprocal":
@@ -195,12 +198,14 @@ class Pair(Block):
         first, second: (size,) numbers of scalars.
         roundings: those of an execution, as for `Affine`; a quotient may be the product with a
             rounded reciprocal.
+        label: as that of a `Curve`, with which it is counted.
     """
 
     kind: str
     first: Array
     second: Array
     roundings: int
+    label: str
 
     def values(self, v: Array) -> Array:
         """See `Block`."""
@@ -224,6 +229,7 @@ class Network:
         size: how many scalars there are.
         binary32: whether the file computes in binary32 and nothing else, as counts of roundings
             presume.
+        folded: whether the file works out constants, which executions round.
         shares: numbers of what each Softmax makes and of what it is applied to, (R, m) each, by
             rows that sum to one.
     """
@@ -235,6 +241,7 @@ class Network:
     size: int
     outputs: list[tuple[str, tuple[int, ...], str]]
     binary32: bool
+    folded: bool = False
     shares: Sequence[tuple[Array, Array]] = ()
 
     @property

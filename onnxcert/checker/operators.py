@@ -19,7 +19,17 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxcert.checker.builder import EXTRA, MINUS, ONE, ZERO, Builder, Known, calculated, exact
+from onnxcert.checker.builder import (
+    EXTRA,
+    MINUS,
+    ONE,
+    ZERO,
+    Builder,
+    Known,
+    calculated,
+    exact,
+    multiplied,
+)
 from onnxcert.checker.curves import MOST
 from onnxcert.checker.network import Array, Product, bounded, need
 
@@ -254,7 +264,18 @@ def _sum(net: Builder, operands: Sequence[Any], factors: Sequence[Known]) -> Arr
         else:
             offset = calculated("Mul", operand, factor)
     more = EXTRA - 1 if offset is not ZERO or factors[0] is not ONE else 0
-    return net.affine(_shape(*operands), *picks, offset=offset, roundings=len(operands) - 1 + more)
+    layout: Any = _shape(*operands)
+    if len(picks) == 1 and picks[0][0].shape == layout:
+        layout = _in_order(picks[0][0])
+    return net.affine(layout, *picks, offset=offset, roundings=len(operands) - 1 + more)
+
+
+def _in_order(ids: Array) -> Any:
+    """Positions in the order of the scalars, so that an offset may join the sums that it is added
+    to; the shape where some number is missing among the scalars."""
+    first = int(ids.min()) if ids.size else 0
+    places = np.sort(ids, axis=None) - first
+    return ids - first if first >= 0 and np.array_equal(places, np.arange(ids.size)) else ids.shape
 
 
 def _mean(net: Builder, *operands: Any) -> Array:
@@ -312,10 +333,11 @@ def _batch_normalization(
 
 
 def _product(net: Builder, a: Any, b: Any, alpha: Known, *picks: Any, **more: Any) -> Array:
-    """alpha A B + further terms, for A (.., M, K) and B (.., K, L) of which one is constant."""
+    """alpha A B + further terms, for A (.., M, K) and B (.., K, L)."""
     turn = partial(np.swapaxes, axis1=-1, axis2=-2)
     turned = not isinstance(a, Known)
-    need(not turned or isinstance(b, Known), "a product of computed values")
+    if turned and not isinstance(b, Known):
+        return _computed_product(net, a, turn(b), alpha, *picks, **more)
     weight, x = (b.moved(turn), turn(a)) if turned else (a, net.ids(b))
     weight = weight if alpha.value == 1 else calculated("Mul", weight, alpha)
     (*stack, m, k), (*lead, h, w) = weight.shape, x.shape
@@ -331,10 +353,27 @@ def _product(net: Builder, a: Any, b: Any, alpha: Known, *picks: Any, **more: An
     return net.linear(turn(layout) if turned else layout, weight, x, *picks, **more)
 
 
+def _computed_product(
+    net: Builder, a: Array, b: Array, alpha: Known, *picks: Any, **more: Any
+) -> Array:
+    """alpha A B' + further terms, for computed A (.., M, K) and B (.., L, K).
+
+    ``sum_k a_ik b_jk`` as pairs, whose products an execution rounds or does not, and their sums.
+    """
+    depth = a.shape[-1]
+    need(depth == b.shape[-1] > 0, f"a product of {a.shape} and {b.shape}, turned")
+    made = _pair(net, a[..., :, None, :], b[..., None, :, :], divides=False)
+    term = Product(made.reshape(1, -1, depth).swapaxes(1, 2), np.full((1, 1, depth), alpha.value))
+    return net.affine(made.shape[:-1], *picks, terms=[term], roundings=depth + EXTRA, **more)
+
+
 def _matmul(net: Builder, a: Any, b: Any) -> Any:
     need(a.shape and b.shape, "a product with a scalar")
     lost = tuple(axis for axis, x in ((-2, a), (-1, b)) if len(x.shape) == 1)
     a, b = net.moved(np.atleast_2d, a), net.moved(lambda y: y[:, None], b) if -1 in lost else b
+    if isinstance(a, Known) and isinstance(b, Known):
+        net.folded = True
+        return multiplied(a, b, net.unit).moved(lambda y: np.squeeze(y, lost))
     return np.squeeze(_product(net, a, b, ONE), lost)
 
 
@@ -589,6 +628,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Cos": lambda net, x: net.curve("cos", net.ids(x)),
     "Exp": lambda net, x: net.curve("exp", net.ids(x)),
     "Concat": lambda net, *x, axis: net.moved(lambda *x: np.concatenate(x, axis), *x),
+    "Floor": lambda net, x: net.curve("floor", net.ids(x)),
     "GlobalAveragePool": lambda net, x: _reduce("Mean", net, x, range(2, len(x.shape))),
     "GlobalMaxPool": lambda net, x: _reduce("Max", net, x, range(2, len(x.shape))),
     "Neg": lambda net, x: net.negative(net.ids(x)),

@@ -2,7 +2,14 @@
 
 Let a and b lie in [al, au] and [bl, bu]. For any floats k and m the function ``a b - k a - m b`` is
 linear in a and in b, hence extreme at the four corners: so ``k a + m b + (least corner)`` is below
-the product, and a plane above it is had likewise. The slopes taken are the middles of b and of a.
+the product, and a plane above it is had likewise. The slopes taken are by default the middles of b
+and of a. With a position s in [0, 1] they are
+
+    k = bl + s (bu - bl),    m = al + s (au - al) below,    m = au - s (au - al) above,
+
+of which either end touches the product along two edges (McCormick, 1976); as s grows, the plane
+below grows by (bu - bl) (a - middle of a) + (au - al) (b - middle of b), and the one above by the
+difference of the two.
 
 For the quotient let c be any float, d = a - c b and r = 1 / b, where [bl, bu] must not come near
 zero. Then
@@ -73,11 +80,20 @@ def from_difference(b: Range, c: Array, d: Range) -> Range:
     return np.where(np.isnan(low), -np.inf, low), np.where(np.isnan(high), np.inf, high)
 
 
-def planes(kind: str, a: Range, b: Range, made: Range) -> Planes:
-    """Planes for ranges (B, n) and bounds ``made`` of what the block makes."""
-    if kind == "product":
+def planes(kind: str, a: Range, b: Range, made: Range, free: Array | None = None) -> Planes:
+    """Planes for ranges (B, n) and bounds ``made`` of what the block makes.
+
+    Args:
+        free: positions (B, n) in [0, 1] for products; None for the default.
+    """
+    if kind == "product" and free is None:
         k, m, low, high = _planes(a, b)
         return _known(k, m, m, low, high)
+    if kind == "product":
+        k = b[0] + free * (b[1] - b[0])
+        step = free * (a[1] - a[0])
+        below, above = a[0] + step, a[1] - step
+        return _known(k, below, above, _offsets(a, b, k, below)[0], _offsets(a, b, k, above)[1])
     c = center(a, b, made)
     k, m, low, high = _planes(_difference(a, b, c, made), _inverse(b))
     below, at_below, above, at_above = curves.lines("reciprocal", *b, None, None, False)
@@ -128,10 +144,22 @@ def _planes(a: Range, b: Range) -> tuple[Array, Array, Array, Array]:
     """Slopes of a and of b, and the offsets below and above; NaN where nothing is known."""
     k = np.where(a[0] < a[1], 0.5 * (b[0] + b[1]), 0.0)
     m = np.where(b[0] < b[1], 0.5 * (a[0] + a[1]), 0.0)
+    return k, m, *_offsets(a, b, k, m)
+
+
+def _offsets(a: Range, b: Range, k: Array, m: Array) -> Range:
+    """Offsets below and above of planes with given slopes."""
     values = [x * y - k * x - m * y for x, y in _corners(a, b)]
     x, y = (np.maximum(abs(low), abs(high)) for low, high in (a, b))
     error = _ERROR * (x * y + abs(k) * x + abs(m) * y) + TINY
-    return k, m, np.minimum.reduce(values) - error, np.maximum.reduce(values) + error
+    return np.minimum.reduce(values) - error, np.maximum.reduce(values) + error
+
+
+def turn(a: Range, b: Range, row: Array, first: Array, second: Array) -> Array:
+    """What rows (B, n) over products gain at values of both scalars, per unit of the position."""
+    over_a = (b[1] - b[0]) * (first - 0.5 * (a[0] + a[1]))
+    over_b = (a[1] - a[0]) * (second - 0.5 * (b[0] + b[1]))
+    return np.asarray(row * over_a + abs(row) * over_b)
 
 
 def _known(k: Array, below: Array, above: Array, low: Array, high: Array) -> Planes:

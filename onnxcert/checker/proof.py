@@ -4,7 +4,8 @@ R0   The certificate names the SHA-256 of the model and the specification, which
      here, and every case of the specification belongs to exactly one group. The union of the cases
      is the specification.
 R8   A case asks for g_m <= 0 for all its rows m. It has no solution on a set where one row, or a
-     sum of rows with weights >= 0, has a positive lower bound (for a strict row, one that is >= 0).
+     sum of rows with weights >= 0, has a positive lower bound (for a strict row, one that is >= 0):
+     that of a linear form over the inputs, or for one row that of intervals of what it reads.
      At leaves, and for the sums that the certificate names, R4 lets the checker look for lines of
      its own (`onnxcert.checker.ascent`).
      Where a row g(x) >= a . x + c must be <= 0, x_i keeps a distance of at most -min(g) / |a_i|
@@ -218,9 +219,29 @@ class Prover:
         form = self.bounder.pull(r, *self.forms(r, cases))
         some = np.maximum(cases, 0)
         lower = form.least(low, high, r.balls).reshape(*cases.shape, -1)
-        positive = (lower > 0) | (self.rows.strict[some] & (lower >= 0))
+        best = np.maximum(lower, self._over(r, some))
+        positive = (best > 0) | (self.rows.strict[some] & (best >= 0))
         refuted = (positive & self.rows.used[some]).any(axis=2) | r.empty[:, None] | (cases < 0)
         return form, lower, refuted
+
+    def _over(self, r: Relaxation, cases: Array) -> Array:
+        """Lower bounds of the rows of cases (B, C) by intervals, (B, C, R)."""
+        network = self.bounder.network
+        lower = self.rows.offset[cases]
+        size, count = abs(lower), network.n_inputs + len(network.output) + 8
+        for rows, ids in (
+            (self.rows.outputs, network.output),
+            (self.rows.inputs, np.arange(network.n_inputs)),
+        ):
+            some = rows[cases]
+            if not some.any():
+                continue
+            low, high = r.lower[:, None, None, ids], r.upper[:, None, None, ids]
+            # Zero times infinity is zero here.
+            parts = some * np.where(some > 0, low, np.where(some < 0, high, 0.0))
+            lower, size = lower + parts.sum(axis=3), size + abs(parts).sum(axis=3)
+        lower = lower - 2 * gamma(count) * size - TINY
+        return np.where(np.isnan(lower), -np.inf, lower)
 
     # Trees over inputs
 

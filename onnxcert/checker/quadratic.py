@@ -85,10 +85,13 @@ def slope_range(block: Curve, low: Array, high: Array) -> tuple[Array, Array]:
         steady = bool(np.isfinite(steep[0] + steep[1]).all())
         need(steady, f"{block.label!r} ({block.kind}) has no Lipschitz constant there")
         return steep
-    jumps = block.kind == "sign" and ((low <= 0) & (high >= 0)).any()
-    need(not jumps, f"{block.label!r} (Sign) has no Lipschitz constant")
+    jumps = {"sign": (low <= 0) & (high >= 0), "floor": np.floor(low) < np.floor(high)}
+    jump = block.kind in jumps and jumps[block.kind].any()
+    need(not jump, f"{block.label!r} ({block.kind}) has no Lipschitz constant")
     slope = 0.0 if block.slope is None else block.slope
-    below, above = {"abs": (-1.0, 1.0), "sign": (0.0, 0.0)}.get(block.kind, (slope, 1.0))
+    below, above = (slope, 1.0)
+    if block.kind == "abs" or block.kind in jumps:
+        below, above = (-1.0, 1.0) if block.kind == "abs" else (0.0, 0.0)
     left = np.where(high <= 0, below, np.minimum(below, above))
     right = np.where(high <= 0, below, np.maximum(below, above))
     return np.where(low >= 0, above, left), np.where(low >= 0, above, right)

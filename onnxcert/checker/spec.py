@@ -6,11 +6,13 @@ disjunctive normal form. Comparisons of one input with a number cut the box of a
 others are rows. Both enclose: bounds are rounded outward, strict bounds count as closed, offsets of
 rows are rounded down. So each point that satisfies the file lies in some case (rule R0).
 
-A comparison of a sum of squares of inputs, all with positive factors, is an ellipsoid, of which a
-case has one at most; its box is cut to what that reaches. Where squares are completed to those of a
-point or of nothing, bounds or a false comparison take their place.
+A comparison that bounds a sum of squares of inputs, all with positive factors, is an ellipsoid, of
+which a case has one at most; its box is cut to what that reaches. Where squares are completed to
+those of a point or of nothing, bounds or a false comparison take their place. Other comparisons
+with products are rows, in which products stand behind the outputs (`Spec.products`).
 
 A variable is an integer v: input v where v >= 0, output ``~v`` where v < 0, in the flat vectors.
+A product is the sorted tuple of its variables.
 Nothing recurses, so nesting costs memory only. What is not understood exactly is refused.
 """
 
@@ -20,7 +22,7 @@ import math
 import re
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
 from functools import cached_property, lru_cache
@@ -34,17 +36,19 @@ from onnxcert.checker.errors import Unusable
 
 _LARGEST_TEXT = 2**25  # bytes, decompressed; reading takes up to forty times the memory
 _LARGEST_WORK = 10**7  # additions of coefficients, long ones count more: sums may nest in sums
+_HIGHEST, _MOST_PRODUCTS = 64, 10_000  # variables in a product; different products
 _LARGEST_SQUARES = 10**6  # the same for squares; longer ones take minutes
 _ZERO, _ONE, _MINUS = Fraction(0), Fraction(1), Fraction(-1)
 _BLANKS = r"(?:[ \t\r\n\f\v]++|;[^\n\0]*+)*+"
 # The end of the text is a token too, the empty one; what fits nowhere is a token of one character.
 _WORD = r"[^\s()\[\]\";]++(?:\s*\[[\d,\s]*\])?"
 _TOKEN = re.compile(rf"{_BLANKS}([()]|{_WORD}|\Z|.)", re.A)
-_DECLARED, _SHORT = (  # a blank stands for any; nearly all of a long file
+_DECLARED, _SHORT, _INNER = (  # a blank stands for any; nearly all of a long file
     re.compile(pattern.replace(" ", _BLANKS).replace("{w}", _WORD), re.A)
     for pattern in (
         r" \( declare-const(?=[\s;]) ({w}) Real \)",
         r" \( assert \( ([<>])=(?=[\s;]) (?=[A-Za-z])({w}) (?=[-+.\d])({w}) \) \)",
+        r"\( ([<>])=(?=[\s;]) (?=[A-Za-z])({w}) (?=[-+.\d])({w}) \)",
     )
 )
 _INDICES = r"(\[\s*(?:\d{1,10}\s*(?:,\s*(?=\d)|(?=\])))*\])"
@@ -69,12 +73,21 @@ class Row:
 
     Pairs (i, c) are sorted by i, the position in the flat output or input vector. The comparison is
     scaled so that its coefficients are coprime integers, exact in float64; its offset rounds down.
+    Products have found their places behind the outputs once a case is complete.
     """
 
     outputs: tuple[tuple[int, float], ...]
     inputs: tuple[tuple[int, float], ...]
     offset: float
     strict: bool
+    products: tuple[tuple[Factors, float], ...] = ()
+
+    def placed(self, places: dict[Factors, int]) -> Row:
+        """The row with its products behind the outputs."""
+        if not self.products:
+            return self
+        behind = tuple(sorted((places[v], c) for v, c in self.products))
+        return replace(self, outputs=self.outputs + behind, products=())
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,15 +117,16 @@ class Tensor:
 class _Atom(NamedTuple):
     """``sum(terms) + constant <= 0``, or ``< 0``; also as a row, or as a bound of one input."""
 
-    terms: tuple[tuple[int, Fraction], ...]
+    terms: tuple[tuple[int | Factors, Fraction], ...]
     constant: Fraction
     strict: bool
     row: Row | None = None
     bound: _Bound | None = None
 
     def holds(self, inputs: Sequence[Fraction], outputs: Sequence[Fraction]) -> bool:
-        products = (c * (inputs[v] if v >= 0 else outputs[~v]) for v, c in self.terms)
-        value = sum(products, self.constant)
+        value = self.constant
+        for key, c in self.terms:
+            value += c * math.prod(inputs[v] if v >= 0 else outputs[~v] for v in _factors(key))
         return value < 0 or (value == 0 and not self.strict)
 
 
@@ -139,11 +153,12 @@ class _Node(NamedTuple):
     children: tuple[_Formula, ...]
 
 
+Factors: TypeAlias = "tuple[int, ...]"
 _Formula: TypeAlias = "_Atom | _Quadric | _Node"
 _Bound: TypeAlias = "tuple[int, Fraction, float]"  # v for x or ~v for -x; exact, and rounded up
 _Box: TypeAlias = "dict[int, _Bound]"  # by side
-# Coefficients by variable, by pair of variables for their product, and None for the constant.
-_Key: TypeAlias = "int | tuple[int, int] | None"
+# Coefficients by variable, by product, and None for the constant.
+_Key: TypeAlias = "int | Factors | None"
 _Sum: TypeAlias = "dict[_Key, Fraction]"
 
 
@@ -183,9 +198,27 @@ class Spec:
         for child in self.formula.children if self.formula.is_and else ():
             if not isinstance(child, _Node):
                 squares = child.squares if isinstance(child, _Quadric) else child.terms
-                for variable, _ in squares:
+                for variable in {v for key, _ in squares for v in _factors(key)}:
                     readers.setdefault(variable, []).append(child)
         return readers
+
+    @cached_property
+    def products(self) -> tuple[Factors, ...]:
+        """All products in rows: those of fewer different variables first, inputs before outputs.
+
+        ValueError if they are too many.
+        """
+        nodes, found = [self.formula], set[Factors]()
+        for node in nodes:
+            nodes += (child for child in node.children if isinstance(child, _Node))
+            rows = (child.row for child in node.children if isinstance(child, _Atom))
+            found.update(v for row in rows if row for v, _ in row.products)
+            _need(len(found) <= _MOST_PRODUCTS, f"more than {_MOST_PRODUCTS} different products")
+
+        def rank(product: Factors) -> tuple[int, list[tuple[bool, int]]]:
+            return len(set(product)), sorted((v < 0, max(v, ~v)) for v in product)
+
+        return tuple(sorted(found, key=rank))
 
     @cached_property
     def has_balls(self) -> bool:
@@ -206,7 +239,9 @@ class Spec:
             nodes += (child for child in node.children if isinstance(child, _Node))
             for child in node.children:
                 terms = () if isinstance(child, _Node | _Quadric) else child.terms
-                outputs = [(~v, c) for v, c in terms if v < 0]
+                if any(isinstance(key, tuple) and min(key) < 0 for key, _ in terms):
+                    return False
+                outputs = [(~v, c) for v, c in terms if isinstance(v, int) and v < 0]
                 if not outputs:
                     continue
                 family = {int(families[v]) for v, _ in outputs}
@@ -233,6 +268,7 @@ class Spec:
         # What comes next; a chain of disjunctions not yet opened; what was found on the way.
         stack: list[tuple[_Formula, Any, _Found]] = [(self.formula, None, _Found({}, (), ()))]
         last: tuple[_Box, Ellipsoid | None] | None = None
+        places = {product: self.n_outputs + k for k, product in enumerate(self.products)}
         while stack:
             branch, choices, outer = stack.pop()
             settled = _settle(branch, outer)
@@ -251,7 +287,8 @@ class Spec:
             if last is None or found.box is not last[0] or ball is not last[1]:
                 last, sides = (found.box, ball), self._bounds(found.box, ball)
             if sides is not None:
-                yield Case(*sides, tuple(dict.fromkeys(found.rows)), ball)
+                rows = (row.placed(places) for row in found.rows)
+                yield Case(*sides, tuple(dict.fromkeys(rows)), ball)
 
     def _bounds(
         self, box: _Box, ball: Ellipsoid | None
@@ -305,39 +342,49 @@ def _settle(branch: _Formula, outer: _Found) -> tuple[_Found, list[_Node]] | Non
     return _Found(box, balls, tuple(rows)), opened
 
 
-def _atom(difference: _Sum, strict: bool) -> _Formula:
-    """The comparison of a sum with zero; ValueError if its row or bound does not fit float64."""
+def _factors(key: int | Factors) -> Factors:
+    """The variables of a term."""
+    return (key,) if isinstance(key, int) else key
+
+
+def _atom(difference: _Sum, strict: bool, *, alone: bool = True) -> _Formula:
+    """The comparison of a sum with zero; ValueError if its row or bound does not fit float64.
+
+    Both sides of an equation are rows, not ``alone``, even if one is an ellipsoid.
+    """
     constant = difference.get(None, _ZERO)
-    terms = tuple((v, c) for v, c in difference.items() if isinstance(v, int))
-    products = {v: c for v, c in difference.items() if isinstance(v, tuple)}
-    if products:
-        return _quadric(terms, products, constant, strict)
+    terms = tuple((v, c) for v, c in difference.items() if v is not None)
+    linear = {v: c for v, c in terms if isinstance(v, int)}
+    squares = {v[0]: c for v, c in terms if isinstance(v, tuple) and len(v) == 2 and v[0] == v[1]}
+    is_round = len(linear) + len(squares) == len(terms) and linear.keys() <= squares.keys()
+    if alone and squares and is_round and min(squares) >= 0 and min(squares.values()) > 0:
+        return _quadric(linear, squares, constant, strict)
     if not terms:
         return _Atom(terms, constant, strict)
-    if len(terms) == 1 and terms[0][0] >= 0:
-        (v, c), scaled = terms[0], constant / abs(terms[0][1])
+    (v, c), *others = terms
+    if not others and isinstance(v, int) and v >= 0:
+        scaled = constant / abs(c)
         side = v if c > 0 else ~v
         return _Atom(terms, constant, strict, None, (side, -scaled, 0.0 - _down(scaled)))
     denominator = math.lcm(*(c.denominator for _, c in terms))
     factor = Fraction(denominator, math.gcd(*(int(c * denominator) for _, c in terms)))
-    exact = [(v, int(c * factor)) for v, c in sorted(terms)]
-    _need(all(float(n) == n for _, n in exact), "the coefficients are not exact, not even scaled")
-    outputs = tuple((~v, float(n)) for v, n in reversed(exact) if v < 0)
-    inputs = tuple((v, float(n)) for v, n in exact if v >= 0)
-    return _Atom(terms, constant, strict, Row(outputs, inputs, _down(constant * factor), strict))
+    exact = {v: int(c * factor) for v, c in terms}
+    held = all(float(n) == n for n in exact.values())
+    _need(held, "the coefficients are not exact, not even scaled")
+    outputs = tuple(sorted((~v, float(exact[v])) for v in linear if v < 0))
+    inputs = tuple(sorted((v, float(exact[v])) for v in linear if v >= 0))
+    products = tuple((v, float(n)) for v, n in exact.items() if isinstance(v, tuple))
+    row = Row(outputs, inputs, _down(constant * factor), strict, products)
+    return _Atom(terms, constant, strict, row)
 
 
 def _quadric(
-    terms: tuple[tuple[int, Fraction], ...],
-    products: dict[tuple[int, int], Fraction],
-    constant: Fraction,
-    strict: bool,
+    linear: dict[int, Fraction], squares: dict[int, Fraction], constant: Fraction, strict: bool
 ) -> _Formula:
-    """A comparison with products; ValueError unless it is an ellipsoid, a point or nothing."""
-    _need(all(v == w >= 0 for v, w in products), "products of different variables, or of outputs")
-    squares, linear = {v: c for (v, _), c in products.items()}, dict(terms)
-    _need(min(squares.values()) > 0, "squares with a negative factor, which is not convex")
-    _need(linear.keys() <= squares.keys(), "a variable beside squares that has none itself")
+    """A comparison that bounds a sum of squares: an ellipsoid, a point or nothing.
+
+    ValueError if it is too large for float64, or its numbers are too long.
+    """
     center = {v: -linear.get(v, _ZERO) / (2 * c) for v, c in sorted(squares.items())}
     room = -constant
     for v, c in center.items():
@@ -354,7 +401,7 @@ def _quadric(
     weights = tuple(squares[v] / room for v in center)
     ball = Ellipsoid(tuple(center), weights, tuple(center.values()))
     _need(math.inf not in ball.ends().values(), "an ellipsoid beyond float64")
-    return _Quadric(terms, tuple(squares.items()), constant, strict, ball)
+    return _Quadric(tuple(linear.items()), tuple(squares.items()), constant, strict, ball)
 
 
 def _labour(number: Fraction, count: int) -> int:
@@ -463,7 +510,9 @@ class _Reader:
             Tensor("Y", "output", "real", (n_outputs,)),
         )
         tensors, formula = tuple(self.tensors) or flat, _Node(True, tuple(formulas))
-        return Spec(self.version, tensors, n_inputs, n_outputs, formula)
+        spec = Spec(self.version, tensors, n_inputs, n_outputs, formula)
+        _ = spec.products  # refused here if they are too many
+        return spec
 
     def _declare_network(self, header: re.Match[str]) -> None:
         """Read the tensors behind a header of 2.x."""
@@ -502,8 +551,10 @@ class _Reader:
     def _short(self) -> _Atom | None:
         """The next assertion if it bounds one input, as the general way would read it."""
         match = _SHORT.match(self.text, self.end)
-        if match is None:
-            return None
+        return match and self._bound(match)
+
+    def _bound(self, match: re.Match[str]) -> _Atom | None:
+        """What a short form says, if it is a bound of one input; else nothing is read."""
         self.start = match.start(2)
         if (limits := _limits(match[3])) is None:
             return None
@@ -521,10 +572,17 @@ class _Reader:
         stack: list[tuple[str, list[_Sum | _Formula]]] = []  # open parentheses
         while True:
             token = self.next()
+            value: _Sum | _Formula
             if token == "(":
-                stack.append((self.next(), []))
-                continue
-            value = self._reduce(*stack.pop()) if token == ")" and stack else self._operand(token)
+                match = _INNER.match(self.text, self.start)
+                bound = match and self._bound(match)
+                if bound is None:
+                    stack.append((self.next(), []))
+                    continue
+                value = bound
+            else:
+                is_form = token == ")" and bool(stack)
+                value = self._reduce(*stack.pop()) if is_form else self._operand(token)
             if stack:
                 stack[-1][1].append(value)
             elif isinstance(value, dict):
@@ -561,20 +619,21 @@ class _Reader:
             raise ValueError(f"{operator[:40]!r} is no operator, or its operands do not fit it")
         left, right = reversed(sums) if operator[0] == ">" else sums
         difference, strict = self._add(left, [right], -_ONE), operator in ("<", ">", "!=")
-        one_side = _atom(difference, strict)
+        alone = operator not in ("=", "==")
+        one_side = _atom(difference, strict, alone=alone)
         if isinstance(one_side, _Quadric):
             self.work += _labour(one_side.ball.weights[0], len(one_side.ball.weights))
             _need(self.work <= _LARGEST_WORK, "squares are too long")
         if operator not in equal:
             return one_side
-        other_side = _atom(self._add({}, [difference], -_ONE), strict)
+        other_side = _atom(self._add({}, [difference], -_ONE), strict, alone=alone)
         return _Node(not strict, (one_side, other_side))
 
     def _product(self, factors: list[_Sum]) -> _Sum:
         numbers = [factor for factor in factors if not factor.keys() - {None}]
-        others = [factor for factor in factors if factor.keys() - {None}] or [{None: _ONE}]
-        _need(len(others) <= 2, "products of more than two variables are not read")
-        total = others[0] if len(others) == 1 else self._times(*others)
+        total, *others = [f for f in factors if f.keys() - {None}] or [{None: _ONE}]
+        for factor in others:
+            total = self._times(total, factor)
         for number in (factor.get(None, _ZERO) for factor in numbers):
             total = self._add({}, [total], number)
         return total
@@ -588,9 +647,9 @@ class _Reader:
             for w, d in right.items():
                 key = v if w is None else w
                 if v is not None and w is not None:
-                    if isinstance(v, tuple) or isinstance(w, tuple):
-                        raise ValueError("products of more than two variables are not read")
-                    key = min(v, w), max(v, w)
+                    key = tuple(sorted((*_factors(v), *_factors(w))))
+                    _need(len(key) <= _HIGHEST, f"a product of more than {_HIGHEST} variables")
+                    self.work += len(key)
                 parts.append({key: c * d})
         return self._add({}, parts, _ONE)
 

@@ -19,7 +19,7 @@ from onnxcert.checker.container import EXTRA
 from onnxcert.checker.curves import Array
 from onnxcert.checker.errors import Expired, Rejected
 from onnxcert.checker.lipschitz import refute
-from onnxcert.checker.network import Curve, distinct
+from onnxcert.checker.network import Curve, Pair, distinct
 from onnxcert.checker.proof import Boxes, Combined, Paths, Prover, Rows
 from onnxcert.checker.quadratic import Quadratic
 from onnxcert.checker.spec import Case
@@ -211,7 +211,7 @@ class Group:
     ) -> None:
         self.bounder, self.arrays, self.auditor, self.jobs = bounder, arrays, auditor, jobs
         self.refused, self.expired, self.known = refused, expired, known
-        curves = [(k, b) for k, b in enumerate(bounder.blocks) if isinstance(b, Curve)]
+        curves = [(k, b) for k, b in enumerate(bounder.blocks) if isinstance(b, Curve | Pair)]
         named = {block.label: (k, block) for k, block in curves}
         for label in layers:
             if not isinstance(label, str) or label not in named:
@@ -385,11 +385,17 @@ class Group:
 
     # Trees over neurons
 
-    def _layer(self, number: int, position: Array) -> tuple[int, Array]:
-        """Block and scalars read at positions of a layer."""
+    def _named(self, number: int, position: Array) -> tuple[int, Curve | Pair]:
+        """The block of a layer that has neurons or pairs at these positions."""
         if not 0 <= number < len(self._layers) or (position >= self._layers[number][1].size).any():
             raise Rejected("R10", f"layer {number}", "there is no such neuron")
-        k, block = self._layers[number]
+        return self._layers[number]
+
+    def _layer(self, number: int, position: Array) -> tuple[int, Array]:
+        """Block and scalars read at positions of a layer."""
+        k, block = self._named(number, position)
+        if not isinstance(block, Curve):
+            raise Rejected("R10", f"layer {number}", "only positions may be named for products")
         return k, block.ids[position]
 
     def _columns(self, count: int) -> Columns:
@@ -397,7 +403,7 @@ class Group:
         of: dict[int, tuple[Array, Array]] = {}
         for number in distinct(table[:, 0]):
             where = np.flatnonzero(table[:, 0] == number)
-            k, _ = self._layer(int(number), table[where, 1])
+            k, _ = self._named(int(number), table[where, 1])
             of[k] = table[where, 1], where
         blocks = [k for k in sorted(of) for _ in of[k][1]]
         if not np.array_equal(

@@ -116,7 +116,8 @@ def _evaluate(session: Session, exact: list[Fraction]) -> list[Fraction] | None:
         return None
     end = time.monotonic() + _MOST_SECONDS
     try:
-        return network.evaluate(exact, lambda: time.monotonic() > end)
+        made = network.evaluate(exact, lambda: time.monotonic() > end)
+        return made[: session.query.n_outputs]  # behind them are products, worked out by the query
     except (Unusable, Expired):
         return None  # smooth curves and rounded constants; deep networks
 

@@ -3,9 +3,10 @@
 Claims are deliberately narrow. Element types: ``real``, and ``float32``, for which ``unsat`` is
 said only where it holds for every order of summation in binary32. Proofs of unsat: certificates,
 for the operators that the checker reads; without one a query ends ``unknown``, unless
-``--uncertified`` asks for less. Networks: one. Arithmetic: linear. Disjunctions share their bounds,
-but are enumerated case by case, so they are not claimed to be optimised. The lists of operators and
-operator sets come from the registry of rules and the checker's table, never from another.
+``--uncertified`` asks for less. Networks: one. Arithmetic: polynomials. Disjunctions share their
+bounds, but are enumerated case by case, so they are not claimed to be optimised. The lists of
+operators and operator sets come from the registry of rules and the checker's table, never from
+another.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ CAPABILITIES: Mapping[str, Callable[[], str]] = {
     "multiple-input-output-theories": _constant("SIO", "MIO"),
     "multiple-network-theories": _constant("SNET"),
     "multiple-node-comparison-theories": _constant("SNC", "MNC"),
-    "arithmetic-complexity-theories": _constant("BND", "OUTC", "LIN"),
+    "arithmetic-complexity-theories": _constant("BND", "OUTC", "LIN", "POLY"),
     "optimised-disjunctive-reasoning": _constant("false"),
     "serialise-assignments": _constant("true"),
     "unsat-proofs": _constant("true"),

@@ -25,7 +25,7 @@ from onnxcert.checker import Rejected, Unusable, Verified
 from onnxcert.continuity.bound import LipschitzBound
 from onnxcert.continuity.certificate import LIFTS, Hints, multipliers_for
 from onnxcert.continuity.network import Network
-from onnxcert.errors import SpecError, UnsupportedModel, UsageError
+from onnxcert.errors import SpecError, UnsupportedModel, UnsupportedSpec, UsageError
 from onnxcert.files import check_writable, write_file
 from onnxcert.frontend.lower import Lowered, lower_query
 from onnxcert.frontend.vnnlib import read_query
@@ -91,6 +91,10 @@ class Screen:
                 f"the specification has {lowered.n_inputs} inputs and {lowered.n_outputs} outputs, "
                 f"the model {graph.input_size} and {graph.output_size}",
                 place=query.source,
+            )
+        if lowered.layout.products:
+            raise UnsupportedSpec(
+                "constants say nothing of products of variables", place=query.source
             )
         return lowered
 

@@ -189,10 +189,14 @@ class Builder:
             index: for every entry of the tensor, in its shape, the position in that vector; a
                 permutation.
         """
+        name = self.apply(op, value, neurons=Neurons.of(self._label(), index))
+        return Tensor(name, op.size, index)
+
+    def _label(self) -> str:
+        """What the next curve or function of two values is called."""
         label = f"{self._output}/{self._curves}" if self._curves else self._output
         self._curves += 1
-        name = self.apply(op, value, neurons=Neurons.of(label, index))
-        return Tensor(name, op.size, index)
+        return label
 
     def in_order(self, tensor: Tensor, *values: Array | None) -> tuple[str, IntArray, list[Array]]:
         """A vector with the tensor's entries, their positions, and ``values`` in its order.
@@ -258,7 +262,9 @@ class Builder:
     def _pairwise(self, make: Callable[[int], Bivariate], pair: Sequence[Tensor]) -> Tensor:
         """A function of two tensors of one shape."""
         names, index = self._aligned(pair)
-        made = self.apply(make(self.sizes[names[0]]), *names)
+        made = self.apply(
+            make(self.sizes[names[0]]), *names, neurons=Neurons.of(self._label(), index)
+        )
         return Tensor(made, self.sizes[made], index)
 
     def _aligned(self, tensors: Sequence[Tensor]) -> tuple[list[str], IntArray]:

@@ -9,7 +9,7 @@ candidate.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from hashlib import sha256
 
@@ -17,7 +17,8 @@ import numpy as np
 
 from onnxcert.arrays import FloatArray
 from onnxcert.errors import UnsupportedSpec
-from onnxcert.frontend.quadrics import read_quadric
+from onnxcert.frontend.products import find_products
+from onnxcert.frontend.quadrics import is_quadric, read_quadric
 from onnxcert.frontend.regions import Region, Sides
 from onnxcert.frontend.rows import Layout, Row
 from onnxcert.frontend.walk import Case, Walk
@@ -73,11 +74,11 @@ class Lowered:
 
 
 def lower_query(query: Query) -> Lowered:
-    """Prepare a query with one network, and with comparisons that are linear or ellipsoids.
+    """Prepare a query with one network.
 
     Raises:
-        UnsupportedSpec: it relates several networks, multiplies variables in another way than
-            `onnxcert.frontend.quadrics` reads, or has coefficients that float64 cannot represent.
+        UnsupportedSpec: it relates several networks, has too many products, an ellipsoid
+            that float64 cannot hold, or coefficients that it cannot represent.
     """
     if len(query.networks) != 1:
         names = ", ".join(network.name for network in query.networks)
@@ -86,9 +87,9 @@ def lower_query(query: Query) -> Lowered:
         )
     layout = Layout.of(query)
     for atom in atoms(query.assertions):
-        if not atom.polynomial.is_linear:
+        if is_quadric(atom, layout):
             read_quadric(atom, layout, query)
-    return Lowered(query, layout)
+    return Lowered(query, replace(layout, products=find_products(query, layout)))
 
 
 class _Batch:
@@ -106,7 +107,7 @@ class _Batch:
     @property
     def is_full(self) -> bool:
         """Whether another case might be too much."""
-        row_size = self.layout.n_outputs + self.touches_inputs * self.layout.n_inputs
+        row_size = self.layout.n_columns + self.touches_inputs * self.layout.n_inputs
         cells = 4 * len(self.regions) * self.layout.n_inputs + len(self.rows) * row_size
         return len(self.cases) >= LARGEST_BATCH or 8 * cells >= LARGEST_ARRAYS
 
@@ -137,7 +138,7 @@ class _Batch:
         return Problem(
             lower=np.stack([sides.lower_floor for sides in self.sides]),
             upper=np.stack([sides.upper_ceil for sides in self.sides]),
-            output_rows=_dense([row.outputs for row in self.rows], self.layout.n_outputs),
+            output_rows=_dense([row.outputs for row in self.rows], self.layout.n_columns),
             input_rows=_dense(inputs, self.layout.n_inputs) if self.touches_inputs else None,
             offset=np.array([row.offset for row in self.rows]),
             strict=np.array([row.strict for row in self.rows], np.bool_),

@@ -1,9 +1,8 @@
-"""Quadratic comparisons of inputs: ellipsoids with axes along the inputs, and nothing else.
+"""Quadratic comparisons of inputs that are ellipsoids with axes along the inputs.
 
 VNN-LIB has multiplication, so a Euclidean ball can be written as a sum of squares. The readers
-expand products, so it does not matter in which of its many forms it is. What is convex is
-understood; the outside of a ball, spheres, cylinders of parabolas and products of different
-variables are not.
+expand products, so it does not matter in which of its many forms it is. Ellipsoids cut the inputs;
+all other comparisons with products are rows (`onnxcert.frontend.products`).
 """
 
 from __future__ import annotations
@@ -17,11 +16,6 @@ from onnxcert.frontend.rows import Layout, place
 from onnxcert.spec.ellipsoid import Ellipsoid
 from onnxcert.spec.query import Query
 from onnxcert.spec.tree import Atom, Variable
-
-_HELP = (
-    "sums of squares of inputs with positive weights, at most a number, are understood: "
-    "(<= (+ (* (- X[0] 0.5) (- X[0] 0.5)) ...) 0.01)"
-)
 
 
 @dataclass(frozen=True)
@@ -42,27 +36,27 @@ class Quadric:
         return self.ellipsoid is None and self.point is None
 
 
+def is_quadric(atom: Atom, layout: Layout) -> bool:
+    """Whether a comparison bounds a sum of squares of inputs, each with a positive weight."""
+    terms = atom.polynomial.terms
+    columns = [_column(variables, layout) for _, variables in terms]
+    if atom.relation not in ("<=", "<") or atom.polynomial.is_linear or None in columns:
+        return False
+    squares = {v: c for (c, variables), v in zip(terms, columns, strict=True) if len(variables) > 1}
+    return min(squares.values()) > 0 and squares.keys() >= set(columns)
+
+
 def read_quadric(atom: Atom, layout: Layout, query: Query) -> Quadric:
-    """Complete the squares of a comparison with products of variables.
+    """Complete the squares of a comparison that `is_quadric`.
 
     Raises:
-        UnsupportedSpec: it is not a sum of squares of inputs that is at most a number, or its size
-            is beyond float64.
+        UnsupportedSpec: its size is beyond float64.
     """
     squares: dict[int, Fraction] = {}
     linear: dict[int, Fraction] = {}
     for coefficient, variables in atom.polynomial.terms:
-        column = _column(variables, layout)
-        if column is None:
-            product = "*".join(query.label(variable) for variable in variables)
-            raise UnsupportedSpec(
-                f"products of variables are not supported: {product}",
-                place=place(query, atom),
-                help=_HELP,
-            )
-        (squares if len(variables) == 2 else linear)[column] = coefficient
-    if problem := _problem(atom, squares, linear):
-        raise UnsupportedSpec(problem, place=place(query, atom), help=_HELP)
+        part = squares if len(variables) > 1 else linear
+        part[layout.position(variables[0])] = coefficient
     columns = tuple(sorted(squares))
     center = tuple(-linear.get(i, Fraction(0)) / (2 * squares[i]) for i in columns)
     square = -atom.polynomial.constant
@@ -83,14 +77,3 @@ def _column(variables: tuple[Variable, ...], layout: Layout) -> int | None:
     if len(variables) > 2 or variables[-1] != first or not layout.is_input[first.tensor]:
         return None
     return layout.position(first)
-
-
-def _problem(atom: Atom, squares: dict[int, Fraction], linear: dict[int, Fraction]) -> str:
-    """Why squares and linear terms are no ellipsoid; empty if they are."""
-    if atom.relation not in ("<=", "<"):
-        return f"squares of inputs are not supported in comparisons with {atom.relation}"
-    if any(weight < 0 for weight in squares.values()):
-        return "a comparison with squares is not convex: it bounds their sum from below"
-    if not linear.keys() <= squares.keys():
-        return "an input stands beside squares without a square of its own"
-    return ""

@@ -2,7 +2,8 @@
 
 A row is multiplied by a positive rational so that its coefficients become coprime integers, which
 makes ``0.1 Y_0 + 0.3 Y_1`` exact in floating point; only its offset is rounded, downwards, so that
-every point that satisfies the exact comparison satisfies the row.
+every point that satisfies the exact comparison satisfies the row. Products of variables count as
+further outputs, which `onnxcert.frontend.products` makes the network compute.
 """
 
 from __future__ import annotations
@@ -11,12 +12,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
+from typing import TypeAlias
 
 from onnxcert.arrays import IntArray
 from onnxcert.errors import UnsupportedSpec
 from onnxcert.spec.decimals import round_down
 from onnxcert.spec.query import Query
 from onnxcert.spec.tree import Atom, Variable, atoms
+
+Factors: TypeAlias = tuple[Variable, ...]
+"""What is multiplied, sorted; a variable may be there several times."""
 
 _PAIR = 2
 
@@ -43,12 +49,15 @@ class Layout:
     Attributes:
         offsets: by position of the tensor, where it begins in its vector.
         is_input: by position of the tensor, which vector.
+        products: variables that are multiplied, behind the outputs; those of fewer different
+            variables come first.
     """
 
     offsets: tuple[int, ...]
     is_input: tuple[bool, ...]
     n_inputs: int
     n_outputs: int
+    products: tuple[Factors, ...] = ()
 
     @classmethod
     def of(cls, query: Query) -> Layout:
@@ -65,9 +74,24 @@ class Layout:
         kinds = tuple(tensor.kind == "input" for tensor in query.tensors)
         return cls(tuple(offsets[p] for p in range(len(kinds))), kinds, totals[0], totals[1])
 
+    @property
+    def n_columns(self) -> int:
+        """Length of the vector that rows are about: outputs, hidden tensors, products."""
+        return self.n_outputs + len(self.products)
+
+    @cached_property
+    def _columns(self) -> dict[Factors, int]:
+        return {product: self.n_outputs + k for k, product in enumerate(self.products)}
+
     def position(self, variable: Variable) -> int:
         """Where the variable is in its flat vector."""
         return self.offsets[variable.tensor] + variable.element
+
+    def place(self, variables: Factors) -> tuple[bool, int]:
+        """Of a variable or a product: whether it is an input, and where in which vector it is."""
+        if len(variables) > 1:
+            return False, self._columns[variables]
+        return self.is_input[variables[0].tensor], self.position(variables[0])
 
     def input_at(self, position: int) -> Variable:
         """The variable at a position of the flat input vector."""
@@ -88,6 +112,7 @@ def only_compares(query: Query, layout: Layout, families: IntArray) -> bool:
     """
     for atom in atoms(query.assertions):
         terms = atom.polynomial.terms
+        # Of a product with an output there are more variables than terms.
         outputs = [
             (term.coefficient, layout.position(variable))
             for term in terms
@@ -105,7 +130,7 @@ def only_compares(query: Query, layout: Layout, families: IntArray) -> bool:
 
 
 def make_rows(atom: Atom, layout: Layout, query: Query) -> tuple[Row, ...]:
-    """The rows that must all hold for a linear comparison other than ``!=``.
+    """The rows that must all hold for a comparison other than ``!=``.
 
     Raises:
         UnsupportedSpec: the coefficients have no common multiple that is exact in float64.
@@ -116,17 +141,18 @@ def make_rows(atom: Atom, layout: Layout, query: Query) -> tuple[Row, ...]:
     rows = []
     for sign in signs:
         parts: dict[bool, list[tuple[int, float]]] = {True: [], False: []}
-        for coefficient, (variable,) in polynomial.terms:
+        for coefficient, variables in polynomial.terms:
             exact = sign * factor * coefficient
             number = _as_double(exact)
             if number is None:
                 raise UnsupportedSpec(
                     "the coefficients of a comparison are not exact in float64, not even scaled",
                     place=place(query, atom),
-                    help=f"the coefficient of {query.label(variable)} is {coefficient}; "
+                    help=f"the coefficient of {query.product(variables)} is {coefficient}; "
                     "write coefficients with fewer digits",
                 )
-            parts[layout.is_input[variable.tensor]].append((layout.position(variable), number))
+            is_input, position = layout.place(variables)
+            parts[is_input].append((position, number))
         offset = round_down(sign * factor * polynomial.constant)
         if math.isinf(offset):
             raise UnsupportedSpec(

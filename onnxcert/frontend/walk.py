@@ -17,7 +17,7 @@ import numpy as np
 
 from onnxcert.arrays import IntArray
 from onnxcert.errors import SpecError, UnsupportedSpec
-from onnxcert.frontend.quadrics import Quadric, read_quadric
+from onnxcert.frontend.quadrics import Quadric, is_quadric, read_quadric
 from onnxcert.frontend.regions import Conditions, Disjunct, Limits, Piece, Region
 from onnxcert.frontend.rows import Layout, Row, make_rows, place
 from onnxcert.spec.boxes import BoxUnion
@@ -211,13 +211,14 @@ class Walk:
         polynomial = atom.polynomial
         if not polynomial.terms:
             return compare(polynomial.constant, atom.relation)
-        if not polynomial.is_linear:
+        if is_quadric(atom, self.layout):
             return self._take_quadric(atom, settled)
         if atom.relation == "!=":
             settled.choices.append(self._either_side(atom))
             return True
-        coefficient, (variable,) = polynomial.terms[0]
-        if len(polynomial.terms) == 1 and self.layout.is_input[variable.tensor]:
+        coefficient, (variable, *others) = polynomial.terms[0]
+        alone = len(polynomial.terms) == 1 and not others
+        if alone and self.layout.is_input[variable.tensor]:
             limit = -polynomial.constant / coefficient
             is_upper = coefficient > 0 or atom.relation == "=="
             is_lower = coefficient < 0 or atom.relation == "=="

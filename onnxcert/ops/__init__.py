@@ -21,6 +21,7 @@ from onnxcert.ops.convolution import Convolution
 from onnxcert.ops.cos import Cos
 from onnxcert.ops.divide import Divide
 from onnxcert.ops.exp import Exp
+from onnxcert.ops.floor import Floor
 from onnxcert.ops.leaky_relu import LeakyRelu
 from onnxcert.ops.linear import Linear
 from onnxcert.ops.maximum import Maximum
@@ -49,6 +50,7 @@ __all__ = [
     "Divide",
     "Elementwise",
     "Exp",
+    "Floor",
     "LeakyRelu",
     "Linear",
     "Maximum",

@@ -205,11 +205,18 @@ class Affine(Operator):
         raise NotImplementedError(f"nothing slides in {type(self).__name__}")
 
     @property
-    def moved(self) -> Array | None:
-        """(n,) which entry of the only input each output is, -1 for a constant.
+    def picked(self) -> Array | None:
+        """(m,) which entry of the only input each output is, where it is no more than that."""
+        return None
 
-        None where outputs are anything else.
-        """
+    @property
+    def adds_entries(self) -> bool:
+        """Whether outputs are entries of the inputs, or sums of one of each input, signs aside."""
+        return self.picked is not None
+
+    @property
+    def adds_neighbours(self) -> tuple[int, float] | None:
+        """(k, c) where each output is c times the sum of the next k entries and the bias."""
         return None
 
     @property
@@ -406,8 +413,14 @@ class Bivariate(Operator):
     the upper one where it is negative, as a row over a curve takes one of two lines.
     """
 
+    multiplies: ClassVar[bool] = False
+    """Whether the function is a b."""
+
     roundings: ClassVar[int]
     """Roundings in one evaluation of the function."""
+
+    turns: ClassVar[bool] = False
+    """Whether it has a pair of planes for every position in [0, 1]."""
 
     size: int
 
@@ -427,13 +440,19 @@ class Bivariate(Operator):
         return self.size
 
     @abstractmethod
-    def relax(self, boxes: Sequence[Box], made: Box) -> Planes:
+    def relax(self, boxes: Sequence[Box], made: Box, position: Array | None = None) -> Planes:
         """Planes below and above the function.
 
         Args:
             boxes: those of a and b, arrays (B, n).
             made: bounds of the function's own values that hold there.
+            position: numbers in [0, 1], (B, n), where the function has more than one pair of
+                planes; None for the default.
         """
+
+    def turn(self, boxes: Sequence[Box], row: Array, values: Sequence[Array]) -> Array:
+        """What a row (B, n) gains at values of a and b, per unit of the position."""
+        raise NotImplementedError(f"{type(self).__name__} has one pair of planes")
 
     def moved_by_flushing(self, boxes: Sequence[Box]) -> Array:
         """How far the function moves at most, per unit by which a and b near zero do, (B, n)."""

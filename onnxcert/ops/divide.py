@@ -95,8 +95,9 @@ class Divide(Bivariate):
         lower, upper = xp.fmax(lower, other.lower), xp.fmin(upper, other.upper)
         return Box(xp.minimum(lower, upper), xp.maximum(lower, upper))
 
-    def relax(self, boxes: Sequence[Box], made: Box) -> Planes:
+    def relax(self, boxes: Sequence[Box], made: Box, position: Array | None = None) -> Planes:
         """Planes of c + d r, with the lines of r in the place of r."""
+        del position
         second = boxes[1]
         xp = array_module(second.lower)
         center = self.center(boxes, made)

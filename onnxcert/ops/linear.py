@@ -50,6 +50,14 @@ class Linear(Affine):
         return int(self.weight.shape[0]) + EXTRA_ROUNDINGS
 
     @property
+    def adds_neighbours(self) -> tuple[int, float] | None:
+        """Where W is one column of equal numbers."""
+        depth, width = self.weight.shape
+        if width != 1 or not depth or (self.weight != self.weight[0]).any():
+            return None
+        return depth, float(self.weight[0, 0])
+
+    @property
     def bias(self) -> Array | None:
         """The offset, once per row."""
         if self.offset is None or self.rows == 1:

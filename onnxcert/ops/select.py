@@ -48,9 +48,9 @@ class Select(Affine):
         return self.fill
 
     @property
-    def moved(self) -> Array | None:
-        """The indices, on the host."""
-        return self.gather.index
+    def picked(self) -> Array | None:
+        """The indices, unless some entries are filled in."""
+        return None if self.fill is not None or (self.gather.index < 0).any() else self.gather.index
 
     @property
     def roundings(self) -> int:

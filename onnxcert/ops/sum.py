@@ -40,6 +40,11 @@ class Sum(Affine):
         """One less than values."""
         return len(self.signs) - 1
 
+    @property
+    def adds_entries(self) -> bool:
+        """Nothing else."""
+        return True
+
     def apply(self, inputs: Sequence[Array]) -> Array:
         """Add up."""
         total = inputs[0] if self.signs[0] > 0 else -inputs[0]

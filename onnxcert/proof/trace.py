@@ -17,11 +17,10 @@ import numpy as np
 
 from onnxcert.arrays import Array, FloatArray, IntArray, to_host
 from onnxcert.bounds.hints import encode_positions
-from onnxcert.bounds.intermediate import Refinement
+from onnxcert.bounds.intermediate import Refinement, free_entries
 from onnxcert.bounds.optimised import FreeRelaxation, Start
 from onnxcert.bounds.tilts import Tilts
 from onnxcert.graph import Graph
-from onnxcert.ops.base import Elementwise
 from onnxcert.sets import Box
 from onnxcert.spec import Problem
 
@@ -180,8 +179,8 @@ class NeuronTrees:
     Attributes:
         problem: where the cases come from.
         graph: the network whose nodes the names below belong to.
-        columns: elementwise node -> numbers of its neurons whose slopes are stored, in the order of
-            the graph.
+        columns: elementwise node, or one with free planes -> numbers of its neurons, or pairs,
+            whose positions are stored, in the order of the graph.
         refined: how the bounds at the root were tightened: graph and layers.
         planes: disjunct of a case -> its planes, which its leaves may take.
         roots: nodes (R,) and their cases (R,).
@@ -332,9 +331,7 @@ def free_neurons(free: FreeRelaxation, boxes: Mapping[str, Box]) -> dict[str, In
     result: dict[str, IntArray] = {}
     for node in free.relaxation.graph.nodes:
         if node.name in free.free:
-            assert isinstance(node.op, Elementwise)
-            unstable = node.op.unstable(boxes[node.inputs[0]])
-            result[node.name] = np.flatnonzero(to_host(unstable)[0])
+            result[node.name] = np.flatnonzero(to_host(free_entries(node, boxes))[0])
     return result
 
 

@@ -76,12 +76,17 @@ def from_specification(path: str | os.PathLike[str], margin: float = 0.0) -> Con
 
     Raises:
         SpecError: the file cannot be read, or has no condition on outputs.
-        UnsupportedSpec: its cases have different boxes, or mix inputs and outputs.
+        UnsupportedSpec: its cases have different boxes, mix inputs and outputs, or multiply them.
     """
     query = read_query(path)
     cases: list[Case] = []
     box_of_all: tuple[FloatArray, FloatArray] | None = None
-    for problem in lower_query(query).cases:
+    lowered = lower_query(query)
+    if lowered.layout.products:
+        raise UnsupportedSpec(
+            "a condition with products of variables has no largest box", place=query.source
+        )
+    for problem in lowered.cases:
         if problem.input_rows is not None:
             raise UnsupportedSpec(
                 "a condition of inputs and outputs together has no largest box",

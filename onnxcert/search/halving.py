@@ -122,7 +122,7 @@ class Halving:
             there = {name: box.take(half) if len(box) > 1 else box for name, box in tight.items()}
             case = xp.tile(xp.asarray(numbers), times)
             result = optimise(
-                FreeRelaxation.build(self.graph, there, self.execution_unit),
+                FreeRelaxation.build(self.graph, there, self.execution_unit, planes=True),
                 self.cases.forms(case[:, None]),
                 there[self.graph.output],
                 Start(
@@ -182,7 +182,7 @@ class Halving:
         """The neurons whose split promises most."""
         xp = array_module(found.lower)
         influence = {name: abs(rows).mean(axis=0) for name, rows in found.activations.items()}
-        free = FreeRelaxation.build(self.graph, boxes, self.execution_unit)
+        free = FreeRelaxation.build(self.graph, boxes, self.execution_unit, planes=True)
         free.choose(free.default)
         ranked: list[tuple[float, Cut]] = []
         for node in reversed(self.graph.nodes):

@@ -272,7 +272,9 @@ class InputSplit(Brancher):
         xp = array_module(cases)
         forms = self.cases.forms(cases)
         pulled = forms.pull(bounds.relaxation)
-        refuted = self.cases.refuted(cases, pulled.lower) | bounds.empty[:, None]
+        over = forms.over(bounds.boxes[self.graph.output], box)
+        best = xp.maximum(pulled.lower, over)
+        refuted = self.cases.refuted(cases, best) | bounds.empty[:, None]
         found = _CaseForms.find(box, pulled.coefficients, pulled.lower, forms.used, cases.shape)
         summed = (found.lower > 0) & xp.isfinite(found.lower) & ~refuted
         refuted = refuted | (found.lower > 0)

@@ -102,7 +102,7 @@ class NeuronSplit(Brancher):
 
     @cached_property
     def _free(self) -> FreeRelaxation:
-        return FreeRelaxation.build(self.graph, self.root, self.execution_unit)
+        return FreeRelaxation.build(self.graph, self.root, self.execution_unit, planes=True)
 
     @property
     def bytes_per_subproblem(self) -> int:

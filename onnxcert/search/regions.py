@@ -294,7 +294,7 @@ class RegionSearch:
 
     def _tighten(self, region: Region) -> NeuronTrees:
         """Bound all layers again; the trees of a region."""
-        free = FreeRelaxation.build(self.graph, region.boxes, self.execution_unit)
+        free = FreeRelaxation.build(self.graph, region.boxes, self.execution_unit, planes=True)
         columns = free_neurons(free, region.boxes)
         refined = list[Refinement]()
         region.boxes = tighten(
@@ -354,7 +354,7 @@ class RegionSearch:
 
     def _bounds(self, region: Region) -> Optimised:
         """Bounds of the cases of a region."""
-        free = FreeRelaxation.build(self.graph, region.boxes, self.execution_unit)
+        free = FreeRelaxation.build(self.graph, region.boxes, self.execution_unit, planes=True)
         return optimise(
             free,
             self.cases.forms(array_module(region.start.weights).asarray(region.cases)[:, None]),

@@ -510,7 +510,10 @@ class Solver:
             The cases that are still open (K,), and lower bounds of their rows (K, R).
         """
         column = to_device(open_cases, self.device)[:, None]
-        lower = cases.forms(column).pull(bounds.relaxation).lower
+        forms, boxes = cases.forms(column), bounds.boxes
+        lower = forms.pull(bounds.relaxation).lower
+        over = forms.over(boxes[self.graph.output], boxes[self.graph.input])
+        lower = array_module(lower).maximum(lower, over)
         self._record(cases.problem, open_cases, lower.max(axis=1))
         still = ~cases.refuted(column, lower)[:, 0]
         closed = open_cases[to_host(~still)]
@@ -565,7 +568,7 @@ class Solver:
         seconds = self.deadline.elapsed - started
         column = to_device(open_cases, self.device)[:, None]
         forms, xp = cases.forms(column), array_module(rows_lower)
-        free = FreeRelaxation.build(graph, boxes, self.execution_unit)
+        free = FreeRelaxation.build(graph, boxes, self.execution_unit, planes=True)
         found = optimise(
             free,
             forms,

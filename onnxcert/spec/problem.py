@@ -22,10 +22,11 @@ class Problem:
     A box may be cut by an ellipsoid with axes along the inputs; then x is in both.
 
     The engine sees one flat input vector x (all declared inputs of the network, concatenated in
-    order, row-major) and one flat output vector y (outputs, then hidden tensors, likewise). Row t
-    is ``g_t(x, y) = output_rows[t] @ y + input_rows[t] @ x + offset[t]``, and asks for
-    ``g_t <= 0``, or ``g_t < 0`` where ``strict``. Boxes and offsets are rounded so that every
-    solution of the exact query satisfies a case here; coefficients are exact.
+    order, row-major) and one flat output vector y (outputs, then hidden tensors, likewise, then the
+    products of variables in the query). Row t is ``g_t(x, y) = output_rows[t] @ y + input_rows[t] @
+    x + offset[t]``, and asks for ``g_t <= 0``, or ``g_t < 0`` where ``strict``. Boxes and offsets
+    are rounded so that every solution of the exact query satisfies a case here; coefficients are
+    exact.
 
     Attributes:
         lower: (N, n_in) float64, rounded down.

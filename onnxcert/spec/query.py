@@ -64,6 +64,10 @@ class Query:
             return f"{tensor.name}_{variable.element}"
         return tensor.label(variable.element)
 
+    def product(self, variables: Sequence[Variable]) -> str:
+        """A product of variables, as in ``X[0]*X[0]*Y[1]``."""
+        return "*".join(map(self.label, variables))
+
     def holds(self, values: Values, decimals: Decimals | None = None) -> bool:
         """Whether the values satisfy every assertion, with no tolerance at all.
 

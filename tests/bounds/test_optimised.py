@@ -23,7 +23,7 @@ from onnxcert.bounds.hints import (
 )
 from onnxcert.bounds.optimised import Forms, FreeRelaxation, Optimised, Splits, Start, optimise
 from onnxcert.graph import Graph, Node
-from onnxcert.ops import LeakyRelu, Linear, Relu, Sigmoid, Sum, Tanh
+from onnxcert.ops import LeakyRelu, Linear, Multiply, Relu, Select, Sigmoid, Sum, Tanh
 from onnxcert.ops.base import Bivariate, Elementwise
 from onnxcert.sets import Box
 from tests import strategies
@@ -79,7 +79,12 @@ class Scenario:
 
 @st.composite
 def scenarios(
-    draw: st.DrawFn, *, smooth: bool = False, split: bool = True, wide: bool = False
+    draw: st.DrawFn,
+    *,
+    smooth: bool = False,
+    split: bool = True,
+    wide: bool = False,
+    planes: bool = False,
 ) -> Scenario:
     graph = draw(strategies.graphs(smooth=smooth))
     # Powers of the largest are more than binary32 can hold.
@@ -103,7 +108,8 @@ def scenarios(
             inside.lower[sign > 0] = point[sign > 0]
             inside.upper[sign < 0] = point[sign < 0]
             signs[name], points[name], cut[name] = sign, np.where(splits, point, 0.0), inside
-    free = FreeRelaxation.build(graph, boxes).with_boxes(cut)
+    leaning = planes and draw(st.booleans())
+    free = FreeRelaxation.build(graph, boxes, planes=leaning).with_boxes(cut)
     rows = rng.normal(size=(1, 3, graph.output_size))
     input_rows = rng.normal(size=(1, 3, graph.input_size)) if draw(st.booleans()) else None
     used = np.array([[True, True, draw(st.booleans())]])
@@ -112,7 +118,7 @@ def scenarios(
 
 
 @given(
-    scenario=scenarios(smooth=True, wide=True),
+    scenario=scenarios(smooth=True, wide=True, planes=True),
     seed=strategies.seeds,
     steps=st.sampled_from([0, 1, 5]),
     short=st.booleans(),
@@ -138,7 +144,7 @@ def test_bound_holds_where_the_splits_do(
         assert claim == -np.inf or Fraction(claim) <= total, float(Fraction(claim) - total)
 
 
-@given(scenario=scenarios(smooth=True), seed=strategies.seeds, short=st.booleans())
+@given(scenario=scenarios(smooth=True, planes=True), seed=strategies.seeds, short=st.booleans())
 def test_ascent_keeps_the_best_and_reports_what_reached_it(
     scenario: Scenario, seed: int, short: bool
 ) -> None:
@@ -155,7 +161,11 @@ def test_ascent_keeps_the_best_and_reports_what_reached_it(
         assert not value[scenario.signs[name] == 0].any(), name
 
 
-@given(scenario=scenarios(smooth=True), seed=strategies.seeds, steps=st.sampled_from([0, 1, 5]))
+@given(
+    scenario=scenarios(smooth=True, planes=True),
+    seed=strategies.seeds,
+    steps=st.sampled_from([0, 1, 5]),
+)
 def test_what_is_written_down_gives_the_same_bound(
     scenario: Scenario, seed: int, steps: int
 ) -> None:
@@ -207,6 +217,71 @@ def test_tangents_close_what_default_lines_leave_open(
     start = Start.at_form(np.zeros(1, dtype=int), forms)
     assert optimise(free, forms, boxes["y"], start, steps=0).lower[0] < 0
     assert optimise(free, forms, boxes["y"], start, steps=20).lower[0] > 0
+
+
+def attention(rng: np.random.Generator) -> Graph:
+    """Relu of x, products of two matrices made of that, and shares of the result: y."""
+    makes = [(rng.normal(size=(3, 6)), "x"), (rng.normal(size=(6, 8)), "h")]
+    first = np.broadcast_to(np.arange(8).reshape(2, 2, 1, 2), (2, 2, 2, 2)).ravel()
+    second = np.broadcast_to(7 - np.arange(8).reshape(2, 1, 2, 2), (2, 2, 2, 2)).ravel()
+    nodes = (
+        Node("z", Linear(makes[0][0], rng.normal(size=6)), ("x",)),
+        Node("h", Relu(6), ("z",)),
+        Node("v", Linear(makes[1][0], rng.normal(size=8)), ("h",)),
+        Node("a", Select.of(first, 8), ("v",)),
+        Node("b", Select.of(second, 8), ("v",)),
+        Node("p", Multiply(16), ("a", "b")),
+        Node("s", Linear(np.full((2, 1), 0.5), np.ones(1), 8), ("p",)),
+        Node("t", Tanh(8), ("s",)),
+        Node("y", Linear(rng.normal(size=(8, 2)), None), ("t",)),
+    )
+    return Graph("x", 3, nodes, "y")
+
+
+def attention_form(rng: np.random.Generator) -> tuple[Graph, dict[str, Box], Forms]:
+    graph = attention(rng)
+    boxes = crown_bounds(graph, Box(np.full((1, 3), -0.3), np.full((1, 3), 0.4))).boxes
+    rows = np.array([[[1.0, -1.0]]])
+    return graph, boxes, Forms(rows, None, np.zeros((1, 1)), np.ones((1, 1), dtype=bool))
+
+
+def test_matrices_are_multiplied_as_pairs_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passes over products of matrices give what passes over every pair give."""
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        graph, boxes, forms = attention_form(rng)
+        (found,) = graph.matrix_products.values()
+        assert (found.shape, found.factor) == ((2, 2, 2, 2), 0.5)
+        made = []
+        for pairwise in (False, True):
+            with monkeypatch.context() as patch:
+                if pairwise:
+                    patch.setattr(Relaxation, "planes_of_sums", lambda self, name: None)
+                free = FreeRelaxation.build(graph, boxes)
+                start = Start.at_form(np.zeros(1, dtype=int), forms)
+                found_here = optimise(free, forms, boxes["y"], start, steps=6)
+                again = crown_bounds(graph, boxes["x"])
+            made.append((found_here, again.boxes))
+        np.testing.assert_allclose(made[0][0].lower, made[1][0].lower, rtol=1e-9)
+        np.testing.assert_allclose(made[0][0].minimiser, made[1][0].minimiser)
+        for name, rows in made[0][0].activations.items():
+            np.testing.assert_allclose(rows, made[1][0].activations[name], rtol=1e-6, atol=1e-12)
+        for name, box in made[0][1].items():
+            np.testing.assert_allclose(box.lower, made[1][1][name].lower, rtol=1e-9, atol=1e-12)
+
+
+def test_free_planes_raise_bounds() -> None:
+    gains = []
+    for seed in range(8):
+        graph, boxes, forms = attention_form(np.random.default_rng(seed))
+        lower = []
+        for planes in (False, True):
+            free = FreeRelaxation.build(graph, boxes, planes=planes)
+            start = Start.at_form(np.zeros(1, dtype=int), forms)
+            lower.append(optimise(free, forms, boxes["y"], start, steps=20).lower[0])
+        gains.append(lower[1] - lower[0])
+    assert sum(gain > 0 for gain in gains) >= 6  # more variables may mislead an ascent
+    assert np.median(gains) > 1e-3
 
 
 @given(scenario=scenarios(smooth=True, split=False))

@@ -41,6 +41,7 @@ KINDS = {
     "Sigmoid": "sigmoid",
     "Tanh": "tanh",
     "Sign": "sign",
+    "Floor": "floor",
     "Power": "power",
     "Reciprocal": "reciprocal",
     "Exp": "exp",
@@ -65,7 +66,7 @@ def numbered(graph: Graph) -> Network:
             blocks.append(Curve(*where, KINDS[type(op).__name__], read[0], slope, node.name))
         elif isinstance(op, Bivariate):
             kind = "product" if isinstance(op, Multiply) else "quotient"
-            blocks.append(Pair(*where, kind, read[0], read[1], op.roundings))
+            blocks.append(Pair(*where, kind, read[0], read[1], op.roundings, node.name))
         elif isinstance(op, Concat):
             ids[node.name] = np.concatenate(read)
             continue

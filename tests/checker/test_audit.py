@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from onnxcert.checker import trees
-from onnxcert.checker.audit import FORKS, Auditor
+from onnxcert.checker import curves, trees
+from onnxcert.checker.audit import FORKS, Auditor, _crosses_stairs
 from tests.checker.makers import Instance, by_hand, coarse, dense, made, spec
 
 LEAVES = 32
@@ -27,6 +32,25 @@ def _audits(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     monkeypatch.setattr(Auditor, "audit", counted)
     return counter
+
+
+@given(
+    low=st.floats(-5, 5) | st.integers(-5, 5).map(float),
+    width=st.floats(0, 4) | st.sampled_from([0.0, 1e-9, 1.0, 2.0]),
+    sign=st.sampled_from([-1, 1]),
+)
+def test_lines_about_stairs(low: float, width: float, sign: int) -> None:
+    """Those that bounds take pass; raised by more than their slack they do not."""
+    ends = np.array([low]), np.array([low + width])
+    lines = [Fraction(float(part[0])) for part in curves.lines("floor", *ends, None, None, False)]
+    slope, offset = lines[:2] if sign < 0 else lines[2:]
+    where = Fraction(low), Fraction(float(ends[1][0]))
+    assert not _crosses_stairs(sign, slope, offset, *where)
+    points = [low, low + width, *map(float, range(math.ceil(low), math.floor(low + width) + 1))]
+    gaps = [sign * (slope * Fraction(z) + offset - math.floor(z)) for z in points]
+    if sign < 0:  # just before a jump
+        gaps += [-(slope * z + offset - z + 1) for z in map(Fraction, points[2:]) if z > where[0]]
+    assert _crosses_stairs(sign, slope, offset - sign * (min(gaps) + Fraction(1, 10**9)), *where)
 
 
 def instance() -> Instance:

@@ -6,6 +6,7 @@ Values are rationals; smooth curves have fifty digits. There is no tolerance any
 from __future__ import annotations
 
 import decimal
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from fractions import Fraction
@@ -23,7 +24,7 @@ from onnxcert.checker import curves, forward
 from onnxcert.checker.bounds import Bounder, Tally
 from onnxcert.checker.certificate import EXECUTED, REAL
 from onnxcert.checker.errors import Expired
-from onnxcert.checker.network import Curve
+from onnxcert.checker.network import Curve, Pair
 from onnxcert.checker.trees import Refusal
 from onnxcert.frontend.onnx import load_model
 from onnxcert.ops import Cos, Exp, Sigmoid, Sin, Tanh
@@ -34,7 +35,7 @@ from tests.frontend.onnx_models import model_of
 from tests.oracles import exact_curve as known_curve
 from tests.oracles import extended
 
-KINKED = ["relu", "leaky", "abs", "sign"]
+KINKED = ["relu", "leaky", "abs", "sign", "floor"]
 SMOOTH = ["sigmoid", "tanh"]
 WAVES = ["exp", "sin", "cos"]
 _DIGITS = decimal.Context(prec=60, Emin=-(10**9), Emax=10**9)
@@ -63,6 +64,8 @@ def exact_curve(kind: str, x: Fraction, slope: float = 0.0) -> Fraction:
         return found
     if kind == "sign":
         return Fraction((x > 0) - (x < 0))
+    if kind == "floor":
+        return Fraction(math.floor(x))
     if kind == "abs":
         return abs(x)
     return x if x > 0 else x * Fraction(slope)
@@ -228,6 +231,27 @@ def residual(seed: int, curve: str) -> onnx.ModelProto:
     return model_of(nodes, {"x": [1, 2]}, ["y"], constants)
 
 
+def matrices(seed: int) -> onnx.ModelProto:
+    """The product of what a layer makes with what it reads, as matrices, then a layer."""
+    rng = np.random.default_rng(seed)
+    constants = {
+        name: (np.round(8 * rng.normal(size=shape)) / 8).astype(np.float32)
+        for name, shape in {"w": (2, 4), "b": (4,), "u": (4, 2)}.items()
+    }
+    constants |= {"square": np.array([2, 2]), "flat": np.array([1, 4])}
+    nodes = [
+        helper.make_node("Gemm", ["x", "w", "b"], ["a"]),
+        helper.make_node("Relu", ["a"], ["h"]),
+        helper.make_node("Reshape", ["a", "square"], ["first"]),
+        helper.make_node("Reshape", ["h", "square"], ["second"]),
+        helper.make_node("MatMul", ["first", "second"], ["c"]),
+        helper.make_node("Reshape", ["c", "flat"], ["d"]),
+        helper.make_node("Relu", ["d"], ["k"]),
+        helper.make_node("MatMul", ["k", "u"], ["y"]),
+    ]
+    return model_of(nodes, {"x": [1, 2]}, ["y"], constants)
+
+
 def windows(seed: int) -> onnx.ModelProto:
     """Convolution with padding, normalisation, maxima, means."""
     rng = np.random.default_rng(seed)
@@ -267,12 +291,14 @@ EXACT_MODELS = {
     "tanh": lambda seed: dense([2, 3, 3, 2], seed, curve="Tanh"),
     "abs": lambda seed: dense([2, 3, 3, 2], seed, curve="Abs"),
     "sign": lambda seed: dense([2, 4, 3, 2], seed, curve="Sign"),
+    "floor": lambda seed: dense([2, 4, 3, 2], seed, curve="Floor"),
     "leaky": lambda seed: dense([2, 3, 3, 2], seed, curve="LeakyRelu"),
     "exp": lambda seed: dense([2, 3, 2], seed, curve="Exp"),
     "sin": lambda seed: dense([2, 3, 3, 2], seed, curve="Sin"),
     "cos": lambda seed: dense([2, 3, 3, 2], seed, curve="Cos"),
     "residual": lambda seed: residual(seed, "Relu"),
     "residual_tanh": lambda seed: residual(seed, "Tanh"),
+    "matrices": matrices,
 }
 
 
@@ -476,17 +502,18 @@ def test_leaves_of_neuron_trees(name: str, semantics: str, data: st.DataObject, 
         high,
         [([1, 0], bounds[0]), ([0, -1], 0.125 - min(float(y[1]) for y in outputs))],
     )
-    labelled = [b for b in bounder.blocks if isinstance(b, Curve)]
+    labelled = [b for b in bounder.blocks if isinstance(b, Curve | Pair)]
     layers = [block.label for block in labelled]
-    neurons = [(k, i) for k, block in enumerate(labelled) for i in range(block.size)]
+    named = [(k, i) for k, block in enumerate(labelled) for i in range(block.size)]
+    neurons = [(k, i) for k, i in named if isinstance(labelled[k], Curve)]
     nodes = list(preorder(data.draw(trees(neurons, 3)), []))
     inner = [tree for tree, _ in nodes if tree]
     paths = [path for tree, path in nodes if not tree]
     bytes_of = lambda count: data.draw(st.binary(min_size=count, max_size=count))  # noqa: E731
-    columns = [neuron for neuron in neurons if data.draw(st.booleans())]
+    columns = [neuron for neuron in named if data.draw(st.booleans())]
     hints, rows, slopes = [], [], b""
     for k, block in enumerate(labelled[1:], 1):
-        if data.draw(st.booleans()):
+        if isinstance(block, Curve) and data.draw(st.booleans()):
             chosen = sorted(data.draw(st.sets(st.integers(0, block.size - 1), min_size=1)))
             hints.append([k, data.draw(st.integers(0, 1)), len(chosen)])
             rows += chosen
@@ -526,6 +553,33 @@ def test_leaves_of_neuron_trees(name: str, semantics: str, data: st.DataObject, 
             assert Fraction(refused[number].lower) <= value
 
 
+@pytest.mark.parametrize("place", ["split", "hint"])
+def test_pairs_are_no_neurons(place: str) -> None:
+    """Positions of a product's planes may be named; it is not split, and gets no rows."""
+    model = matrices(0)
+    instance = question(model, [-1.0, -1.0], [1.0, 1.0], [([1, 0], 1e3)])
+    labels = [b.label for b in instance.session.network.blocks if isinstance(b, Curve | Pair)]
+    assert labels == ["h", "c", "k"]
+    op = [1, 0, 0] if place == "split" else [0]
+    arrays = {
+        "group": [[1, 1, len(op), 0, 1, int(place == "hint")]],
+        "case": [0],
+        "op": op,
+        "arg": [0] * (place == "split"),
+        "layer": [1] * (place == "split"),
+        "point": [0.0] * (place == "split"),
+        "column": [[1, 3]],
+        "hint": [[1, 0, 1]] if place == "hint" else np.zeros((0, 3)),
+        "hint_row": [0] * (place == "hint"),
+        "hint_slope": [],
+        "slope": [7] * (1 + (place == "split")),
+        "multiplier": [coarse(0.5)] * (2 * (place == "split")),
+        "weight": [coarse(1.0)] * (1 + (place == "split")),
+    }
+    outcome = instance.outcome(by_hand(instance, arrays, layers=labels))
+    assert outcome == "R10"
+
+
 @pytest.mark.parametrize("name", list(EXACT_MODELS))
 @given(data=st.data(), seed=st.integers(0, 30), forms=st.booleans())
 def test_leaves_of_input_trees(name: str, data: st.DataObject, seed: int, forms: bool) -> None:
@@ -558,7 +612,8 @@ def _full(depth: int) -> Tree:
 # Binary32 executions
 
 EXECUTED_MODELS = EXACT_MODELS | {"windows": windows, "normalised": normalised}
-del EXECUTED_MODELS["sign"]  # an execution may be on the other side of the jump
+for jumping in ("sign", "floor"):
+    del EXECUTED_MODELS[jumping]  # an execution may be on the other side of the jump
 
 
 @pytest.mark.parametrize("name", list(EXECUTED_MODELS))

@@ -334,7 +334,7 @@ BUGS: dict[Callable[[Patch], None], list[str]] = {
     wrong_sign_of_the_lower_slope: ["neurons", "weights"],
     dropped_intercept_of_smooth_curves: ["sigmoid"],
     dropped_intercept_of_waves: ["waves", "softmax"],
-    stale_bounds: ["boxes", "combined", "sums"],
+    stale_bounds: ["inputs", "combined", "sums", "products"],
     stale_splits: ["neurons", "weights", "sigmoid", "groups"],
     tolerance: ["inputs", "combined", "boxes", "sums", "neurons", "weights", "groups", "sigmoid"],
     narrow_intervals: ["inputs", "boxes", "combined", "sums", "neurons", "weights", "groups"],

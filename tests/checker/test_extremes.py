@@ -13,6 +13,7 @@ from onnxcert.checker import curves, pairs
 from onnxcert.checker.audit import _crosses_power
 from onnxcert.checker.bounds import Bounder
 from onnxcert.checker.certificate import Session
+from onnxcert.checker.curves import Array
 from onnxcert.checker.errors import Unusable
 from onnxcert.checker.network import Pair
 from onnxcert.ops import Divide, Reciprocal
@@ -123,9 +124,11 @@ def test_quotients_lie_around_what_executions_make_of_them(point: float) -> None
     with np.errstate(all="ignore"):
         taken = []
 
-        def planes(kind: str, a: pairs.Range, b: pairs.Range, made: pairs.Range) -> pairs.Planes:
+        def planes(
+            kind: str, a: pairs.Range, b: pairs.Range, made: pairs.Range, free: Array | None
+        ) -> pairs.Planes:
             taken.append(made)
-            return original(kind, a, b, made)
+            return original(kind, a, b, made, free)
 
         original = pairs.planes
         with pytest.MonkeyPatch.context() as patch:

@@ -22,10 +22,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxcert.checker.errors import Unusable
 from onnxcert.checker.model import read_network
-from onnxcert.checker.network import Affine, Curve, Entries, Network, Product
+from onnxcert.checker.network import Affine, Array, Curve, Entries, Network, Pair, Product
 from onnxcert.errors import InputError
 from onnxcert.frontend.onnx import load_model, supported_operators
-from onnxcert.ops.base import Elementwise
+from onnxcert.ops.base import Bivariate, Elementwise
 from tests.frontend import test_rules
 from tests.frontend.onnx_models import integers, model_of, single, weights
 from tests.frontend.test_rules_together import KINDS, _Growing
@@ -79,10 +79,21 @@ def exact(network: Network) -> bool:
     )
 
 
-def curves(network: Network) -> dict[str, Curve]:
-    found = {block.label: block for block in network.blocks if isinstance(block, Curve)}
-    assert len(found) == sum(isinstance(block, Curve) for block in network.blocks)
+def labelled(network: Network) -> dict[str, Curve | Pair]:
+    """Curves and pairs by what certificates call them."""
+    blocks = [block for block in network.blocks if isinstance(block, Curve | Pair)]
+    found = {block.label: block for block in blocks}
+    assert len(found) == len(blocks)
     return found
+
+
+def curves(network: Network) -> dict[str, Curve]:
+    return {k: block for k, block in labelled(network).items() if isinstance(block, Curve)}
+
+
+def reads(block: Curve | Pair) -> list[Array]:
+    """Numbers of the scalars that a curve, or a function of two values, is applied to."""
+    return [block.ids] if isinstance(block, Curve) else [block.first, block.second]
 
 
 def same_neurons(proto: onnx.ModelProto, network: Network) -> None:
@@ -92,20 +103,22 @@ def same_neurons(proto: onnx.ModelProto, network: Network) -> None:
     values = {graph.input: x}
     for node in graph.nodes:
         values[node.name] = node.op.forward([values[name] for name in node.inputs])
-    ours = curves(network)
-    nodes = [node for node in graph.nodes if isinstance(node.op, Elementwise)]
+    ours = labelled(network)
+    nodes = [node for node in graph.nodes if isinstance(node.op, Elementwise | Bivariate)]
     labels = {node.neurons.label for node in nodes if node.neurons}
     assert labels <= set(ours)
     for label in ours.keys() - labels:  # of constants, which the engine works out
-        z = dataclasses.replace(network, output=ours[label].ids).forward(np.stack([x[0], 0 * x[0]]))
-        assert (z[0] == z[1]).all()
+        for ids in reads(ours[label]):
+            z = dataclasses.replace(network, output=ids).forward(np.stack([x[0], 0 * x[0]]))
+            assert (z[0] == z[1]).all()
     for node in nodes:
         assert node.neurons is not None
         curve = ours[node.neurons.label]
         assert curve.size == node.op.output_size
         order = node.neurons.at(np.arange(curve.size))
-        z = dataclasses.replace(network, output=curve.ids[order]).forward(x)
-        np.testing.assert_allclose(values[node.inputs[0]], z, rtol=1e-9, atol=1e-9)
+        for name, ids in zip(node.inputs, reads(curve), strict=True):
+            z = dataclasses.replace(network, output=ids[order]).forward(x)
+            np.testing.assert_allclose(values[name], z, rtol=1e-9, atol=1e-9)
 
 
 # Against onnxruntime and the engine
@@ -183,19 +196,14 @@ def test_network_of_the_competition(model: str, count: int, instances: Path) -> 
         with pytest.raises(Unusable):
             read_network(path.read_bytes(), input_elements=count)
         return
-    try:
-        network = read_network(path.read_bytes(), input_elements=count)
-    except Unusable as lack:
-        # The engine works out what two parameters make; here that is a product like any other.
-        if "product of computed values" not in str(lack):
-            raise
-        pytest.skip(f"not certified: {lack}")
+    network = read_network(path.read_bytes(), input_elements=count)
     x = np.random.default_rng(0).uniform(0, 1, network.n_inputs).astype(FLOATS).astype(float)
     y = network.forward(x[None])[0]
     found = executed(gzip.decompress(path.read_bytes()), network, x)
     np.testing.assert_allclose(found, y, rtol=1e-4, atol=1e-4 * abs(y).max())
     sizes = {n.neurons.label: n.op.output_size for n in graph.nodes if n.neurons is not None}
-    assert sizes == {label: curve.size for label, curve in curves(network).items()}
+    # The engine works out what two parameters make; here that is a product like any other.
+    assert sizes.items() <= {label: b.size for label, b in labelled(network).items()}.items()
 
 
 # Constants
@@ -290,21 +298,74 @@ def test_folded_constants_cover_the_exact_value_and_the_executed_one(
         with pytest.raises(Unusable, match="division by zero"):
             read(model_of(nodes, {"in": (1,)}, ["out"], constants))
         return
-    network = read(model_of(nodes, {"in": (1,)}, ["out"], constants))
+    data = model_of(nodes, {"in": (1,)}, ["out"], constants).SerializeToString()
+    networks = [read_network(data, executed=executed) for executed in (False, True)]
+    assert all(network.folded for network in networks)
 
     def step(kind: str, a: object, b: object) -> object:
         return {"+": a.__add__, "-": a.__sub__, "*": a.__mul__, "/": a.__truediv__}[kind](b)  # type: ignore[attr-defined]
 
     true = step(second, step(first, Fraction(x), Fraction(y)), Fraction(z))
     run = step(second, step(first, np.float32(x), np.float32(y)), np.float32(z))
-    value, error = Fraction(0), Fraction(0)
-    if len(network.blocks) > 1:
-        block = network.blocks[1]
+    (value, error), (again, more) = map(folded_offset, networks)
+    assert abs(true - value) <= error <= more
+    assert value == again
+    assert abs(Fraction(float(run)) - value) <= more
+    assert error <= (abs(x) + abs(y) + abs(z) + 1) ** 3 * 2.0**-40 or "/" in first + second
+
+
+def folded_offset(network: Network) -> tuple[Fraction, Fraction]:
+    """A constant that is added to an input, and its error; no block is made to add zero."""
+    if len(network.blocks) == 1:
+        return Fraction(0), Fraction(0)
+    (block,) = network.blocks[1:]
+    assert isinstance(block, Affine)
+    value = Fraction(0) if block.offset is None else Fraction(block.offset[0])
+    return value, Fraction(0 if block.offset_error is None else block.offset_error[0])
+
+
+@given(seed=st.integers(0, 999), depth=st.integers(1, 40), size=st.sampled_from([1e-25, 1.0, 1e12]))
+def test_products_of_constants_cover_the_exact_values_and_the_executed_ones(
+    seed: int, depth: int, size: float
+) -> None:
+    """As factors of an input, behind a relu: negative entries are exactly zero."""
+    rng = np.random.default_rng(seed)
+    first, second = (rng.normal(size=shape) * size for shape in ((3, depth), (depth, 2)))
+    first[0] = 0.0
+    constants = {"a": first.astype(FLOATS), "b": second.astype(FLOATS)}
+    nodes = [
+        helper.make_node("MatMul", ["a", "b"], ["ab"]),
+        helper.make_node("Relu", ["ab"], ["c"]),
+        helper.make_node("MatMul", ["c", "x"], ["y"]),
+    ]
+    data = model_of(nodes, {"x": (2, 1)}, ["y"], constants).SerializeToString()
+    a, b = (np.frompyfunc(Fraction, 1, 1)(constants[name].astype(float)) for name in "ab")
+    true = np.maximum(a @ b, 0)
+    steps = constants["a"].T[:, :, None] * constants["b"][:, None]
+    runs = [np.cumsum(rng.permutation(steps), axis=0)[-1] for _ in range(4)]
+    for executed in (False, True):
+        (block,) = read_network(data, executed=executed).blocks[1:]
         assert isinstance(block, Affine)
-        value = Fraction(0) if block.offset is None else Fraction(block.offset[0])
-        error = Fraction(0) if block.offset_error is None else Fraction(block.offset_error[0])
-    assert abs(true - value) <= error
-    assert abs(Fraction(float(run)) - value) <= error
+        (term,) = block.terms
+        assert isinstance(term, Product)
+        error = np.zeros((1, 3, 2)) if term.error is None else term.error
+        assert (error[0, 0] == 0).all()
+        assert (abs(true - term.weight[0]) <= error[0]).all()
+        if executed:
+            for run in runs:
+                assert (abs(np.maximum(run, 0).astype(float) - term.weight[0]) <= error[0]).all()
+        elif size == 1.0:
+            assert error.max() < 1e-10
+
+
+def test_a_product_of_constants_that_may_overflow_is_refused() -> None:
+    constants = {"a": np.full((1, 2), 1e20, FLOATS), "b": np.full((2, 1), 1e20, FLOATS)}
+    nodes = [
+        helper.make_node("MatMul", ["a", "b"], ["c"]),
+        helper.make_node("Mul", ["x", "c"], ["y"]),
+    ]
+    with pytest.raises(Unusable, match="overflows"):
+        read(model_of(nodes, {"x": (1, 1)}, ["y"], constants))
 
 
 def test_stored_factors_are_exact_or_have_an_error_that_holds() -> None:

@@ -257,13 +257,6 @@ def test_unsupported_operators_are_named(call: Call, files: Files, tmp_path: Pat
     assert inspected.out.count("UNSUPPORTED") == 2
 
 
-def test_products_of_variables_are_refused(call: Call, files: Files, tmp_path: Path) -> None:
-    spec = samples.spec_2("(assert (>= (* A[0,0] B[0,0]) 0.5))", tmp_path / "s.vnnlib")
-    ended = call(files.model, spec)
-    assert (ended.code, ended.out) == (3, "")
-    assert "products of variables are not supported: A[0,0]*B[0,0]" in ended.err
-
-
 def test_sizes_that_do_not_fit(call: Call, files: Files, tmp_path: Path) -> None:
     spec = samples.spec_1(samples.SAT, tmp_path / "s.vnnlib", inputs=3)
     ended = call(files.model, spec)

@@ -356,7 +356,7 @@ def test_jumps_are_refused_by_name() -> None:
 
 def test_unknown_operators_are_refused() -> None:
     with pytest.raises(UnsupportedModel):
-        lipschitz(single("Floor", (1, 2)))
+        lipschitz(single("Ceil", (1, 2)))
 
 
 def test_a_domain_uses_its_slopes() -> None:

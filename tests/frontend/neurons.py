@@ -11,7 +11,7 @@ from onnxcert.graph import Graph
 from onnxcert.ops import Elementwise
 from onnxcert.sets import Box
 
-PLAIN = {"Abs", "LeakyRelu", "PRelu", "Relu", "Sigmoid", "Sign", "Tanh"}
+PLAIN = {"Abs", "Floor", "LeakyRelu", "PRelu", "Relu", "Sigmoid", "Sign", "Tanh"}
 """Nodes that are one curve, applied to the tensor they read."""
 
 

@@ -11,9 +11,12 @@ import pytest
 from hypothesis import given
 
 from onnxcert.errors import SpecError, UnsupportedSpec
-from onnxcert.frontend import lower
+from onnxcert.frontend import lower, products
 from onnxcert.frontend.lower import lower_query
+from onnxcert.frontend.products import with_products
 from onnxcert.frontend.vnnlib import parse_query
+from onnxcert.graph import Graph, Node
+from onnxcert.ops import Linear
 from onnxcert.spec import And, Atom, BoxUnion, Decimals, Formula, Or, Problem, Query
 from tests.frontend.queries import (
     INPUTS,
@@ -310,9 +313,31 @@ def test_unbounded_inputs_are_named(text: str, message: str) -> None:
         list(lower_query(parse_query(DECLARED + text)).cases)
 
 
-def test_products_are_refused_with_their_place() -> None:
-    text = DECLARED + BOX + "(assert (or (<= Y_0 0)\n (<= (* X_0 X_1) 1)))"
-    with pytest.raises(UnsupportedSpec, match=r"not supported: X_0\*X_1") as caught:
+def test_products_stand_behind_the_outputs() -> None:
+    """Powers of one variable first, then products of more; inputs before outputs."""
+    text = "(assert (or (<= (+ (* Y_0 X_1) (* 2 X_0 X_1) Y_0) 1) (>= (* 3 Y_0 Y_0 Y_0) 1)))"
+    lowered = lower_query(parse_query(DECLARED + BOX + text))
+    (problem,) = lowered.cases
+    plain = problem.output_rows[:, : lowered.n_outputs]
+    assert plain[:, 0].tolist() == [1.0, 0.0]
+    assert not plain[:, 1:].any()
+    behind = problem.output_rows[:, lowered.n_outputs :]
+    assert behind.tolist() == [[0.0, 2.0, 1.0], [-1.0, 0.0, 0.0]]  # coprime
+    x, y = [0.5, 3.0], [2.0, *[0.0] * (lowered.n_outputs - 1)]
+    graph = with_products(_constant(x, y), lowered.layout)
+    assert graph.forward(np.array([x]))[0].tolist() == [*y, 8.0, 1.5, 6.0]
+
+
+def _constant(x: list[float], y: list[float]) -> Graph:
+    """A network whose outputs are always the same."""
+    op = Linear(np.zeros((len(x), len(y))), np.array(y))
+    return Graph("x", len(x), (Node("y", op, ("x",)),), "y")
+
+
+def test_too_many_products_are_refused_with_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_MOST_PRODUCTS", 1)
+    text = DECLARED + BOX + "(assert (or (<= (* X_0 Y_0) 0)\n (<= (* Y_0 Y_0) 1)))"
+    with pytest.raises(UnsupportedSpec, match="more than 1 different products") as caught:
         lower_query(parse_query(text))
     assert caught.value.place == "<text>:7"
 

@@ -19,7 +19,6 @@ MODELS = sorted(FOLDER.glob("*/**/*.onnx*")) if "ONNXCERT_BENCHMARKS" in os.envi
 LACKING = {
     "carvana_unet_2022",  # ArgMax, OneHot
     "cctsdb_yolo_2023",  # indices that depend on the input
-    "ml4acopf_2024",  # Floor, in some
     "vit_2023",  # products of computed matrices
 }
 

@@ -128,24 +128,39 @@ def test_a_point_is_exact() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "products"),
     [
-        (f"(>= (* {X} {X}) 0.25)", "not convex"),
-        (f"(<= (- (* {X} {X}) (* {Z} {Z})) 0.25)", "not convex"),
-        (f"(== (* {X} {X}) 0.25)", "comparisons with =="),
-        (f"(!= (* {X} {X}) 0.25)", "comparisons with !="),
-        (f"(<= (* {X} {Z}) 0.25)", r"not supported: X\[0,0\]\*X\[0,1\]"),
-        (f"(<= (* {X} {X} {X}) 0.25)", r"X\[0,0\]\*X\[0,0\]\*X\[0,0\]"),
-        ("(<= (* Y[0] Y[0]) 0.25)", r"Y\[0\]\*Y\[0\]"),
-        ("(<= (* X[0,0] Y[0]) 0.25)", r"X\[0,0\]\*Y\[0\]"),
-        (f"(<= (* {X} {X}) X[0,1])", "without a square of its own"),
-        (f"(<= (* {X} {X}) Y[0])", "not supported"),
-        (f"(<= (* {X} {X}) 1{'0' * 700}.0)", "too large for float64"),
+        (f"(>= (* {X} {X}) 0.25)", [(0, 0)]),  # not convex
+        (f"(<= (- (* {X} {X}) (* {Z} {Z})) 0.25)", [(0, 0), (1, 1)]),
+        (f"(== (* {X} {X}) 0.25)", [(0, 0)]),
+        (f"(<= (* {X} {Z}) 0.25)", [(0, 1)]),
+        (f"(<= (* {X} {X} {X}) 0.25)", [(0, 0), (0, 0, 0)]),
+        ("(<= (* Y[0] Y[0]) 0.25)", [(~0, ~0)]),
+        ("(<= (* X[0,0] Y[0]) 0.25)", [(~0, 0)]),
+        (f"(<= (* {X} {X}) X[0,1])", [(0, 0)]),  # nothing bounds that input
+        (f"(<= (* {X} {X}) Y[0])", [(0, 0)]),
     ],
 )
-def test_what_is_no_ellipsoid_is_refused(text: str, message: str) -> None:
-    whole = BOX + f"(assert (or (<= X[0,0] 0.5)\n {text}))"
-    with pytest.raises(UnsupportedSpec, match=message) as caught:
+def test_what_is_no_ellipsoid_is_a_row(text: str, products: list[tuple[int, ...]]) -> None:
+    whole = BOX + f"(assert {text})"
+    assert ellipsoids(whole) == [] or ellipsoids(whole) == [None]
+    assert theirs(whole) == [None]
+    (problem,) = problems(whole)
+    assert problem.output_rows.shape[1] == 2 + len(products)
+    assert problem.output_rows[:, 2:].any(axis=0).all()
+    assert list(read_spec((HEADER + whole).encode()).products) == products
+
+
+def test_one_side_of_an_inequality_may_be_an_ellipsoid() -> None:
+    """``p != 0`` is ``p < 0``, inside, or ``p > 0``, outside."""
+    whole = BOX + f"(assert (!= (* {X} {X}) 0.25))"
+    inside = Ellipsoid((0,), (Fraction(4),), (Fraction(1, 10),))
+    assert {*ellipsoids(whole)} == {*theirs(whole)} == {inside, None}
+
+
+def test_ellipsoids_beyond_float64_are_refused() -> None:
+    whole = BOX + f"(assert (or (<= X[0,0] 0.5)\n (<= (* {X} {X}) 1{'0' * 700}.0)))"
+    with pytest.raises(UnsupportedSpec, match="too large for float64") as caught:
         problems(whole)
     assert caught.value.place == "<text>:5"
     with pytest.raises(Unusable, match="line 5"):

@@ -99,6 +99,24 @@ ARITHMETIC = [
     single("Mul", weights(1), SHAPE),
     single("Mul", SHAPE, np.zeros(4, dtype=FLOATS)),
     single("Mul", SHAPE, SHAPE),
+    *(
+        single("MatMul", a, b, opset=opset)
+        for opset, a, b in (
+            (1, (2, 3), (3, 4)),
+            (9, (3,), (3,)),
+            (9, (3,), (3, 4)),
+            (13, (2, 3), (3,)),
+            (9, (2, 3, 4), (2, 4, 5)),
+            (9, (2, 1, 3, 4), (3, 4, 2)),
+            (13, (4,), (2, 4, 3)),
+            (13, (1, 5), (5, 1)),
+            (13, (3, 1), (1, 2)),
+        )
+    ),
+    single("Gemm", (2, 3), (3, 4), weights(4), opset=7),
+    single("Gemm", (2, 3), (3, 4), opset=11),
+    single("Gemm", (3, 2), (4, 3), weights(4), opset=11, transA=1, transB=1, alpha=0.5, beta=2.0),
+    single("Gemm", (2, 3), (4, 3), (2, 1), opset=13, transB=1, alpha=-1.5, beta=0.25),
     single("Mul", (3, 1), SHAPE, opset=7),
     single("Div", SHAPE, weights(3, 1)),
     single("Div", SHAPE, (3, 1)),
@@ -256,6 +274,7 @@ CURVES = [
     single("Softmax", (4, 1), opset=13),
     single("Softmax", (3,), axis=0, opset=13),
     single("Sign", SHAPE, opset=9),
+    *(single("Floor", SHAPE, opset=opset) for opset in (6, 13)),
     single("LeakyRelu", SHAPE, opset=6),
     single("LeakyRelu", SHAPE, alpha=-0.3, opset=16),
     single("PRelu", IMAGE, weights(3, 1, 1), opset=7),

@@ -19,7 +19,7 @@ from onnxcert.graph import Graph
 from onnxcert.ops import Elementwise
 from onnxcert.passes import drop_dead_neurons
 from onnxcert.sets import Box
-from tests.frontend.neurons import check_pre_activations
+from tests.frontend.neurons import PLAIN, check_pre_activations
 from tests.frontend.onnx_models import integers, model_of, single, weights
 
 FOLDER = Path(os.environ.get("ONNXCERT_BENCHMARKS", ""))
@@ -86,7 +86,7 @@ def test_permuted_neurons_are_found_in_the_file() -> None:
             assert check_pre_activations(graph, proto, feeds) == 36 * 4 + 24
 
 
-@pytest.mark.parametrize("operator", ["Relu", "Sigmoid", "Tanh", "LeakyRelu", "Abs", "Sign"])
+@pytest.mark.parametrize("operator", sorted(PLAIN - {"PRelu"}))
 def test_plain_curves(operator: str) -> None:
     proto = single(operator, SHAPE)
     assert check_pre_activations(load_model(proto).graph, proto, {"v0": floats(0, *SHAPE)}) == 24

@@ -37,6 +37,36 @@ def rectangles(draw: st.DrawFn, op: Bivariate) -> tuple[list[Box], list[list[Arr
     return [first, second], [[a[0], b[0]] for a, b in zip(*points, strict=True)]
 
 
+@st.composite
+def positions(draw: st.DrawFn, size: int) -> Array:
+    """Of free planes: the ends, grid points, any numbers between."""
+    share = st.sampled_from([0.0, 1.0, 0.5, 64 / 255]) | st.floats(0.0, 1.0)
+    return np.array([[draw(share) for _ in range(size)]])
+
+
+@given(data=st.data())
+def test_positions_run_between_the_four_planes(op: Bivariate, data: st.DataObject) -> None:
+    """At either end a plane of McCormick's is met, and touches the product along two edges."""
+    boxes, _ = data.draw(rectangles(op))
+    made = op.interval(boxes, UNIT_ROUNDOFF)
+    if isinstance(op, Divide):
+        usual = op.relax(boxes, made)
+        moved = op.relax(boxes, made, np.zeros((1, 3)))
+        np.testing.assert_array_equal(usual.lower_offset, moved.lower_offset)
+        return
+    (a, b), ends = boxes, np.array([[0.0, 1.0, 1.0]])
+    planes = op.relax(boxes, made, ends)
+    sides = [
+        (planes.lower_slopes, planes.lower_offset, a.lower, a.upper, b.lower, b.upper),
+        (planes.upper_slopes, planes.upper_offset, a.upper, a.lower, b.lower, b.upper),
+    ]
+    for (first, second), offset, al, au, bl, bu in sides:
+        x, y = np.where(ends < 1, al, au), np.where(ends < 1, bl, bu)
+        height = first * x + second * y + offset
+        size = a.magnitude * b.magnitude + 1e-280
+        np.testing.assert_array_less(abs(height - x * y), 1e-12 * size + 1e-280)
+
+
 @given(data=st.data())
 def test_everything_holds_exactly(op: Bivariate, data: st.DataObject) -> None:
     """Intervals and planes of the engine and of the checker, also where the values are known."""
@@ -49,8 +79,10 @@ def test_everything_holds_exactly(op: Bivariate, data: st.DataObject) -> None:
         made = Box(low[None], high[None])
     kind = "product" if isinstance(op, Multiply) else "quotient"
     ranges = [(box.lower, box.upper) for box in boxes]
-    k, mean, half, middle, gap = pairs.planes(kind, *ranges, (made.lower, made.upper))
-    planes = op.relax(boxes, made)
+    position = data.draw(st.none() | positions(op.size))
+    known = made.lower, made.upper
+    k, mean, half, middle, gap = pairs.planes(kind, *ranges, known, position)
+    planes = op.relax(boxes, made, position)
     sides = [
         (planes.lower_slopes, planes.lower_offset, 1),
         (planes.upper_slopes, planes.upper_offset, -1),
@@ -108,6 +140,35 @@ def test_a_number_and_a_range_lose_nothing(op: Bivariate) -> None:
     ]
     np.testing.assert_allclose(heights, 0.0, atol=1e-12)
     assert not op.bends(boxes).any()
+
+
+@given(data=st.data(), side=st.sampled_from([-1.0, 1.0]))
+def test_what_a_row_gains_as_planes_turn(op: Bivariate, data: st.DataObject, side: float) -> None:
+    """Planes are linear in their position; at its ends they are McCormick's."""
+    if not op.turns:
+        with pytest.raises(NotImplementedError):
+            op.turn([], np.zeros(0), [])
+        return
+    boxes, points = data.draw(rectangles(op))
+    made = op.interval(boxes, UNIT_ROUNDOFF)
+    ranges, (a, b) = [(box.lower, box.upper) for box in boxes], points[0]
+    row = np.full((1, op.size), side)
+
+    def height(position: float) -> Array:
+        planes = op.relax(boxes, made, np.full((1, op.size), position))
+        slopes, offset = planes.lower_slopes, planes.lower_offset
+        if side < 0:
+            slopes, offset = planes.upper_slopes, planes.upper_offset
+        return side * (slopes[0] * a + slopes[1] * b + offset)
+
+    first, middle, last = map(height, (0.0, 0.5, 1.0))
+    size = boxes[0].magnitude * boxes[1].magnitude + 1e-200
+    (al, au), (bl, _) = ranges
+    corner = bl * a + al * b - al * bl if side > 0 else -(bl * a + au * b - au * bl)
+    assert (abs(first - corner) <= 1e-12 * size).all()
+    assert (abs(middle - 0.5 * (first + last)) <= 1e-12 * size).all()
+    for gain in (op.turn(boxes, row, [a, b]), pairs.turn(*ranges, row, a, b)):
+        assert (abs(last - first - gain) <= 1e-12 * size).all()
 
 
 def test_gradients_are_differences(op: Bivariate, rng: np.random.Generator) -> None:

@@ -43,6 +43,22 @@ def _image(*nodes: onnx.NodeProto, **constants: np.ndarray) -> Made:
     ], shapes | constants
 
 
+def _attention() -> Made:
+    """Three tokens of two numbers, each an average of all, with shares of their products."""
+    shapes = {"tokens": np.array([1, 3, 2]), "flat": np.array([1, -1])}
+    nodes = [
+        helper.make_node("Mul", ["z", "small"], ["f"]),
+        helper.make_node("Reshape", ["f", "tokens"], ["i"]),
+        helper.make_node("MatMul", ["i", "m"], ["q"]),
+        helper.make_node("Transpose", ["i"], ["k"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["q", "k"], ["s"]),
+        helper.make_node("Softmax", ["s"], ["p"], axis=-1),
+        helper.make_node("MatMul", ["p", "i"], ["o"]),
+        helper.make_node("Reshape", ["o", "flat"], ["h"]),
+    ]
+    return nodes, {"m": _weights(2, 2), "small": np.float32([0.125]), **shapes}
+
+
 def _residual() -> Made:
     nodes = [
         helper.make_node("Relu", ["z"], ["r"]),
@@ -64,6 +80,7 @@ LAYERS: dict[str, Made] = {
     "prelu": _one("PRelu", [[0.25, -0.5, 0.0, 0.125, 1.5, 0.5]]),
     "abs": _one("Abs"),
     "sign": _one("Sign"),
+    "floor": _one("Floor"),
     "sigmoid": _one("Sigmoid"),
     "tanh": _one("Tanh"),
     "exp": _one("Exp"),
@@ -82,6 +99,7 @@ LAYERS: dict[str, Made] = {
         k=_weights(2, 1, 2, 2),
     ),
     "residual": _residual(),
+    "attention": _attention(),
 }
 """Nodes from ``z``, six values, to ``h``, and their constants."""
 

@@ -20,7 +20,7 @@ from tests.frontend.onnx_models import model_of
 from tests.proof.networks import CUBE, LAYERS, Files, hard, least, network, version_2
 
 SPLITTING = ["input", "neuron"]
-MARGIN = {"sin": 0.3, "sigmoid": 0.1, "tanh": 0.1, "cos": 0.2, "softmax": 0.2}
+MARGIN = {"sin": 0.3, "sigmoid": 0.1, "tanh": 0.1, "cos": 0.2, "softmax": 0.2, "attention": 0.3}
 """Shares of the spread of a row that are left between question and answer."""
 
 REAL = "VERIFIED UNSAT (real)"

@@ -21,9 +21,9 @@ Arrays = dict[str, np.ndarray]
 REAL = "VERIFIED UNSAT (real)"
 NEURON = {"splitting": "neuron", "layer_steps": 4, "planes": "off"}
 
-WAVES = ("sin", "cos", "softmax")
-"""Lines of a half are far off beyond it, so that splits of neurons need many; those of inputs do
-not."""
+WAVES = ("sin", "cos", "softmax", "attention")
+"""Lines of a half are far off beyond it, or products are not split at all, so that splits of
+neurons need many; those of inputs do not."""
 
 
 def arrays(files: Files) -> Arrays:

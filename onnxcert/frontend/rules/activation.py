@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxcert.frontend.rules.registry import Call, reads
 from onnxcert.frontend.tensors import Operand, Tensor
-from onnxcert.ops import Absolute, Cos, Exp, LeakyRelu, Relu, Sigmoid, Sign, Sin, Tanh
+from onnxcert.ops import Absolute, Cos, Exp, Floor, LeakyRelu, Relu, Sigmoid, Sign, Sin, Tanh
 
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
@@ -16,6 +16,7 @@ _CURVES = {
     "Abs": Absolute,
     "Cos": Cos,
     "Exp": Exp,
+    "Floor": Floor,
     "Relu": Relu,
     "Sigmoid": Sigmoid,
     "Sign": Sign,

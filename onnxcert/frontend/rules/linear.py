@@ -1,6 +1,8 @@
-"""Products with constant matrices."""
+"""Products of matrices, of which one is constant or both are computed."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
@@ -15,6 +17,9 @@ _SPARSE_ENTRIES = 100_000
 
 _SPARSE_DENSITY = 0.05
 """Largest share of non-zero entries in a matrix that is stored by them."""
+
+_MOST_PRODUCTS = 1 << 20
+"""Products of two computed numbers in one product of matrices: each is a pair of planes."""
 
 
 def matrix_product(build: Builder, rows: Tensor, weight: Constant, scale: float = 1.0) -> Tensor:
@@ -57,7 +62,7 @@ def _swapped(build: Builder, tensor: Tensor) -> Tensor:
     return build.moved([tensor], lambda x: np.swapaxes(x, -1, -2))
 
 
-@reads("MatMul", note="by a constant")
+@reads("MatMul")
 def matmul(call: Call) -> Operand:
     """NumPy's product: the last two axes, the others broadcast."""
     build = call.build
@@ -77,7 +82,36 @@ def matmul(call: Call) -> Operand:
         weight = np.swapaxes(first.array, -1, -2)
         product = _swapped(build, _times(build, _swapped(build, second), weight))
         return _reshaped(build, product, shape)
-    raise NoRule("product of two computed values")
+    assert isinstance(first, Tensor)  # constants are folded
+    assert isinstance(second, Tensor)
+    return _reshaped(build, computed_product(build, first, second), shape)
+
+
+def computed_product(build: Builder, first: Tensor, second: Tensor) -> Tensor:
+    """X Y for computed X (.., m, k) and Y (.., k, l), leading axes broadcast.
+
+    ``C_ij = sum_k X_ik Y_kj`` as products of two numbers and sums of k of them. An executor adds
+    them up in any order, and may fuse a product with an addition.
+
+    Raises:
+        NoRule: it would be more than `_MOST_PRODUCTS` products.
+    """
+    (*lead, m, depth), (*others, height, width) = first.shape, second.shape
+    if depth != height:
+        raise ValueError(f"a product of shapes {first.shape} and {second.shape}")
+    shared = np.broadcast_shapes(tuple(lead), tuple(others))
+    count = math.prod((*shared, m, width))
+    if count * depth > _MOST_PRODUCTS:
+        raise NoRule(f"{count * depth} products of two computed numbers")
+    if not count * depth:
+        raise ValueError("a product of empty matrices")
+    rows = build.moved([first], lambda x: x[..., :, None, :])
+    columns = build.moved([second], lambda y: np.swapaxes(y, -1, -2)[..., None, :, :])
+    products = build.product(rows, columns)
+    if depth == 1:
+        return _reshaped(build, products, (*shared, m, width))
+    total = Linear(np.ones((depth, 1)), None, count)
+    return Tensor.whole(build.apply(total, build.flat(products)), (*shared, m, width))
 
 
 def _times(build: Builder, tensor: Tensor, weight: Array) -> Tensor:
@@ -99,7 +133,7 @@ def _times(build: Builder, tensor: Tensor, weight: Array) -> Tensor:
     return _reshaped(build, joined, (*shared, tensor.shape[-2], width))
 
 
-@reads("Gemm", since=7, note="one constant factor")
+@reads("Gemm", since=7)
 def gemm(call: Call) -> Operand:
     """alpha A' B' + beta C, where ' is an optional transposition."""
     build = call.build
@@ -119,7 +153,9 @@ def gemm(call: Call) -> Operand:
     elif isinstance(first, Constant):
         raise NoRule("only C depends on the input")
     else:
-        raise NoRule("product of two computed values")
+        assert isinstance(second, Tensor)
+        product = computed_product(build, first, second)
+        product = build.scale(product, np.array(alpha), None)
     return _with_offset(call, product, terms)
 
 
