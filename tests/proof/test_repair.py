@@ -67,7 +67,8 @@ def test_planes_that_the_checker_cannot_follow_are_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where it sees two sums in a row that the search has made one of."""
-    files = hard(tmp_path)
+    text = spec(([-1.0] * 4, [1.0] * 4, [([1.0], -6.25)]))
+    files = Files.write(tmp_path, dense([4, 6, 1], 5), text)
     assert files.verify(splitting="neuron").word == "unsat"
     assert "tilt" in container.unpack(files.proof.read_bytes())[1]
     files.proof.unlink()

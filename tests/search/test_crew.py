@@ -114,6 +114,7 @@ def question(folder: Path, margin: float = 0.03) -> Files:
 def run(files: Files, **options: Any) -> onnxcert.Result:
     few = {
         "parallel": "auto",
+        "planes": "off",
         "splitting": "neuron",
         "batch_limit": 4,
         "slope_steps": 2,
