@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from fractions import Fraction
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,13 +20,6 @@ from tests import strategies
 from tests.oracles import Vector, dot, exact, exact_values
 
 Sample = tuple[int, Array, dict[str, Vector]]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quiet() -> Iterator[None]:
-    """Bounds of what overflows are infinite or not numbers on the way, as in the verifier."""
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        yield
 
 
 @st.composite
