@@ -390,6 +390,7 @@ class Relaxation:
             tilts={name: tilt.single() for name, tilt in self.tilts.items()},
             _at_start=singles(self._at_start),
             _varies={},
+            _sums_of_planes={},
         )
 
     def add_affine(self, node: Node, boxes: Mapping[str, Box]) -> None:

@@ -50,7 +50,7 @@ from onnxcert.bounds.execution import before_rounding, enclose
 from onnxcert.bounds.hints import round_multipliers, round_positions
 from onnxcert.bounds.tilts import Tilting
 from onnxcert.graph import Graph, Node
-from onnxcert.ops.base import Affine, BentLines, Bivariate, Elementwise, gamma
+from onnxcert.ops.base import TINY, Affine, BentLines, Bivariate, Elementwise, gamma
 from onnxcert.sets import Ball, Box, Lines
 
 _SLOPE_RATE = 0.25
@@ -192,14 +192,26 @@ class FreePlanes:
         return _Leaning(self, start)
 
 
-class _Leaning:
-    """`_Bending` for planes."""
+class _AllMove:
+    """Positions of a node in an ascent that moves all of them; see `_Turning`."""
 
-    def __init__(self, free: FreePlanes, start: Array) -> None:
-        self._free, self._shape = free, start.shape
+    def __init__(self, start: Array) -> None:
+        self._shape = start.shape
         self.first = start.reshape(-1)
         self.entries = array_module(start).arange(start.size)
         self.rows = self.entries // start.shape[1]
+
+    def spread(self, position: Array) -> Array:
+        """Positions as a table, (B, n)."""
+        return position.reshape(self._shape)
+
+
+class _Leaning(_AllMove):
+    """The planes of a `FreePlanes` for the rows of an ascent."""
+
+    def __init__(self, free: FreePlanes, start: Array) -> None:
+        super().__init__(start)
+        self._free = free
 
     def at(self, position: Array) -> Surface:
         """The planes at given positions."""
@@ -208,10 +220,6 @@ class _Leaning:
     def gradient(self, row: Array, read: Sequence[Array]) -> Array:
         """d bound / d position for rows (B, n) and values of both inputs."""
         return self._free.gradient(row, read).reshape(-1)
-
-    def spread(self, position: Array) -> Array:
-        """Positions of all pairs, (B, n)."""
-        return position.reshape(self._shape)
 
 
 class _Turning:
@@ -272,15 +280,12 @@ class _Turning:
         return result
 
 
-class _Bending:
-    """The same for a `BentCurve`, whose lines all move."""
+class _Bending(_AllMove):
+    """The lines of a `BentCurve` for the rows of an ascent."""
 
     def __init__(self, free: BentCurve, start: Array) -> None:
-        xp = array_module(start)
-        self._free, self._shape = free, start.shape
-        self.first = start.reshape(-1)
-        self.entries = xp.arange(start.size)
-        self.rows = self.entries // start.shape[1]
+        super().__init__(start)
+        self._free = free
 
     def at(self, position: Array) -> Curve:
         """The lines at given positions."""
@@ -289,10 +294,6 @@ class _Bending:
     def gradient(self, row: Array, z: Array, position: Array) -> Array:
         """d bound / d position for rows (B, n) over the outputs and values before the neurons."""
         return self._free.gradient(row, z, self.spread(position)).reshape(-1)
-
-    def spread(self, position: Array) -> Array:
-        """Positions of all neurons, (B, n)."""
-        return position.reshape(self._shape)
 
 
 @dataclass(frozen=True)
@@ -605,7 +606,7 @@ class Forms:
             parts = rows * xp.where(rows > 0, read.lower[:, None], upper)
             lower, size = lower + parts.sum(axis=2), size + abs(parts).sum(axis=2)
         count = self.rows.shape[2] + box.lower.shape[1] + 8
-        lower = lower - 2.0 * gamma(count, UNIT_ROUNDOFF) * size
+        lower = lower - 2.0 * gamma(count, UNIT_ROUNDOFF) * size - TINY
         used = self.used & ~xp.isnan(lower)
         return xp.where(used, lower, -xp.inf)  # type: ignore[no-any-return]
 

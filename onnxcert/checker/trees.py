@@ -497,7 +497,8 @@ class Group:
             self._look_at_the_clock()
             lower = prover.paths(root, _joined(batch), chosen, self.auditor, tilts)
             for b in np.flatnonzero(~(lower > 0)):
-                if not tilts.get(int(batch[b].case[0]), {0: None}):
+                case = int(batch[b].case[0])
+                if case in tilts and not tilts[case]:
                     continue  # refused as a whole: its planes could not be made
                 node, box = int(leaf_nodes[done + b]), (roots.low[0], roots.high[0])
                 self._refuse(Refusal(place, node, batch[b].case, *box, float(lower[b])))
