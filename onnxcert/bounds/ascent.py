@@ -16,12 +16,13 @@ by their largest entry as many.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from onnxcert.arrays import Array, array_module, concatenate
 from onnxcert.bounds.backward import Pulled, pull_back
-from onnxcert.bounds.optimised import Forms, FreeCurve, FreeRelaxation, round_down
+from onnxcert.bounds.optimised import Forms, FreeCurve, FreePlanes, FreeRelaxation, round_down
 from onnxcert.graph import Graph
 from onnxcert.ops.base import Bivariate, Elementwise
 from onnxcert.sets import Ball, Box
@@ -30,9 +31,6 @@ STEPS = 4
 """Steps after the first pass."""
 
 _RATE, _DECAY = 0.5, 0.8
-
-_MIDDLE = 0.5
-"""Where planes begin."""
 
 _NOTHING = 1e-9
 """Share of the largest part of a form below which a number is taken for a rounding error."""
@@ -104,7 +102,7 @@ def raise_forms(
         expired: asked before each step.
     """
     xp = array_module(weights)
-    free = FreeRelaxation.build(graph, boxes, execution_unit)
+    free = FreeRelaxation.build(graph, boxes, execution_unit, planes=math.inf)
     relaxation = free.relaxation
     rows, input_rows, constant = forms.combine(weights, boxes[graph.output], relaxation.box)
     positions = dict(free.default)
@@ -114,8 +112,8 @@ def raise_forms(
         pulled = pull_back(relaxation, graph.output, rows, input_rows=input_rows, keep=True)
         lower = xp.nan_to_num(round_down(pulled.lower[:, 0] + constant), nan=-xp.inf)
         best = _better(best, pulled, lower)
-        turned = (isinstance(line, FreeCurve) for line in free.free.values())
-        fixed = not (any(turned) or free.surfaces) or not pulled.activations
+        moves = any(isinstance(some, FreeCurve | FreePlanes) for some in free.free.values())
+        fixed = not moves or not pulled.activations
         if number == steps or fixed or bool((best.lower > 0).all()) or expired():
             break
         _move(free, boxes, pulled, positions, _RATE * _DECAY**number)
@@ -168,10 +166,11 @@ def _move(
         if isinstance(node.op, Bivariate) and node.name in rows:
             row = rows[node.name]
             values[node.name] = relaxation.surfaces[node.name].taken(row, read)
-            if node.name in free.surfaces:
-                gain = free.surfaces[node.name].gradient(row, read)
-                start = positions.get(node.name, _MIDDLE)
-                positions[node.name] = xp.clip(start + rate * _signs(gain, least), 0.0, 1.0)
+            planes = free.free.get(node.name)
+            if isinstance(planes, FreePlanes):
+                gain = planes.gradient(row, read)
+                moved = positions[node.name] + rate * _signs(gain, least)
+                positions[node.name] = xp.clip(moved, 0.0, 1.0)
             continue
         if not isinstance(node.op, Elementwise) or node.name not in rows:
             values[node.name] = node.op.forward(read)

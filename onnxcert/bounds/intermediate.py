@@ -23,6 +23,7 @@ from onnxcert.bounds.execution import enclose
 from onnxcert.bounds.hints import encode_positions
 from onnxcert.bounds.optimised import (
     ASCENT_NUMBERS,
+    MOST_PLANES,
     Forms,
     FreeRelaxation,
     Optimised,
@@ -109,7 +110,7 @@ def tighten(
     """
     result = {graph.input: boxes[graph.input]}
     dependents = {graph.input if behind is None else behind}
-    free = FreeRelaxation.begin(graph, result[graph.input], execution_unit, planes=True)
+    free = FreeRelaxation.begin(graph, result[graph.input], execution_unit, planes=MOST_PLANES)
     columns: dict[str, Array] = {}
     for node in graph.nodes:
         box = enclose(graph, node, result, execution_unit)

@@ -78,8 +78,8 @@ _MOST_TANGENTS = 1 << 13
 The exponentials of vit_2023 ibp_3_3_8 are 13,872 in each layer, and lose a tenth of all.
 """
 
-_MOST_PLANES = 1 << 13
-"""Pairs of numbers in a network whose planes are free: each is a variable, and a byte in a proof.
+MOST_PLANES = 1 << 13
+"""Pairs of numbers whose planes are free where each takes a byte in a proof.
 
 With them vit_2023 pgd_2_3_16 7431 is bounded by 0.086 where slopes alone give -0.019.
 """
@@ -296,47 +296,15 @@ class _Bending(_AllMove):
         return self._free.gradient(row, z, self.spread(position)).reshape(-1)
 
 
-@dataclass(frozen=True)
-class FreeSurface:
-    """The planes of a function of two values that has more than one pair.
-
-    Attributes:
-        node: the function.
-        boxes: of what it reads and makes.
-        exact: bounds of what it makes before rounding.
-    """
-
-    node: Node
-    boxes: Mapping[str, Box]
-    exact: Box
-
-    @property
-    def read(self) -> list[Box]:
-        """The boxes of both values."""
-        return [self.boxes[name] for name in self.node.inputs]
-
-    def gradient(self, row: Array, values: Sequence[Array]) -> Array:
-        """d bound / d position for rows (B, n) over the function at two values."""
-        assert isinstance(self.node.op, Bivariate)
-        return self.node.op.turn(self.read, row, values)
-
-    def set(self, relaxation: Relaxation, position: Array) -> None:
-        """Store the planes at positions in [0, 1]."""
-        assert isinstance(self.node.op, Bivariate)
-        planes = self.node.op.relax(self.read, self.exact, position)
-        relaxation.add_bivariate(self.node, self.boxes, planes)
-
-
 @dataclass
 class FreeRelaxation:
     """A relaxation whose lines are not chosen yet, over a batch of subproblems.
 
     Attributes:
         relaxation: rounding vectors and box; its curves are set before each pass.
-        free: elementwise node name -> its lines by position; nodes without free lines are fixed in
-            the relaxation.
-        default: elementwise node name -> default positions, (B, n).
-        surfaces: name of a function of two values -> its planes by position, if it has several.
+        free: name of a curve or of a function of two values -> its lines or planes by position;
+            those of other nodes are fixed in the relaxation.
+        default: the same names -> default positions, (B, n).
         factors: bounds of what functions of two values read and make, for the planes of
             subproblems.
         tilting: relu -> its upper planes, for an ascent that moves their shares.
@@ -346,23 +314,22 @@ class FreeRelaxation:
     relaxation: Relaxation
     free: dict[str, FreeCurve | BentCurve | FreePlanes] = field(default_factory=dict)
     default: dict[str, Array] = field(default_factory=dict)
-    surfaces: dict[str, FreeSurface] = field(default_factory=dict)
     factors: dict[str, Box] = field(default_factory=dict)
     tilting: dict[str, Tilting] = field(default_factory=dict)
     leaning: bool = False
 
     @classmethod
     def begin(
-        cls, graph: Graph, box: Box, execution_unit: float = 0.0, *, planes: bool = False
+        cls, graph: Graph, box: Box, execution_unit: float = 0.0, *, planes: float = 0
     ) -> FreeRelaxation:
         """An empty relaxation over input boxes; `add` the nodes in order.
 
         Args:
             graph, box, execution_unit: those of `Relaxation`.
-            planes: whether planes of products shall be free, where they are not too many.
+            planes: the planes of products are free unless there are more of them than this.
         """
         count = sum(n.op.output_size for n in graph.nodes if isinstance(n.op, Bivariate))
-        leaning = planes and count <= _MOST_PLANES
+        leaning = count <= planes
         return cls(Relaxation(graph, box, execution_unit), leaning=leaning)
 
     @classmethod
@@ -372,7 +339,7 @@ class FreeRelaxation:
         boxes: Mapping[str, Box],
         execution_unit: float = 0.0,
         *,
-        planes: bool = False,
+        planes: float = 0,
     ) -> FreeRelaxation:
         """Lines for the given bounds of every value (batch of B or 1).
 
@@ -401,8 +368,6 @@ class FreeRelaxation:
         exact = before_rounding(whole.graph, node, boxes, boxes[node.name], whole.execution_unit)
         read, name = [boxes[name] for name in node.inputs], node.name
         self.relaxation.add_bivariate(node, boxes, op.relax(read, exact))
-        if op.turns:
-            self.surfaces[name] = FreeSurface(node, boxes, exact)
         if not self.leaning or not op.turns:
             return
         xp, ends = array_module(read[0].lower), list[Surface]()
@@ -493,7 +458,6 @@ class FreeRelaxation:
             relaxation=relaxation,
             free=dict(self.free),
             default=dict(self.default),
-            surfaces=dict(self.surfaces),
         )
         ranges = dict(boxes)
         for node in whole.graph.nodes:
@@ -528,12 +492,9 @@ class FreeRelaxation:
         return FreeRelaxation(relaxation, dict(turning), default, tilting=tilting)
 
     def choose(self, positions: Mapping[str, Array]) -> None:
-        """Set the lines for the next pass, and the planes of which there is a position."""
+        """Set the lines and planes for the next pass."""
         for name, free in self.free.items():
             set_lines(self.relaxation, name, free.at(positions[name]))
-        for name, surface in self.surfaces.items():
-            if name in positions and name not in self.free:
-                surface.set(self.relaxation, positions[name])
 
 
 def set_lines(relaxation: Relaxation, name: str, chosen: Curve | Surface) -> None:

@@ -450,10 +450,6 @@ class Bivariate(Operator):
                 planes; None for the default.
         """
 
-    def turn(self, boxes: Sequence[Box], row: Array, values: Sequence[Array]) -> Array:
-        """What a row (B, n) gains at values of a and b, per unit of the position."""
-        raise NotImplementedError(f"{type(self).__name__} has one pair of planes")
-
     def moved_by_flushing(self, boxes: Sequence[Box]) -> Array:
         """How far the function moves at most, per unit by which a and b near zero do, (B, n)."""
         return boxes[0].magnitude + boxes[1].magnitude

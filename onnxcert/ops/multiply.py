@@ -104,14 +104,6 @@ class Multiply(Bivariate):
         lower, upper = xp.where(known, lower, -xp.inf), xp.where(known, upper, xp.inf)
         return Planes((k, low), lower, (k, high), upper)
 
-    def turn(self, boxes: Sequence[Box], row: Array, values: Sequence[Array]) -> Array:
-        """See the module."""
-        (first, second), (a, b) = boxes, values
-        over_a = (second.upper - second.lower) * (a - 0.5 * (first.lower + first.upper))
-        over_b = (first.upper - first.lower) * (b - 0.5 * (second.lower + second.upper))
-        gain: Array = row * over_a + abs(row) * over_b
-        return gain
-
     def bends(self, boxes: Sequence[Box]) -> Array:
         """Where both factors have a range worth the name."""
         first, second = (box.upper - box.lower > _POINT * box.magnitude for box in boxes)

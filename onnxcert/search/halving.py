@@ -22,6 +22,7 @@ from onnxcert.bounds.backward import pull_back
 from onnxcert.bounds.execution import enclose
 from onnxcert.bounds.optimised import (
     ASCENT_NUMBERS,
+    MOST_PLANES,
     FreeRelaxation,
     Optimised,
     Splits,
@@ -122,7 +123,7 @@ class Halving:
             there = {name: box.take(half) if len(box) > 1 else box for name, box in tight.items()}
             case = xp.tile(xp.asarray(numbers), times)
             result = optimise(
-                FreeRelaxation.build(self.graph, there, self.execution_unit, planes=True),
+                FreeRelaxation.build(self.graph, there, self.execution_unit, planes=MOST_PLANES),
                 self.cases.forms(case[:, None]),
                 there[self.graph.output],
                 Start(
@@ -182,7 +183,7 @@ class Halving:
         """The neurons whose split promises most."""
         xp = array_module(found.lower)
         influence = {name: abs(rows).mean(axis=0) for name, rows in found.activations.items()}
-        free = FreeRelaxation.build(self.graph, boxes, self.execution_unit, planes=True)
+        free = FreeRelaxation.build(self.graph, boxes, self.execution_unit, planes=MOST_PLANES)
         free.choose(free.default)
         ranked: list[tuple[float, Cut]] = []
         for node in reversed(self.graph.nodes):

@@ -32,7 +32,14 @@ import numpy as np
 
 from onnxcert.arrays import Array, array_module, concatenate
 from onnxcert.bounds.hints import decode_positions, encode_positions
-from onnxcert.bounds.optimised import FreeRelaxation, Optimised, Splits, Start, optimise
+from onnxcert.bounds.optimised import (
+    MOST_PLANES,
+    FreeRelaxation,
+    Optimised,
+    Splits,
+    Start,
+    optimise,
+)
 from onnxcert.bounds.tilts import Tilts
 from onnxcert.graph import Graph, Node
 from onnxcert.ops.base import Elementwise
@@ -102,7 +109,7 @@ class NeuronSplit(Brancher):
 
     @cached_property
     def _free(self) -> FreeRelaxation:
-        return FreeRelaxation.build(self.graph, self.root, self.execution_unit, planes=True)
+        return FreeRelaxation.build(self.graph, self.root, self.execution_unit, planes=MOST_PLANES)
 
     @property
     def bytes_per_subproblem(self) -> int:

@@ -25,7 +25,14 @@ import numpy as np
 
 from onnxcert.arrays import Array, IntArray, array_module
 from onnxcert.bounds.intermediate import Refinement, tighten
-from onnxcert.bounds.optimised import FreeRelaxation, Optimised, Splits, Start, optimise
+from onnxcert.bounds.optimised import (
+    MOST_PLANES,
+    FreeRelaxation,
+    Optimised,
+    Splits,
+    Start,
+    optimise,
+)
 from onnxcert.graph import Graph
 from onnxcert.proof.trace import NeuronTrees, free_neurons
 from onnxcert.search.cases import Cases
@@ -294,7 +301,9 @@ class RegionSearch:
 
     def _tighten(self, region: Region) -> NeuronTrees:
         """Bound all layers again; the trees of a region."""
-        free = FreeRelaxation.build(self.graph, region.boxes, self.execution_unit, planes=True)
+        free = FreeRelaxation.build(
+            self.graph, region.boxes, self.execution_unit, planes=MOST_PLANES
+        )
         columns = free_neurons(free, region.boxes)
         refined = list[Refinement]()
         region.boxes = tighten(
@@ -354,7 +363,9 @@ class RegionSearch:
 
     def _bounds(self, region: Region) -> Optimised:
         """Bounds of the cases of a region."""
-        free = FreeRelaxation.build(self.graph, region.boxes, self.execution_unit, planes=True)
+        free = FreeRelaxation.build(
+            self.graph, region.boxes, self.execution_unit, planes=MOST_PLANES
+        )
         return optimise(
             free,
             self.cases.forms(array_module(region.start.weights).asarray(region.cases)[:, None]),

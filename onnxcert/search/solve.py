@@ -20,7 +20,7 @@ import numpy as np
 from onnxcert.arrays import Array, Device, array_module, to_device, to_host
 from onnxcert.bounds.crown import Bounds, crown_bounds
 from onnxcert.bounds.intermediate import Refinement, tighten
-from onnxcert.bounds.optimised import FreeRelaxation, Optimised, Start, optimise
+from onnxcert.bounds.optimised import MOST_PLANES, FreeRelaxation, Optimised, Start, optimise
 from onnxcert.bounds.tilts import Tilts, tiltings
 from onnxcert.graph import Graph
 from onnxcert.passes import drop_dead_neurons
@@ -568,7 +568,7 @@ class Solver:
         seconds = self.deadline.elapsed - started
         column = to_device(open_cases, self.device)[:, None]
         forms, xp = cases.forms(column), array_module(rows_lower)
-        free = FreeRelaxation.build(graph, boxes, self.execution_unit, planes=True)
+        free = FreeRelaxation.build(graph, boxes, self.execution_unit, planes=MOST_PLANES)
         found = optimise(
             free,
             forms,

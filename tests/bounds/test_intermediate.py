@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -121,7 +122,7 @@ def replayed(
     graph: Graph, boxes: dict[str, Box], refinement: Refinement, rows: RefinedRows, sign: float
 ) -> np.ndarray:
     """Lower bounds of ``sign * value[index]`` with the recorded positions."""
-    free = FreeRelaxation.begin(graph, boxes[graph.input], planes=True)
+    free = FreeRelaxation.begin(graph, boxes[graph.input], planes=math.inf)
     for node in graph.nodes:
         free.add(node, boxes)
         if node.name == refinement.target:

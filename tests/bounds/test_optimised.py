@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from unittest import mock
@@ -109,7 +110,7 @@ def scenarios(
             inside.upper[sign < 0] = point[sign < 0]
             signs[name], points[name], cut[name] = sign, np.where(splits, point, 0.0), inside
     leaning = planes and draw(st.booleans())
-    free = FreeRelaxation.build(graph, boxes, planes=leaning).with_boxes(cut)
+    free = FreeRelaxation.build(graph, boxes, planes=math.inf if leaning else 0).with_boxes(cut)
     rows = rng.normal(size=(1, 3, graph.output_size))
     input_rows = rng.normal(size=(1, 3, graph.input_size)) if draw(st.booleans()) else None
     used = np.array([[True, True, draw(st.booleans())]])
@@ -275,7 +276,7 @@ def test_free_planes_raise_bounds() -> None:
     for seed in range(8):
         graph, boxes, forms = attention_form(np.random.default_rng(seed))
         lower = []
-        for planes in (False, True):
+        for planes in (0, math.inf):
             free = FreeRelaxation.build(graph, boxes, planes=planes)
             start = Start.at_form(np.zeros(1, dtype=int), forms)
             lower.append(optimise(free, forms, boxes["y"], start, steps=20).lower[0])
