@@ -64,10 +64,10 @@ from onnxcert.bounds.intermediate import tighten
 from onnxcert.bounds.optimised import ASCENT_NUMBERS, Forms, FreeRelaxation, Start, optimise
 from onnxcert.frontend.onnx import load_model
 from onnxcert.graph import Graph
+from onnxcert.instance import Instance
 from onnxcert.ops.base import Elementwise
 from onnxcert.passes import drop_dead_neurons
 from onnxcert.sets import Box
-from onnxcert.verifier import Instance
 
 METHODS = ("pass", "crown", "fixed", "joint")
 SHIFT = 0.1

@@ -20,9 +20,9 @@ from onnxcert.bounds.backward import pull_back
 from onnxcert.bounds.crown import crown_bounds
 from onnxcert.bounds.optimised import Forms, FreeRelaxation, Start, optimise
 from onnxcert.errors import OnnxcertError
+from onnxcert.instance import Instance
 from onnxcert.search.cases import Cases
 from onnxcert.sets import Box
-from onnxcert.verifier import Instance
 
 STORED = Path(__file__).with_name("regression.csv")
 

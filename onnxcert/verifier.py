@@ -10,7 +10,6 @@ package, which would hide the function `onnxcert.verify`.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import os
@@ -18,7 +17,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,16 +31,11 @@ from onnxcert.arrays import (
 )
 from onnxcert.bounds.crown import Bounds, crown_bounds, output_bounds
 from onnxcert.continuity.first_pass import CasesByConstants
-from onnxcert.errors import SpecError, UsageError
+from onnxcert.errors import InputError, SpecError, UnsupportedModel, UsageError
 from onnxcert.files import check_writable, write_file
-from onnxcert.frontend.lower import Lowered, lower_query
-from onnxcert.frontend.onnx import Model, TensorInfo, load_model
 from onnxcert.frontend.products import with_products
 from onnxcert.frontend.replay import Replayer, check_lowering
-from onnxcert.frontend.rows import only_compares
-from onnxcert.frontend.vnnlib import read_query
-from onnxcert.frontend.write import format_vnnlib
-from onnxcert.graph import Graph
+from onnxcert.instance import Files, Instance, SpecSource
 from onnxcert.proof.certify import (
     EXECUTED,
     REAL,
@@ -59,15 +52,14 @@ from onnxcert.proof.certify import (
 )
 from onnxcert.proof.trace import InputTrees
 from onnxcert.proof.watch import Watch
-from onnxcert.search.candidates import Confirm
+from onnxcert.search.candidates import Candidates
 from onnxcert.search.cases import Cases
 from onnxcert.search.deadline import Deadline
+from onnxcert.search.sampling import Sampling
 from onnxcert.search.solve import Failure, Solver
 from onnxcert.sets import Box
 from onnxcert.settings import Settings
-from onnxcert.spec import Problem, Query, Tensor
-from onnxcert.spec.build import Specification
-from onnxcert.spec.query import Decimals
+from onnxcert.spec import Problem, Query
 from onnxcert.verdict import (
     Counterexample,
     Progress,
@@ -83,15 +75,18 @@ from onnxcert.verdict import (
 if TYPE_CHECKING:
     import onnx
 
+    from onnxcert.instance import ModelSource
+
 _log = logging.getLogger(__name__)
 
 _ROUNDING_SECONDS, _ROUNDING_FACTOR = 10.0, 30.0
 """How long a proof for every execution may take: this, plus so many times what the reals took."""
 
+_SAMPLING_SECONDS = 60.0
+"""How long points of a model that cannot be read are tried, at most."""
+
 _REPAIRS = 3
 """How often a proof that the checker refuses is repaired."""
-
-SpecSource = str | os.PathLike[str] | Query | Specification
 
 
 def verify(  # noqa: PLR0913 - all but two are keywords with defaults
@@ -129,7 +124,8 @@ def verify(  # noqa: PLR0913 - all but two are keywords with defaults
         ``certified`` is False; ``Sat`` was replayed in onnxruntime with zero tolerance.
 
     Raises:
-        InputError: a file cannot be read, is not supported, or the two do not fit together.
+        InputError: a file cannot be read, or the two do not fit together; or the model holds
+            operators without a rule, and no point that was tried is a witness.
         UsageError: the arguments make no sense.
     """
     if timeout is not None and not (timeout > 0 and math.isfinite(timeout)):
@@ -179,11 +175,14 @@ class _Run:
         """Read, compare, search; an interrupt ends in a verdict like any other."""
         try:
             self.report(Progress(self.deadline.elapsed, "reading"))
-            with self._timed("reading"):
-                instance = Instance.read(model, spec)
-            self.query = instance.query
-            self.files = instance.files
-            verdict = self._decide(instance)
+            try:
+                with self._timed("reading"):
+                    instance = Instance.read(model, spec)
+            except UnsupportedModel as error:
+                verdict = self._falsify(model, spec, error)
+            else:
+                self._keep(instance)
+                verdict = self._decide(instance)
             self._write()
             return verdict
         except KeyboardInterrupt:
@@ -192,6 +191,55 @@ class _Run:
             return Unknown(Reason.MEMORY)
         finally:
             self._stop_watching()
+
+    def _keep(self, files: Files) -> None:
+        """Note for the result what was read."""
+        self.query, self.files = files.query, files.files
+
+    def _falsify(self, model: ModelSource, spec: SpecSource, error: UnsupportedModel) -> Verdict:
+        """Look for a witness where operators have no rule, so that nothing can be proved.
+
+        Raises:
+            UnsupportedModel: the error given, if none is found.
+        """
+        try:
+            with self._timed("reading"):
+                files = Files.read(model, spec)
+        except InputError:
+            raise error from None
+        if files.lowered.layout.products:
+            raise error
+        _log.warning("%s: nothing can be proved, but a witness may be found", error.cause)
+        tried = 0
+        with self._timed("attack"):
+            for found, count in self._samples(files):
+                tried += count
+                if found:
+                    self._keep(files)
+                    if self.semantics == "auto":
+                        self.semantics = natural_semantics(files.query)
+                    self._attest(files, found)
+                    return Sat(found)
+        tries = f"none of {tried} points is a witness; {error.help}"
+        raise UnsupportedModel(error.cause, place=error.place, help=tries) from error
+
+    def _samples(self, files: Files) -> Iterator[tuple[Counterexample | None, int]]:
+        """A witness or None for each problem of a query, and how many points were tried."""
+        replayer, rng = Replayer(files.model), np.random.default_rng(self.seed)
+        limit = self.deadline.slice(_SAMPLING_SECONDS)
+
+        def forward(points: Array) -> FloatArray:
+            return np.stack([replayer.run_flat(point) for point in points])
+
+        def report(count: int) -> None:
+            del count
+            self.report(Progress(self.deadline.elapsed, "attack"))
+
+        for problem in files.lowered.cases:
+            cases = Cases.build(problem, Device())
+            confirm = files.confirmation(replayer)
+            candidates = Candidates(forward, cases, confirm, files.input_type)
+            yield Sampling(candidates, rng, limit, report).run()
 
     def _decide(self, instance: Instance) -> Verdict:
         replayer = Replayer(instance.model)
@@ -300,7 +348,7 @@ class _Run:
         with self._timed("replay"):
             check_lowering(instance.model, *box, rng, points, replayer=replayer)
 
-    def _attest(self, instance: Instance, answer: Counterexample) -> None:
+    def _attest(self, instance: Files, answer: Counterexample) -> None:
         """Make the certificate of a witness, if one is asked for."""
         if self.certificate is None:
             return
@@ -315,7 +363,7 @@ class _Run:
             decimals |= {start + position: value for position, value in exact.items()}
             start += np.asarray(array).size
         certifier = Certifier(*instance.stored(REAL), TOOL)
-        certificate = certifier.witness(_split(flat, instance.model.inputs), decimals)
+        certificate = certifier.witness(instance.split(flat), decimals)
         try:
             self._check(certifier, certificate)
         except Unusable as error:
@@ -453,201 +501,6 @@ def _failures(problems: Sequence[Problem], doubts: Sequence[Doubt]) -> list[Fail
                     Failure(problem, cases, doubt.refusal.lower, trees, doubt.node, *box)
                 )
     return failures
-
-
-@dataclass(frozen=True)
-class Instance:
-    """A model and a query that fit together.
-
-    Attributes:
-        model: the network as read.
-        query: the specification.
-        lowered: the query as batches of problems over flat vectors.
-        files: ``model`` and ``spec`` -> path and SHA-256.
-    """
-
-    model: Model
-    query: Query
-    lowered: Lowered
-    files: Mapping[str, Mapping[str, str]]
-
-    @classmethod
-    def read(cls, model: str | os.PathLike[str] | onnx.ModelProto, spec: SpecSource) -> Instance:
-        """Read both and compare their tensors.
-
-        Raises:
-            InputError: one cannot be read, or they do not fit.
-        """
-        if isinstance(spec, Specification):
-            network = load_model(model, input_elements=len(spec.lower))
-            query = spec.to_query(
-                [info.shape for info in network.inputs], [info.shape for info in network.outputs]
-            )
-            lowered = lower_query(query)
-        else:
-            query = spec if isinstance(spec, Query) else read_query(spec)
-            lowered = lower_query(query)
-            network = _load_for(query, lowered, model)
-        _check_fit(query, network)
-        files = {
-            "model": {"path": network.source, "sha256": network.sha256},
-            "spec": {"path": query.source, "sha256": _file_hash(query.source)},
-        }
-        return cls(network, query, lowered, files)
-
-    def stored(self, semantics: str) -> tuple[bytes, bytes, Path | None, str]:
-        """What the checker reads: the bytes of the model and of the specification, as the files are
-        or as saving the objects would write them; the folder of the model; and the semantics.
-
-        Raises:
-            InputError: a file has changed since it was read.
-        """
-        directory = None if self.model.proto else Path(self.model.source).parent
-        return self.model.stored(), self._stored_query(), directory, semantics
-
-    def _stored_query(self) -> bytes:
-        path, known = Path(self.query.source), self.files["spec"]["sha256"]
-        if not known:
-            return format_vnnlib(self.query).encode()
-        data = path.read_bytes() if path.is_file() else b""
-        if hashlib.sha256(data).hexdigest() != known:
-            raise SpecError("the file has changed since it was read", place=str(path))
-        return data
-
-    @property
-    def executed(self) -> Graph:
-        """The graph that answers the query for every execution in binary32."""
-        return with_products(self.model.lowered, self.lowered.layout)
-
-    @property
-    def compared(self) -> Graph:
-        """The graph that answers the query over the reals.
-
-        Where shares are only compared with shares of the same row, what Softmax is applied to
-        decides, and nothing has to be estimated of its exponentials.
-        """
-        chosen, layout = self.model.graph, self.lowered.layout
-        if self.model.compared is not None:
-            graph, families = self.model.compared
-            chosen = graph if only_compares(self.query, layout, families) else chosen
-        return with_products(chosen, layout)
-
-    @property
-    def input_type(self) -> type[np.floating]:
-        """The coarsest element type among the model's inputs."""
-        types = [np.dtype(info.element_type) for info in self.model.inputs]
-        return min(types, key=lambda kind: kind.itemsize).type
-
-    def confirmation(self, replayer: Replayer) -> Confirm:
-        """The function that turns a point into a counterexample, or refuses."""
-        network = self.query.networks[0]
-
-        def confirm(point: FloatArray, decimals: Mapping[int, Fraction]) -> Counterexample | None:
-            inputs = _assign(network.inputs, _split(point, self.model.inputs))
-            outputs = _assign((*network.outputs, *network.hidden), replayer.run(point))
-            exact = _place(network.inputs, decimals)
-            if not self.query.holds(inputs | outputs, exact):
-                return None
-            return Counterexample(inputs, outputs, exact)
-
-        return confirm
-
-
-def _load_for(
-    query: Query, lowered: Lowered, model: str | os.PathLike[str] | onnx.ModelProto
-) -> Model:
-    """Load the model with the shapes and hidden tensors that the query declares."""
-    network = query.networks[0]
-    hidden = [tensor.onnx_name or tensor.name for tensor in network.hidden]
-    if query.version == "1.0":
-        return load_model(model, input_elements=lowered.n_inputs)
-    shapes = [tensor.shape for tensor in network.inputs]
-    return load_model(model, input_shapes=shapes, hidden=hidden)
-
-
-def _check_fit(query: Query, model: Model) -> None:
-    """Compare numbers of tensors, elements and element types.
-
-    Raises:
-        SpecError: with what the query declares and what the model has.
-    """
-    network = query.networks[0]
-    if query.version == "1.0":
-        pairs = (
-            ("input", network.inputs, model.inputs),
-            ("output", network.outputs, model.outputs),
-        )
-        for kind, declared, found in pairs:
-            wanted, given = sum(t.size for t in declared), sum(t.size for t in found)
-            if wanted != given:
-                raise SpecError(
-                    f"the specification has {wanted} {kind} variables, the model {given}",
-                    place=f"{query.source} and {model.source}",
-                )
-        return
-    for kind, declared, found in (
-        ("input", network.inputs, model.inputs),
-        ("output", network.outputs, model.outputs),
-    ):
-        _check_tensors(kind, declared, found, f"{query.source} and {model.source}")
-
-
-def _check_tensors(
-    kind: str, declared: Sequence[Tensor], found: Sequence[TensorInfo], place: str
-) -> None:
-    if len(declared) != len(found):
-        raise SpecError(
-            f"the specification declares {len(declared)} {kind} tensors, the model {len(found)}",
-            place=place,
-        )
-    for tensor, info in zip(declared, found, strict=True):
-        if tensor.size != math.prod(info.shape):
-            raise SpecError(
-                f"{tensor.name} is declared with shape {list(tensor.shape)}, "
-                f"the model's {info.name} has {list(info.shape)}",
-                place=place,
-            )
-        if tensor.element_type not in ("real", info.element_type):
-            raise SpecError(
-                f"{tensor.name} is declared {tensor.element_type}, "
-                f"the model's {info.name} holds {info.element_type}",
-                place=place,
-                help="declare the model's element type, or real to reason in real arithmetic",
-            )
-
-
-def _split(point: FloatArray, infos: Sequence[TensorInfo]) -> list[Array]:
-    sizes = [math.prod(info.shape) for info in infos]
-    parts = np.split(point, np.cumsum(sizes)[:-1])
-    return [
-        part.astype(info.element_type).reshape(info.shape)
-        for part, info in zip(parts, infos, strict=True)
-    ]
-
-
-def _assign(tensors: Sequence[Tensor], arrays: Sequence[Array]) -> dict[str, Array]:
-    """Name arrays by the query's tensors; VNN-LIB 1.0 has one tensor for all of them."""
-    if len(tensors) == 1 and len(arrays) > 1:
-        arrays = [np.concatenate([array.ravel() for array in arrays])]
-    return {
-        tensor.name: array.reshape(tensor.shape)
-        for tensor, array in zip(tensors, arrays, strict=True)
-    }
-
-
-def _place(tensors: Sequence[Tensor], decimals: Mapping[int, Fraction]) -> Decimals:
-    """Exact values by position in the flat input -> by tensor and position in it."""
-    result: dict[str, dict[int, Fraction]] = {}
-    starts = np.cumsum([0] + [tensor.size for tensor in tensors])
-    for position, value in decimals.items():
-        number = int(np.searchsorted(starts, position, side="right")) - 1
-        result.setdefault(tensors[number].name, {})[position - int(starts[number])] = value
-    return result
-
-
-def _file_hash(source: str) -> str:
-    path = Path(source)
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ LAYERS = [
     {"bounds"},
     {"proof"},
     {"search"},
+    {"instance"},
     {"verifier", "continuity"},
     {"region", "training"},
     {"bench", "report"},

@@ -18,8 +18,8 @@ from onnxcert.checker.certificate import Session
 from onnxcert.errors import UnsupportedSpec
 from onnxcert.frontend.onnx import load_model
 from onnxcert.frontend.vnnlib import parse_query
+from onnxcert.instance import Instance
 from onnxcert.region.condition import from_specification
-from onnxcert.verifier import Instance
 from tests.frontend.onnx_models import model_of
 from tests.strategies import seeds
 

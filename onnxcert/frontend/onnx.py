@@ -55,38 +55,24 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class Model:
-    """A model that has been read completely.
+class Interface:
+    """A model as a runtime shows it: where it is stored, what goes in and what comes out.
 
     Attributes:
         source: the path as given, or ``<model>`` for an object.
         sha256: of the file's bytes as they are (compressed if the file is), or of the object's
             serialisation.
-        graph: one vector of all inputs in order -> one vector of all outputs, then of all hidden
-            tensors that were asked for; each tensor row by row. Simplified.
-        lowered: the same before simplification, layer for layer as in the file.
-        inputs, outputs, hidden: what stands in those vectors, with the file's names and types.
-        opset, producer: as the file says.
-        parameters: stored floating-point numbers.
-        layers: the nodes of the file in order.
+        inputs, outputs, hidden: tensors with the file's names and types; hidden are those that
+            were asked for.
         proto: the model as read, for an object; None for a file, which replay reads again.
-        compared: where there is a Softmax, the graph without it and the row of each output in it;
-            see `onnxcert.frontend.translate.Translation.compared`.
     """
 
     source: str
     sha256: str
-    graph: Graph = field(repr=False)
-    lowered: Graph = field(repr=False)
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     hidden: tuple[TensorInfo, ...]
-    opset: int
-    producer: str
-    parameters: int
-    layers: tuple[Layer, ...] = field(repr=False)
-    proto: onnx.ModelProto | None = field(repr=False, default=None)
-    compared: tuple[Graph, IntArray] | None = field(repr=False, default=None)
+    proto: onnx.ModelProto | None = field(repr=False)
 
     def stored(self) -> bytes:
         """The bytes that `sha256` is of: the file as it is, or the serialised object.
@@ -100,6 +86,30 @@ class Model:
         if hashlib.sha256(data).hexdigest() != self.sha256:
             raise ModelError("the file has changed since it was read", place=self.source)
         return data
+
+
+@dataclass(frozen=True, eq=False)
+class Model(Interface):
+    """A model that has been read completely.
+
+    Attributes:
+        graph: one vector of all inputs in order -> one vector of all outputs, then of all hidden
+            tensors that were asked for; each tensor row by row. Simplified.
+        lowered: the same before simplification, layer for layer as in the file.
+        opset, producer: as the file says.
+        parameters: stored floating-point numbers.
+        layers: the nodes of the file in order.
+        compared: where there is a Softmax, the graph without it and the row of each output in it;
+            see `onnxcert.frontend.translate.Translation.compared`.
+    """
+
+    graph: Graph = field(repr=False)
+    lowered: Graph = field(repr=False)
+    opset: int
+    producer: str
+    parameters: int
+    layers: tuple[Layer, ...] = field(repr=False)
+    compared: tuple[Graph, IntArray] | None = field(repr=False, default=None)
 
 
 @dataclass(frozen=True)
@@ -161,17 +171,51 @@ def load_model(
     return Model(
         model.file.source,
         model.file.sha256,
-        simplify(graph),
-        graph,
         model.inputs,
         tuple(infos[: len(model.outputs)]),
         tuple(infos[len(model.outputs) :]),
+        source if isinstance(source, onnx.ModelProto) else None,
+        simplify(graph),
+        graph,
         model.file_opset,
         model.producer,
         _parameters(model),
         tuple(translation.layers),
-        source if isinstance(source, onnx.ModelProto) else None,
         compared,
+    )
+
+
+def load_interface(
+    source: Source,
+    *,
+    input_shapes: Sequence[tuple[int, ...]] | None = None,
+    input_elements: int | None = None,
+    hidden: Sequence[str] = (),
+) -> Interface:
+    """Read what a runtime shows of a model, whatever operators it holds.
+
+    Args:
+        source, input_shapes, input_elements, hidden: as for `load_model`.
+
+    Raises:
+        ModelError: the file cannot be read, is not valid, or does not fit what is declared; or the
+            shape of an output follows from neither the file nor its operators.
+    """
+    model = canonical(ModelFile.read(source), input_shapes, input_elements)
+    _require_computed(model, hidden)
+    names = (*model.outputs, *hidden)
+    for name in names:
+        if name not in model.shapes:
+            cause = f"the shape of the tensor {name!r} is not known"
+            raise ModelError(cause, place=model.file.source)
+    infos = [_tensor_info(model, name, model.shapes[name]) for name in names]
+    return Interface(
+        model.file.source,
+        model.file.sha256,
+        model.inputs,
+        tuple(infos[: len(model.outputs)]),
+        tuple(infos[len(model.outputs) :]),
+        source if isinstance(source, onnx.ModelProto) else None,
     )
 
 

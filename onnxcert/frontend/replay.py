@@ -22,7 +22,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as runtime_errors
 from onnxcert.arrays import UNIT_ROUNDOFF, Array, Device, FloatArray
 from onnxcert.errors import ModelError
 from onnxcert.frontend.model_file import decompressed
-from onnxcert.frontend.onnx import Model
+from onnxcert.frontend.onnx import Interface, Model
 from onnxcert.graph import Graph
 from onnxcert.ops import Sign
 from onnxcert.sets import Box
@@ -56,7 +56,7 @@ class Replayer:
         model: as `onnxcert.frontend.onnx.load_model` returned it.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Interface) -> None:
         self.model = model
 
     @cached_property

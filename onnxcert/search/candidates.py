@@ -17,7 +17,6 @@ from fractions import Fraction
 import numpy as np
 
 from onnxcert.arrays import Array, FloatArray, IntArray, array_module, to_host
-from onnxcert.graph import Graph
 from onnxcert.search.cases import Cases
 from onnxcert.sets import Ball
 from onnxcert.verdict import Counterexample
@@ -49,7 +48,7 @@ class Candidates:
     """Tests points against the open cases and keeps count.
 
     Attributes:
-        graph: the network in the engine's precision.
+        forward: evaluates points (P, n_in) in the engine's precision, (P, n_out).
         cases: what a witness has to satisfy.
         confirm: replays one point (n_in,) on the original file; some of its coordinates may stand
             for decimals that the element type cannot represent.
@@ -58,7 +57,7 @@ class Candidates:
         follow: takes points that `pursue` tested in vain, to look round them.
     """
 
-    graph: Graph
+    forward: Callable[[Array], Array]
     cases: Cases
     confirm: Confirm
     dtype: type[np.floating] = np.float32
@@ -69,11 +68,17 @@ class Candidates:
 
     def test(self, points: Array, cases: Array) -> Counterexample | None:
         """Try points (P, n_in), each against its own cases (P, C), -1 for none."""
-        problem = self.cases.problem
         known = (cases >= 0).any(axis=1)
         points, cases = points[known], cases[known]
-        if len(points) == 0:
-            return None
+        return None if len(points) == 0 else self.measure(points, cases)[1]
+
+    def measure(self, points: Array, cases: Array) -> tuple[FloatArray, Counterexample | None]:
+        """As `test`, of points with at least one case each.
+
+        Returns:
+            The least violation of each point, (P,), and a witness if one is among them.
+        """
+        problem = self.cases.problem
         box = problem.case_box[to_host(cases.max(axis=1))]
         low, high = representable_box(
             problem.inner_lower[box], problem.inner_upper[box], self.dtype
@@ -85,15 +90,15 @@ class Candidates:
         if isinstance(inputs, Ball):
             rounded = _drawn_in(inputs.take(box), rounded, low, high)
         inputs = array_module(points).asarray(rounded, dtype=float)
-        outputs = self.graph.forward(inputs)
+        outputs = self.forward(inputs)
         violation = to_host(self.cases.violation(inputs, outputs, cases)).min(axis=1)
         scale = 1.0 + to_host(abs(outputs).max(axis=1))
         promising = np.flatnonzero(violation <= _NEAR * scale)
         for index in promising[np.argsort(violation[promising], kind="stable")][:8]:
             thin = np.flatnonzero(low[index] > high[index])
             if found := self.replay(rounded[index], int(box[index]), thin):
-                return found
-        return None
+                return violation, found
+        return violation, None
 
     def pursue(self, points: Array, cases: Array) -> Counterexample | None:
         """Test points, then hand them to ``follow``; arrays as for `test`."""

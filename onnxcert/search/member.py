@@ -46,7 +46,7 @@ class Member:
     def __init__(self, brief: Brief) -> None:
         self.brief = brief
         cases, graph = brief.brancher.cases, brief.brancher.graph
-        self.candidates = _Noted(graph, cases, lambda point, decimals: None, brief.dtype)
+        self.candidates = _Noted(graph.forward, cases, lambda point, decimals: None, brief.dtype)
         self.regions = RegionSearch(
             graph,
             cases,

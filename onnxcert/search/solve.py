@@ -181,7 +181,7 @@ class Solver:
         self.plan = plan = choose_plan(self.graph, problem, self.settings)
         _log.info("%s", plan.why)
         cases = Cases.build(problem, self.device)
-        candidates = Candidates(self.graph, cases, self.confirm, self.dtype)
+        candidates = Candidates(self.graph.forward, cases, self.confirm, self.dtype)
         candidates.follow = partial(self._falsifier.follow, candidates)
         self._seen += len(problem)
         open_cases = np.arange(len(problem))
@@ -225,7 +225,7 @@ class Solver:
             # better by what it lacked.
             lacking = 0.0 if trees else max(-failure.lower for failure in members)
             cases = Cases.build(problem, self.device, _MARGIN + 2.0 * max(0.0, lacking))
-            candidates = Candidates(self.graph, cases, self.confirm, self.dtype)
+            candidates = Candidates(self.graph.forward, cases, self.confirm, self.dtype)
             numbers = np.unique(np.concatenate([failure.cases for failure in members]))
             if trees is not None:
                 answer = self._split_further(trees, cases, candidates, members, numbers)

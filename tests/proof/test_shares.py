@@ -14,8 +14,8 @@ from onnxcert.checker import Rejected, container
 from onnxcert.checker.certificate import Session
 from onnxcert.checker.network import Curve
 from onnxcert.frontend.vnnlib import read_query
+from onnxcert.instance import Instance
 from onnxcert.ops import Exp
-from onnxcert.verifier import Instance
 from tests.checker.makers import dense
 from tests.frontend.onnx_models import model_of
 from tests.proof.networks import Files

@@ -63,7 +63,7 @@ def needle(cases: int = 1) -> tuple[Graph, Candidates]:
     row: Row = ([-1.0], 0.05)
     problem = make_problem([([-1.0], [1.0])], [(0, [row])] * cases)
     table = Cases.build(problem, Device())
-    return graph, Candidates(graph, table, confirm_exactly(graph, problem), np.float64)
+    return graph, Candidates(graph.forward, table, confirm_exactly(graph, problem), np.float64)
 
 
 def falsifier(share: float, clock: Clock) -> tuple[Falsifier, Recorded]:

@@ -73,7 +73,7 @@ def candidates(rng: np.random.Generator) -> Candidates:
     """Takes every point it is handed for a witness."""
     problem = make_problem([([0.0, 0.0], [1.0, 1.0])], [(0, [([0.0], -1.0)])])
     cases = Cases.build(problem, Device())
-    return Candidates(relu_network(rng, [2, 1]), cases, lambda point, decimals: WITNESS)
+    return Candidates(relu_network(rng, [2, 1]).forward, cases, lambda point, decimals: WITNESS)
 
 
 @dataclass(frozen=True)

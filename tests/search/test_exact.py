@@ -59,7 +59,7 @@ def brancher(graph: Graph, problem: Problem) -> NeuronSplit:
 def search(graph: Graph, problem: Problem) -> LinearSearch:
     whole = brancher(graph, problem)
     confirm = confirm_exactly(graph, problem)
-    return LinearSearch(whole, Candidates(graph, whole.cases, confirm, np.float64))
+    return LinearSearch(whole, Candidates(graph.forward, whole.cases, confirm, np.float64))
 
 
 @st.composite

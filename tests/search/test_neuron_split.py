@@ -166,7 +166,7 @@ def test_trees_are_complete_and_their_leaves_refuted(seed: int, steps: int, marg
     cases = [(0, [(row.tolist(), float(margin - (outputs @ row).min()))]) for row in rows]
     problem = make_problem([([-1.0, -1.0], [1.0, 1.0])], cases)
     split = brancher(graph, problem, steps)
-    candidates = Candidates(graph, split.cases, lambda point, decimals: None)
+    candidates = Candidates(graph.forward, split.cases, lambda point, decimals: None)
     answer = BranchAndBound(batch_limit=16).run(split, candidates, Deadline(5.0))
     assume(answer is None)  # leaves without unstable neurons may be left to halving inputs
     assert_complete(split.trees)

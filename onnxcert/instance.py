@@ -1,0 +1,254 @@
+"""A model and a query that fit together: what every question about the two begins with.
+
+`Files` knows of the model only what a runtime shows: what goes in and what comes out. That is
+enough to confirm a witness, also where some operator has no rule. `Instance` has the network, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from onnxcert.arrays import Array, FloatArray
+from onnxcert.errors import SpecError
+from onnxcert.frontend.lower import Lowered, lower_query
+from onnxcert.frontend.onnx import Interface, Model, TensorInfo, load_interface, load_model
+from onnxcert.frontend.products import with_products
+from onnxcert.frontend.replay import Replayer
+from onnxcert.frontend.rows import only_compares
+from onnxcert.frontend.vnnlib import read_query
+from onnxcert.frontend.write import format_vnnlib
+from onnxcert.graph import Graph
+from onnxcert.search.candidates import Confirm
+from onnxcert.spec import Query, Tensor
+from onnxcert.spec.build import Specification
+from onnxcert.spec.query import Decimals
+from onnxcert.verdict import Counterexample
+
+if TYPE_CHECKING:
+    import onnx
+
+    ModelSource = str | os.PathLike[str] | onnx.ModelProto
+
+SpecSource = str | os.PathLike[str] | Query | Specification
+
+
+@dataclass(frozen=True)
+class Files:
+    """A model and a query that fit together, as far as a runtime shows the model.
+
+    Attributes:
+        model: the tensors that go in and come out, and where the model is stored.
+        query: the specification.
+        lowered: the query as batches of problems over flat vectors.
+        files: ``model`` and ``spec`` -> path and SHA-256.
+    """
+
+    model: Interface
+    query: Query
+    lowered: Lowered
+    files: Mapping[str, Mapping[str, str]]
+
+    @classmethod
+    def read(cls, model: ModelSource, spec: SpecSource) -> Self:
+        """Read both and compare their tensors.
+
+        Raises:
+            InputError: one cannot be read, or they do not fit.
+        """
+        if isinstance(spec, Specification):
+            network = cls._load(model, input_elements=len(spec.lower))
+            query = spec.to_query(
+                [info.shape for info in network.inputs], [info.shape for info in network.outputs]
+            )
+            lowered = lower_query(query)
+        else:
+            query = spec if isinstance(spec, Query) else read_query(spec)
+            lowered = lower_query(query)
+            network = cls._load_for(query, lowered, model)
+        _check_fit(query, network)
+        files = {
+            "model": {"path": network.source, "sha256": network.sha256},
+            "spec": {"path": query.source, "sha256": _file_hash(query.source)},
+        }
+        return cls(network, query, lowered, files)
+
+    @classmethod
+    def _load(cls, model: ModelSource, **declared: Any) -> Any:
+        """Read the model; the options are those of `load_interface`."""
+        return load_interface(model, **declared)
+
+    @classmethod
+    def _load_for(cls, query: Query, lowered: Lowered, model: ModelSource) -> Any:
+        """Read the model with the shapes and hidden tensors that the query declares."""
+        network = query.networks[0]
+        if query.version == "1.0":
+            return cls._load(model, input_elements=lowered.n_inputs)
+        hidden = [tensor.onnx_name or tensor.name for tensor in network.hidden]
+        shapes = [tensor.shape for tensor in network.inputs]
+        return cls._load(model, input_shapes=shapes, hidden=hidden)
+
+    def stored(self, semantics: str) -> tuple[bytes, bytes, Path | None, str]:
+        """What the checker reads: the bytes of the model and of the specification, as the files are
+        or as saving the objects would write them; the folder of the model; and the semantics.
+
+        Raises:
+            InputError: a file has changed since it was read.
+        """
+        directory = None if self.model.proto else Path(self.model.source).parent
+        return self.model.stored(), self._stored_query(), directory, semantics
+
+    def _stored_query(self) -> bytes:
+        path, known = Path(self.query.source), self.files["spec"]["sha256"]
+        if not known:
+            return format_vnnlib(self.query).encode()
+        data = path.read_bytes() if path.is_file() else b""
+        if hashlib.sha256(data).hexdigest() != known:
+            raise SpecError("the file has changed since it was read", place=str(path))
+        return data
+
+    @property
+    def input_type(self) -> type[np.floating]:
+        """The coarsest element type among the model's inputs."""
+        types = [np.dtype(info.element_type) for info in self.model.inputs]
+        return min(types, key=lambda kind: kind.itemsize).type
+
+    def split(self, point: FloatArray) -> list[Array]:
+        """The flat vector of all inputs as one array per input, in its shape and type."""
+        infos = self.model.inputs
+        parts = np.split(point, np.cumsum([info.size for info in infos])[:-1])
+        return [
+            part.astype(info.element_type).reshape(info.shape)
+            for part, info in zip(parts, infos, strict=True)
+        ]
+
+    def confirmation(self, replayer: Replayer) -> Confirm:
+        """The function that turns a point into a counterexample, or refuses."""
+        network = self.query.networks[0]
+
+        def confirm(point: FloatArray, decimals: Mapping[int, Fraction]) -> Counterexample | None:
+            inputs = _assign(network.inputs, self.split(point))
+            outputs = _assign((*network.outputs, *network.hidden), replayer.run(point))
+            exact = _place(network.inputs, decimals)
+            if not self.query.holds(inputs | outputs, exact):
+                return None
+            return Counterexample(inputs, outputs, exact)
+
+        return confirm
+
+
+@dataclass(frozen=True)
+class Instance(Files):
+    """Files of which the network is known, too.
+
+    Attributes:
+        model: the network as read.
+    """
+
+    model: Model
+
+    @classmethod
+    def _load(cls, model: ModelSource, **declared: Any) -> Any:
+        return load_model(model, **declared)
+
+    @property
+    def executed(self) -> Graph:
+        """The graph that answers the query for every execution in binary32."""
+        return with_products(self.model.lowered, self.lowered.layout)
+
+    @property
+    def compared(self) -> Graph:
+        """The graph that answers the query over the reals.
+
+        Where shares are only compared with shares of the same row, what Softmax is applied to
+        decides, and nothing has to be estimated of its exponentials.
+        """
+        chosen, layout = self.model.graph, self.lowered.layout
+        if self.model.compared is not None:
+            graph, families = self.model.compared
+            chosen = graph if only_compares(self.query, layout, families) else chosen
+        return with_products(chosen, layout)
+
+
+def _check_fit(query: Query, model: Interface) -> None:
+    """Compare numbers of tensors, elements and element types.
+
+    Raises:
+        SpecError: with what the query declares and what the model has.
+    """
+    network = query.networks[0]
+    if query.version == "1.0":
+        pairs = (
+            ("input", network.inputs, model.inputs),
+            ("output", network.outputs, model.outputs),
+        )
+        for kind, declared, found in pairs:
+            wanted, given = sum(t.size for t in declared), sum(t.size for t in found)
+            if wanted != given:
+                raise SpecError(
+                    f"the specification has {wanted} {kind} variables, the model {given}",
+                    place=f"{query.source} and {model.source}",
+                )
+        return
+    for kind, declared, found in (
+        ("input", network.inputs, model.inputs),
+        ("output", network.outputs, model.outputs),
+    ):
+        _check_tensors(kind, declared, found, f"{query.source} and {model.source}")
+
+
+def _check_tensors(
+    kind: str, declared: Sequence[Tensor], found: Sequence[TensorInfo], place: str
+) -> None:
+    if len(declared) != len(found):
+        raise SpecError(
+            f"the specification declares {len(declared)} {kind} tensors, the model {len(found)}",
+            place=place,
+        )
+    for tensor, info in zip(declared, found, strict=True):
+        if tensor.size != math.prod(info.shape):
+            raise SpecError(
+                f"{tensor.name} is declared with shape {list(tensor.shape)}, "
+                f"the model's {info.name} has {list(info.shape)}",
+                place=place,
+            )
+        if tensor.element_type not in ("real", info.element_type):
+            raise SpecError(
+                f"{tensor.name} is declared {tensor.element_type}, "
+                f"the model's {info.name} holds {info.element_type}",
+                place=place,
+                help="declare the model's element type, or real to reason in real arithmetic",
+            )
+
+
+def _assign(tensors: Sequence[Tensor], arrays: Sequence[Array]) -> dict[str, Array]:
+    """Name arrays by the query's tensors; VNN-LIB 1.0 has one tensor for all of them."""
+    if len(tensors) == 1 and len(arrays) > 1:
+        arrays = [np.concatenate([array.ravel() for array in arrays])]
+    return {
+        tensor.name: array.reshape(tensor.shape)
+        for tensor, array in zip(tensors, arrays, strict=True)
+    }
+
+
+def _place(tensors: Sequence[Tensor], decimals: Mapping[int, Fraction]) -> Decimals:
+    """Exact values by position in the flat input -> by tensor and position in it."""
+    result: dict[str, dict[int, Fraction]] = {}
+    starts = np.cumsum([0] + [tensor.size for tensor in tensors])
+    for position, value in decimals.items():
+        number = int(np.searchsorted(starts, position, side="right")) - 1
+        result.setdefault(tensors[number].name, {})[position - int(starts[number])] = value
+    return result
+
+
+def _file_hash(source: str) -> str:
+    path = Path(source)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
