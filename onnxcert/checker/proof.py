@@ -102,6 +102,11 @@ class Boxes:
         balls = self.balls and self.balls[index]
         return Boxes(self.low[index], self.high[index], self.cases[index], known, balls)
 
+    def bounded_like(self, other: Boxes) -> bool:
+        """Whether the bounds of one batch are those of the other: the same boxes without balls."""
+        mine, theirs = (self.low, self.high, *self.known), (other.low, other.high, *other.known)
+        return self.balls is None and other.balls is None and all(map(np.array_equal, mine, theirs))
+
     @staticmethod
     def joined(parts: Sequence[Boxes]) -> Boxes:
         """All batches in one."""
@@ -178,11 +183,13 @@ class Prover:
     Attributes:
         bounder, rows: the network and the cases.
         quickly: how many leaves were tried without rows for every neuron, and how many closed so.
+        ahead: what `bound_ahead` found.
     """
 
     bounder: Bounder
     rows: Rows
     quickly: list[int] = field(default_factory=lambda: [0, 0])
+    ahead: list[tuple[Boxes, Relaxation]] = field(default_factory=list)
 
     def forms(
         self, r: Relaxation, cases: Array, weights: Array | None = None
@@ -311,9 +318,7 @@ class Prover:
         What a sum does not refute by its bound is tried with better lines (`ascend`). At leaves a
         case without a sum is tried with the row that has the best bound.
         """
-        r = self.bounder.bound(
-            nodes.low, nodes.high, nodes.known, backward=backward, balls=nodes.balls
-        )
+        r = self._bounds(nodes, backward=backward)
         form, lower, refuted = self.refute(r, nodes.cases, nodes.low, nodes.high)
         shape = (*lower.shape, -1)
         coefficients, constant = form.rows.reshape(shape), form.constant.reshape(lower.shape)
@@ -354,6 +359,19 @@ class Prover:
         used = np.asarray((cases >= 0).any(axis=0))
         cases = cases[:, used] if used.any() else cases[:, :1]
         return np.asarray(refuted.all(axis=1)), Boxes(low, high, cases, known, nodes.balls), worst
+
+    def bound_ahead(self, nodes: Boxes) -> None:
+        """Bound boxes that `boxes` will be asked for, before it is known what becomes of them."""
+        self.ahead[:] = [(nodes, self._bounds(nodes, backward=True))]
+
+    def _bounds(self, nodes: Boxes, *, backward: bool) -> Relaxation:
+        if backward and self.ahead:
+            ((same, r),) = self.ahead
+            if nodes.bounded_like(same):
+                return r
+        return self.bounder.bound(
+            nodes.low, nodes.high, nodes.known, backward=backward, balls=nodes.balls
+        )
 
     def _ascend(
         self, r: Relaxation, index: Array, nodes: Boxes, weights: Array, auditor: Auditor

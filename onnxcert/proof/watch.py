@@ -1,9 +1,11 @@
 """Checking while the search runs: the checker's functions on the second processor.
 
 A child process gets every step of the trees over inputs as it happens and bounds the same boxes
-with the checker's own arithmetic. When the search is done it is given the certificate and checks it
-like any other, but for trees that it has walked already: there it only compares the certificate
-with what it saw. Nothing is believed that the child did not do itself.
+with the checker's own arithmetic; a single root at the same time as the search, for the first
+bounds of a wide network may take longer than all others together. When the search is done it is
+given the certificate and checks it like any other, but for trees that it has walked already: there
+it only compares the certificate with what it saw. Nothing is believed that the child did not do
+itself.
 
 Messages are pickled tuples on pipes; the child is started by ``python -m onnxcert.proof.watch``.
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 import logging
 import queue
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -178,6 +181,8 @@ class _Child:
             trees.roots[node] = frozenset(row)
             number = place[frozenset(row)]
             trees.boxes[node] = roots[number : number + 1]
+        if len(nodes) == 1:
+            trees.prover.bound_ahead(roots)
         self.trees[uid] = trees
 
     def step(self, uid: int, step: Step) -> None:
@@ -194,6 +199,7 @@ class _Child:
             trees.sums[int(n), case.number] = table[row].tobytes()
         order = np.lexsort((position, node))
         trees.step(step, Combined(node[order], position[order], table[order]))
+        trees.prover.ahead.clear()
 
     def finish(self, data: bytes, groups: Sequence[tuple[int, IntArray]]) -> Reply:
         """Check the certificate; groups are numbers of trees (-1 for others) and their nodes."""
@@ -221,8 +227,10 @@ class Watch:
         self._begin = begin
         self._waiting: list[tuple[Any, ...]] = []
         self._child: Child | None = None
-        self._idle: IdleProcessors | None = None
-        self._closed = False
+        self._idle = IdleProcessors()
+        self._closed = threading.Event()
+        self._lock = threading.RLock()
+        self._starter: threading.Thread | None = None
         self._trees: dict[int, int] = {}
 
     def problem(self, problem: Problem) -> None:
@@ -240,26 +248,42 @@ class Watch:
 
         Trees outlive the watch when they are repaired; what they say then is for nobody.
         """
-        if self._closed:
-            return
-        if self._child is not None:
-            self._child.tell(message)
-            return
-        self._waiting.append(message)
-        self._idle = self._idle or IdleProcessors()
-        if self._idle.seconds > _PATIENCE and self._idle.count() > _IDLE_ENOUGH:
-            self._start()
-        elif self._idle.seconds > _LONGEST_WAIT:
-            # What is kept grows, and a late child would only lag behind.
-            self.close()
-            self._waiting.clear()
+        with self._lock:
+            if self._closed.is_set():
+                return
+            if self._child is not None:
+                self._child.tell(message)
+                return
+            self._waiting.append(message)
+            # The search may be silent for long; without trees there is nothing to be checked yet.
+            if not self._settled() and self._starter is None and self._trees:
+                self._starter = threading.Thread(target=self._wait, daemon=True)
+                self._starter.start()
+
+    def _wait(self) -> None:
+        """Start a child as soon as it would pay, whatever the search does meanwhile."""
+        while not self._closed.wait(_GLANCE) and not self._settled():
+            pass
+
+    def _settled(self) -> bool:
+        """Start a child if it pays now; whether there is one, or will be none."""
+        with self._lock:
+            if self._closed.is_set() or self._child is not None:
+                return True
+            if self._idle.seconds > _LONGEST_WAIT:
+                # What is kept grows, and a late child would only lag behind.
+                self._closed.set()
+                self._waiting.clear()
+            elif self._idle.seconds > _PATIENCE and self._idle.count() > _IDLE_ENOUGH:
+                self._start()
+            return self._closed.is_set() or self._child is not None
 
     def _start(self) -> None:
         try:
             self._child = Child(__spec__.name)
         except OSError as error:
             _log.info("no second process: %s", error)
-            self.close()
+            self._closed.set()
             return
         for message in (self._begin(), *self._waiting):
             self._child.tell(message)
@@ -276,8 +300,10 @@ class Watch:
         Raises:
             Expired: the time is up.
         """
-        child = self._child
+        with self._lock:
+            child = self._child
         if child is None:
+            self.close()
             return None
         known = [(self._trees.get(id(trees), -1), order) for trees, order, _ in groups]
         child.tell(("finish", data, known))
@@ -297,11 +323,14 @@ class Watch:
 
     def close(self) -> None:
         """End the child; nothing is sent any more."""
-        self._closed = True
-        self._waiting.clear()
-        if self._child is not None:
-            self._child.close()
-            self._child = None
+        self._closed.set()
+        if self._starter is not None:
+            self._starter.join()
+        with self._lock:
+            self._waiting.clear()
+            if self._child is not None:
+                self._child.close()
+                self._child = None
 
 
 def main() -> None:

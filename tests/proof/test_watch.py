@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ import pytest
 from onnxcert import Reason, Result, Unknown
 from onnxcert.arrays import IntArray
 from onnxcert.checker import Rejected
+from onnxcert.checker.bounds import Bounder
 from onnxcert.checker.certificate import Session
 from onnxcert.checker.errors import Expired
-from onnxcert.checker.proof import Prover
+from onnxcert.checker.proof import Prover, Rows
 from onnxcert.processes import Child, IdleProcessors
 from onnxcert.proof import watch
 from onnxcert.proof.trace import InputTrees
@@ -28,6 +29,7 @@ from onnxcert.proof.watch import Reply, Watch, WatchedTrees
 from tests.checker.makers import Arrays, Header, coarse, dense, edited, spec
 from tests.proof.networks import Files, hard, least
 from tests.proof.skeptic import Skeptic
+from tests.strategies import make_problem
 
 REAL = "VERIFIED UNSAT (real)"
 
@@ -252,6 +254,43 @@ def test_rejections_are_answers(tmp_path: Path, inside: Inside) -> None:
     assert answer.rule == "container"
 
 
+def test_a_single_root_is_bounded_ahead_and_once(
+    tmp_path: Path, inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bounded: list[bytes] = []
+    bound = Bounder.bound
+
+    def noted(bounder: Bounder, low: np.ndarray, high: np.ndarray, *rest: Any, **how: Any) -> Any:
+        if how["backward"]:
+            bounded.append(low.tobytes() + high.tobytes())
+        return bound(bounder, low, high, *rest, **how)
+
+    monkeypatch.setattr(Bounder, "bound", noted)
+    assert hard(tmp_path).verify(splitting="input", watch="auto").word == "unsat"
+    assert inside.agreed == [True]
+    assert bounded.count(bounded[0]) == 1
+    assert len(bounded) > 1
+    (trees,) = inside.child.trees.values()
+    assert trees.prover.ahead == []
+
+
+def test_other_boxes_are_not_bounded_ahead(tmp_path: Path) -> None:
+    files = hard(tmp_path)
+    session = Session(files.model.read_bytes(), files.spec.read_bytes())
+    cases = list(session.query.cases())
+    rows = Rows.of(cases, session.network.n_inputs, len(session.network.output))
+    prover = Prover(session.bounder(executed=False), rows)
+    roots = prover.roots(cases)
+    prover.bound_ahead(roots)
+    ((_, ahead),) = prover.ahead
+    assert prover._bounds(roots, backward=True) is ahead
+    smaller = replace(roots, low=0.5 * roots.low)
+    known = replace(roots, known=(np.full_like(roots.known[0], -1.0), roots.known[1]))
+    for other in (smaller, known, roots[np.array([0, 0])]):
+        assert prover._bounds(other, backward=True) is not ahead
+    assert prover._bounds(roots, backward=False) is not ahead
+
+
 def test_no_process_for_what_is_over_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def start(*arguments: object, **options: object) -> None:
         raise AssertionError("a process for this")
@@ -330,6 +369,44 @@ def test_a_process_answers_and_ends(
     assert (str(answer[0]), answer[1]) == (REAL, [])
     processes.assert_gone()
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_process_is_started_while_the_search_is_silent(
+    processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "_PATIENCE", 0.2)
+    begun = threading.Event()
+
+    def begin() -> tuple[bytes, bytes, None, str]:
+        begun.set()
+        return b"no model", b"no specification", None, "real"
+
+    parent = Watch(begin)
+    trees = InputTrees(make_problem([([0.0], [1.0])], [(0, [([1.0], 0.0)])]))
+    parent.problem(trees.problem)
+    assert set(threading.enumerate()) <= processes.threads  # nothing to be checked yet
+    parent.follow(trees)
+    trees.plant(np.array([[0]]))
+    assert not processes.started
+    assert begun.wait(60.0)
+    parent.close()
+    processes.assert_gone()
+
+
+def test_what_nobody_will_read_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "_LONGEST_WAIT", 0.1)
+    monkeypatch.setattr(IdleProcessors, "count", lambda idle: 0.0)
+    parent = Watch(lambda: (b"", b"", None, "real"))
+    trees = InputTrees(make_problem([([0.0], [1.0])], [(0, [([1.0], 0.0)])]))
+    parent.follow(trees)
+    trees.plant(np.array([[0]]))
+    assert parent._starter is not None
+    parent._starter.join(60.0)
+    assert not parent._starter.is_alive()
+    assert parent._waiting == []
+    trees.plant(np.array([[0]]))
+    assert parent._waiting == []
+    assert parent.finish(b"", [], lambda: False) is None
 
 
 @pytest.mark.parametrize("moment", ["at once", "before the answer"])
