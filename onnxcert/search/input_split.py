@@ -39,8 +39,10 @@ from onnxcert.search.frontier import Batch, take
 from onnxcert.search.steepness import MOST_INPUTS, steepness
 from onnxcert.sets import Ball, Box
 
-_KNOWN_LIMIT = 20_000
-"""Pre-activations up to which a subproblem remembers its parent's bounds."""
+_KNOWN_LIMIT = 1 << 16
+"""Pre-activations up to which a subproblem remembers its parent's bounds: 1 MB. With them the
+boxes of cifar_biasfield 12, of 29 thousand, have half as many rows and are bounded by -9.2 after
+four cuts instead of -13.6."""
 
 _ASCENT_NUMBERS = 1 << 18
 """Values of all layers in one ascent, so that its temporaries stay in cache."""
