@@ -112,6 +112,18 @@ def array_module(*arrays: object) -> ModuleType:
     return np
 
 
+def sparse_module(*arrays: object) -> ModuleType:
+    """The namespace of sparse matrices (of SciPy or CuPy) for the arrays.
+
+    It is imported here, because importing SciPy takes longer than verifying a small network.
+    """
+    if array_module(*arrays) is np:
+        from scipy import sparse  # noqa: PLC0415
+    else:
+        from cupyx.scipy import sparse  # noqa: PLC0415
+    return cast(ModuleType, sparse)
+
+
 def to_device(array: Array, device: Device) -> Array:
     """Copy an array of the host to the device; on the CPU it is returned as it is."""
     return array if device.kind == "cpu" else cast(Array, device.xp.asarray(array))

@@ -32,6 +32,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module, single, singles
 from onnxcert.bounds.execution import execution_error
@@ -152,33 +153,26 @@ class Tilt:
     Attributes:
         source: the value that is read.
         neurons: (N,).
-        index: (N, p) entries of the source.
-        factor, offset: (K, N, p) and (K, N) of the planes, with what rounding adds, of K
-            subproblems or one for all.
+        factors: of the planes of K cases, dense or in compressed rows: (m, N) and (N, m).
+        offset: (B, N) of the planes, with what rounding adds, or (1, N).
         active: (B, N) which neurons take their plane where their row is negative; or (1, N).
-        levels: entries of the source, no two alike in one level, and which of the N p factors
-            belong to each.
         meeting: (1, m) rounding of one addition of rows over the source.
-        matrices, case: the factors as (K, N, m), and which of these each subproblem takes, (B,);
-            None where factors are used as they are.
+        case: (B,) whose planes a subproblem takes, -1 for nobody's; None where there is one case.
     """
 
     source: str
     neurons: Array
-    index: Array
-    factor: Array
+    factors: Sequence[tuple[Any, Any]]
     offset: Array
     active: Array
-    levels: Sequence[tuple[Array, Array]]
     meeting: Array
-    matrices: Array | None = None
     case: Array | None = None
 
     def single(self) -> Tilt:
         """The same in binary32."""
-        factor, offset, meeting = map(single, (self.factor, self.offset, self.meeting))
-        matrices = None if self.matrices is None else single(self.matrices)
-        return replace(self, factor=factor, offset=offset, meeting=meeting, matrices=matrices)
+        offset, meeting = single(self.offset), single(self.meeting)
+        factors = [(single(rows), single(columns)) for rows, columns in self.factors]
+        return replace(self, factors=factors, offset=offset, meeting=meeting)
 
     def negative(self, rows: Array) -> Array:
         """What planes take of rows (B, R, n): (B, R, N)."""
@@ -187,37 +181,33 @@ class Tilt:
 
     def spread(self, below: Array, size: int) -> Array:
         """Rows over the planes (B, R, N) -> rows over the source (B, R, size)."""
-        xp = array_module(below)
-        batch, count, _ = below.shape
-        if self.matrices is not None:
-            rows = xp.empty((batch, count, size), below.dtype)
-            for part, matrix in self._by_case(self.matrices):
-                rows[part] = below[part] @ matrix
-            return rows  # type: ignore[no-any-return]
-        parts = (below[..., None] * self.factor[:, None]).reshape(batch, count, -1)
-        rows = xp.zeros((batch, count, size), below.dtype)
-        for targets, reads in self.levels:
-            rows[:, :, targets] += parts[:, :, reads]
+        rows = array_module(below).zeros((*below.shape[:2], size), below.dtype)
+        for part, (matrix, _) in self._by_case():
+            mine = below[part]
+            made = matrix @ mine.reshape(-1, mine.shape[2]).T
+            rows[part] = made.T.reshape(*mine.shape[:2], size)
         return rows  # type: ignore[no-any-return]
 
-    def _by_case(self, matrices: Array) -> Iterator[tuple[Array | slice, Array]]:
-        """Which subproblems take which matrix."""
+    def _by_case(self) -> Iterator[tuple[Array | slice, tuple[Any, Any]]]:
+        """Which subproblems take which factors."""
         if self.case is None:
-            yield slice(None), matrices[0]
+            yield slice(None), self.factors[0]
             return
-        for number in array_module(self.case).unique(self.case).tolist():
-            yield self.case == number, matrices[number]
+        xp = array_module(self.case)
+        order = xp.argsort(self.case, kind="stable")
+        numbers, starts = xp.unique(self.case[order], return_index=True)
+        ends = [*starts.tolist()[1:], len(order)]
+        for number, start, end in zip(numbers.tolist(), starts.tolist(), ends, strict=True):
+            if number >= 0:
+                yield order[start:end], self.factors[number]
 
     def taken(self, row: Array, line: Array, source: Array) -> Array:
         """Values on what a row (B, n) took: the planes, or a line's values (B, n)."""
         xp = array_module(row)
-        if self.matrices is None:
-            plane = (self.factor * source[:, self.index]).sum(axis=2) + self.offset
-        else:
-            plane = xp.empty((len(row), len(self.neurons)), row.dtype)
-            for part, matrix in self._by_case(self.matrices):
-                plane[part] = source[part] @ matrix.T
-            plane += self.offset
+        plane = xp.zeros((len(row), len(self.neurons)), row.dtype)
+        for part, (_, matrix) in self._by_case():
+            plane[part] = (matrix @ source[part].T).T
+        plane += self.offset
         chosen = (row[:, self.neurons] < 0) & self.active
         value = line.copy()
         value[:, self.neurons] = xp.where(chosen, plane, value[:, self.neurons])
@@ -708,7 +698,7 @@ class _Pass:
         below = tilt.negative(rows)
         rows = rows.copy()
         rows[:, :, tilt.neurons] -= below
-        self.constant = self.constant + (below * tilt.offset[:, None]).sum(axis=2)
+        self.charge(below, tilt.offset)
         self.push(tilt.source, tilt.spread(below, self.relaxation.graph.sizes[tilt.source]))
         return rows
 

@@ -35,10 +35,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
-from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module, single, to_host
+from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module, single, sparse_module, to_host
 from onnxcert.bounds.backward import SLACK, Relaxation, Tilt
 from onnxcert.graph import Graph, Node
 from onnxcert.ops.base import TINY, Affine, Elementwise, Operator
@@ -51,7 +52,7 @@ _CLOSE = 1.0 + 1e-6
 """How much larger than the range of a neuron that of its box may be."""
 
 _DENSE = 1 << 22
-"""Numbers up to which factors are kept as matrices: one product in place of long sums."""
+"""Numbers up to which factors are dense matrices; compressed rows need SciPy."""
 
 _CHUNK = 1 << 22
 """Numbers of rows that are made at once to find what neurons read."""
@@ -168,34 +169,42 @@ class Tilting:
         """Planes for shares on the grid (K, N, p), of K subproblems or one for all."""
         xp = array_module(shares)
         share = self.balanced(shares) * self.used
-        factor = share * self.weight
         low = -(share * self.least).sum(axis=2)
         high = self.top - (share * (self.least + self.width)).sum(axis=2)
         offset = xp.maximum(low, high) + 4.0 * SLACK * self.error
         active = xp.ones((1, len(self.neurons)), dtype=bool)
-        return Tilt(
-            self.source,
-            self.neurons,
-            self.index,
-            factor,
-            offset,
-            active,
-            self.levels,
-            self.meeting,
-        )
+        case = None if len(shares) == 1 else xp.arange(len(shares))
+        factors = self._matrices(share * self.weight)
+        return Tilt(self.source, self.neurons, factors, offset, active, self.meeting, case)
+
+    def _matrices(self, factor: Array) -> list[tuple[Any, Any]]:
+        """Factors (K, N, p) as `Tilt` has them."""
+        xp, (count, neurons, _) = array_module(factor), factor.shape
+        size = self.meeting.shape[1]
+        row, column, reads, order = self._entries
+        if count * neurons * size <= _DENSE:
+            dense = xp.zeros((count, neurons, size), factor.dtype)
+            dense[:, row, column] = factor.reshape(count, -1)[:, reads]
+            return [(matrix.T, matrix) for matrix in dense]
+        csr_matrix = sparse_module(factor).csr_matrix
+        first = xp.searchsorted(row, xp.arange(neurons + 1))
+        start = xp.searchsorted(column[order], xp.arange(size + 1))
+        made = []
+        for part in factor.reshape(count, -1):
+            value = part[reads]
+            over_source = csr_matrix((value[order], row[order], start), shape=(size, neurons))
+            over_neurons = csr_matrix((value, column, first), shape=(neurons, size))
+            made.append((over_source, over_neurons))
+        return made
 
     @cached_property
-    def levels(self) -> list[tuple[Array, Array]]:
-        """The first, second, ... read of each entry of the source: entries, and reads in (N p)."""
+    def _entries(self) -> tuple[Array, Array, Array, Array]:
+        """Neuron, entry of the source and place in (N p) of all reads, and them by the entries."""
         xp = array_module(self.index)
         reads = xp.flatnonzero(self.used)
-        target = self.index.ravel()[reads]
-        order = xp.argsort(target, kind="stable")
-        reads, target = reads[order], target[order]
-        first = xp.searchsorted(target, target)
-        level = xp.arange(len(target)) - first
-        count = int(level.max(initial=-1)) + 1
-        return [(target[level == n], reads[level == n]) for n in range(count)]
+        column = self.index.ravel()[reads]
+        row = reads // self.index.shape[1]
+        return row, column, reads, xp.argsort(column, kind="stable")
 
     def gradient(self, row: Array, source: Array) -> Array:
         """d bound / d share, per unit of width, (B, N, p).
@@ -228,16 +237,7 @@ class Tilts:
 
     @cached_property
     def _all(self) -> dict[str, Tilt]:
-        made = {}
-        for name, tilting in self.of.items():
-            tilt, size = tilting.tilt(self.shares[name]), tilting.meeting.shape[1]
-            count, neurons, _ = tilt.factor.shape
-            if count * neurons * size <= _DENSE:
-                xp = array_module(tilt.factor)
-                units = xp.broadcast_to(xp.eye(neurons), (count, neurons, neurons))
-                tilt = replace(tilt, matrices=tilt.spread(units, size))
-            made[name] = tilt
-        return made
+        return {name: tilting.tilt(self.shares[name]) for name, tilting in self.of.items()}
 
     def take(self, kept: Array) -> Tilts | None:
         """Those of some of the cases, (K,) of them or not; None for none."""
@@ -267,11 +267,8 @@ class Tilts:
             box = boxes.get(node.inputs[0], root[node.inputs[0]])
             tilt = self._all[node.name]
             active = known[:, None] & node.op.unstable(box)[:, tilt.neurons]
-            if len(self.cases) > 1 and tilt.matrices is not None:
-                tilt = replace(tilt, offset=tilt.offset[place], case=place)
-            elif len(self.cases) > 1:
-                tilt = replace(tilt, factor=tilt.factor[place], offset=tilt.offset[place])
-            made[node.name] = replace(tilt, active=active)
+            taken = xp.where(known, place, -1)
+            made[node.name] = replace(tilt, offset=tilt.offset[place], active=active, case=taken)
         return made
 
 

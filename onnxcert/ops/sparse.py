@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from onnxcert.arrays import Array, FloatArray, IntArray, array_module
+from onnxcert.arrays import Array, FloatArray, IntArray, array_module, sparse_module
 from onnxcert.ops.base import Affine, register
 
 
@@ -55,10 +55,7 @@ class SparseLinear(Affine):
     @cached_property
     def _matrices(self) -> tuple[Any, Any]:
         """W^T and W as compressed rows of the array namespace in use."""
-        if array_module(self.values) is np:
-            from scipy.sparse import csr_matrix  # noqa: PLC0415 - see the module docstring
-        else:
-            from cupyx.scipy.sparse import csr_matrix  # noqa: PLC0415
+        csr_matrix = sparse_module(self.values).csr_matrix
         columns, rows = self.shape[::-1]
         transposed = csr_matrix((self.values, (self.column, self.row)), shape=(columns, rows))
         return transposed, csr_matrix((self.values, (self.row, self.column)), shape=self.shape)

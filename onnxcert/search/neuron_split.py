@@ -115,8 +115,6 @@ class NeuronSplit(Brancher):
     def bytes_per_subproblem(self) -> int:
         """About twenty numbers per neuron during an ascent, and rows of the widest layers."""
         neurons = sum(s.stop - s.start for s in self.graph.numbering.values())
-        if self.tilts is not None:
-            neurons += sum(tilting.index.size for tilting in self.tilts.of.values()) // 2
         return int(8 * (20 * neurons + 8 * max(self.graph.sizes.values())))
 
     def roots(self) -> Batch:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, event, given
 from hypothesis import strategies as st
+from scipy.sparse import issparse
 
 from onnxcert.arrays import Array, Window
 from onnxcert.bounds.backward import pull_back
@@ -189,6 +190,43 @@ def test_layers_behind_curves_have_no_planes() -> None:
     assert set(found) == {"h"}
 
 
+@pytest.mark.parametrize("most", [0, 1 << 30], ids=["compressed rows", "dense"])
+@pytest.mark.parametrize("kind", KINDS)
+@given(seed=strategies.seeds)
+def test_factors_are_those_of_the_formula(kind: str, most: int, seed: int) -> None:
+    """Rows and values on planes, against sums written out one by one."""
+    rng = np.random.default_rng(seed)
+    graph = network(kind, rng)
+    _, _, found = relaxed(graph, cube(graph, rng))
+    assume(found)
+    tilting, size = found["h"], graph.input_size
+    shares = rng.uniform(size=(3, *tilting.index.shape))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("onnxcert.bounds.tilts._DENSE", most)
+        tilt = tilting.tilt(shares)
+    case = rng.integers(-1, 3, size=5)
+    tilt = replace(tilt, offset=tilt.offset[case], case=case, active=(case >= 0)[:, None])
+    below = rng.normal(size=(5, 2, len(tilting.neurons))) * tilt.active[:, None]
+    source = rng.normal(size=(5, size))
+    factor = tilting.balanced(shares) * tilting.weight
+    rows = np.zeros((5, 2, size))
+    value = np.array(tilt.offset)
+    for b, n, k in np.ndindex(5, *tilting.index.shape):
+        if case[b] >= 0:
+            rows[b, :, tilting.index[n, k]] += below[b, :, n] * factor[case[b], n, k]
+            value[b, n] += factor[case[b], n, k] * source[b, tilting.index[n, k]]
+    np.testing.assert_allclose(tilt.spread(below, size), rows, rtol=1e-12, atol=1e-12)
+    row = rng.normal(size=(5, graph.sizes["h"]))
+    line = rng.normal(size=row.shape)
+    expected = line.copy()
+    chosen = (row[:, tilting.neurons] < 0) & (case >= 0)[:, None]
+    expected[:, tilting.neurons] = np.where(chosen, value, line[:, tilting.neurons])
+    np.testing.assert_allclose(tilt.taken(row, line, source), expected, rtol=1e-12, atol=1e-12)
+    low = tilt.single()
+    assert low.spread(below.astype(np.float32), size).dtype == np.float32
+    np.testing.assert_allclose(low.spread(below.astype(np.float32), size), rows, atol=1e-4)
+
+
 def test_subproblems_take_the_planes_of_their_case(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of cases without planes, and neurons that a split makes stable, take lines."""
     rng = np.random.default_rng(1)
@@ -205,11 +243,9 @@ def test_subproblems_take_the_planes_of_their_case(monkeypatch: pytest.MonkeyPat
     assert made.active[3, 1:].all()
     for subproblem, row in ((0, 1), (2, 0)):
         alone = found["h"].tilt(shares["h"][[row]])
-        assert made.matrices is not None
         assert made.case is not None
-        matrix = made.matrices[made.case[subproblem]]
-        there = np.take_along_axis(matrix, made.index, axis=1)
-        np.testing.assert_array_equal(there[found["h"].used], alone.factor[0][found["h"].used])
+        matrix = made.factors[made.case[subproblem]][1]
+        np.testing.assert_array_equal(matrix, alone.factors[0][1])
         np.testing.assert_array_equal(made.offset[subproblem], alone.offset[0])
     free = free.with_boxes({"z": cut})
     free.choose(free.default)
@@ -222,7 +258,7 @@ def test_subproblems_take_the_planes_of_their_case(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("onnxcert.bounds.tilts._DENSE", 0)
     loose = Tilts(found, np.array([4, 7]), shares)
     made = loose.over(np.array([7, 5, 4, 4]), graph, boxes, {"z": cut})["h"]
-    assert made.matrices is None
+    assert all(issparse(matrix) for pair in made.factors for matrix in pair)
     free.relaxation.tilts["h"] = made
     again = pull_back(free.relaxation, "y", rows).lower[:, 0]
     np.testing.assert_allclose(again, bounds, rtol=1e-12)
