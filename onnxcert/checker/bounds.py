@@ -71,7 +71,10 @@ _SPARSE_FROM, _SPARSE = 5_000, 0.03
 """Matrices with so many entries of which a smaller share is not zero are stored by those."""
 
 _WINDOWS = 1 << 20
-"""Float64 numbers of the windows of some rows."""
+"""Float64 numbers that meet the images of some rows."""
+
+_ADDING = 4
+"""Copies of numbers that take as long as adding as many that were made for windows."""
 
 _LEVELS = 32
 """Entries of one number that are added one by one."""
@@ -136,13 +139,45 @@ class Tally:
         """values (R, E) -> sums (R, targets)."""
         if self.most == 1:
             return values if self.is_sorted else values[:, self.order]
-        values = np.ascontiguousarray(values.T)  # whole rows move faster than columns
+        return self.of_columns(np.ascontiguousarray(values.T))
+
+    def of_columns(self, values: Array) -> Array:
+        """values (E, R) -> sums (R, targets): whole rows move faster than columns."""
         made = values[self.levels[0]]
         for level in self.levels[1:]:
             made[: len(level)] += values[level]
         if len(self.rest):
             made[: len(self.starts)] += np.add.reduceat(values[self.rest], self.starts, axis=0)
         return np.ascontiguousarray(made[self.place].T)
+
+
+def _phases(term: Product) -> tuple[Array, list[tuple[Array, Array]]]:
+    """The numbers that a product sees, in parts that meet the same taps.
+
+    A part is (factors, where), so that the coefficients of image[:, :, part] are factors . rows at
+    positions ``where``. Of images under windows each number is there once, so that little is left
+    to add up; but where windows hardly overlap, what they see is the image.
+
+    Returns:
+        The image (G, C, P), and for each part the factors (G, C, M T) and where (T, P').
+    """
+    (groups, m, depth), length = term.weight.shape, term.ids.shape[2]
+    image, where = term.ids, np.arange(length)[:, None]
+    if term.image is not None and term.where is not None:
+        met = int(np.count_nonzero(term.where < length))
+        if m * met < _ADDING * depth * length:
+            image, where = term.image, term.where
+    weight = term.weight.reshape(groups, m, -1, where.shape[1]).swapaxes(1, 2)
+    met, order, parts = where < length, [], []
+    left = met.any(axis=1)
+    while left.any():
+        used = met[np.argmax(left * met.sum(axis=1))]
+        mine = np.flatnonzero(left & ~(met & ~used).any(axis=1))
+        factors = weight[..., used].reshape(groups, image.shape[1], -1)
+        parts.append((factors, where[mine][:, used].T))
+        order.append(mine)
+        left[mine] = False
+    return image[:, :, np.concatenate([*order, np.arange(0)])], parts
 
 
 class Part:
@@ -156,10 +191,13 @@ class Part:
     def __init__(self, term: Term, ends: Array) -> None:
         self.term, self.ids = term, term.ids
         self.factors: Array = np.ones(1)
-        self.fan, self.plain = 1, False
+        self.plain = False
+        numbers = term.ids
         if isinstance(term, Product):
             self.ids = np.ascontiguousarray(term.ids.transpose(0, 2, 1))  # (G, L, K)
-            self.factors, self.fan = term.weight, term.weight.shape[1]
+            self.factors = term.weight
+            self.image, self.phases = _phases(term)
+            numbers = self.image
         elif isinstance(term, Entries):
             self.factors = term.value
             self.by_output = np.argsort(term.out, kind="stable")
@@ -168,7 +206,6 @@ class Part:
             self.factors = term.factor
         else:
             self.plain = True
-        self.dense = isinstance(term, Product) and self.factors.shape[0] == self.ids.shape[1] == 1
         self.absolute = abs(self.factors)
         self.error = None if term.error is None else np.broadcast_to(term.error, self.factors.shape)
         flat = self.ids.ravel()
@@ -176,8 +213,13 @@ class Part:
         whole = flat[0] >= 0 and np.array_equal(flat, np.arange(span.start, span.stop))
         self.span = span if whole else None
         # Equal numbers are added up; then each block that is read gets its share of the columns.
-        self.tally = Tally(term.ids.ravel())
-        self.fan *= self.tally.most
+        self.tally = Tally(numbers.ravel())
+        # How many numbers are added up to one coefficient.
+        self.fan = self.tally.most
+        if isinstance(term, Product):
+            self.fan *= term.weight.shape[1] * max(
+                (len(where) for _, where in self.phases), default=1
+            )
         self.depth = term.weight.shape[2] if isinstance(term, Product) else len(flat)
         self.ends = ends
         self.reads = [int(k) for k in distinct(self._block_of(self.tally.targets))]
@@ -207,22 +249,19 @@ class Part:
         active: Array | None = np.any(a, axis=0) if a.shape[1] >= _WIDE else None
         if active is not None and not active.any():
             return
-        ids = self.term.ids
+        ids, factors = self.term.ids, self.factors
         if isinstance(self.term, Product):
-            count, (groups, m, _) = len(a), self.term.weight.shape
-            columns: Array = a.reshape(count, groups, m, -1)
-            factors = self.factors
-            if active is not None and 2 * (keep := self._positions(active)).sum() < len(keep):
-                if columns.shape[3] > 1:
-                    columns, ids = columns[..., keep], ids[:, :, keep]
-                else:
-                    columns, factors = columns[:, :, keep], factors[:, keep]
-            if not self.dense:
-                self._push_windows(pending, columns, factors, ids)
+            columns: Array = a.reshape(len(a), *factors.shape[:2], -1)
+            keep = self._positions(np.ones(a.shape[1], bool) if active is None else active)
+            keep |= 2 * keep.sum() >= len(keep)
+            if columns.shape[3] > 1:
+                self._push_windows(pending, columns, keep)
                 return
-            made = columns[:, 0, :, 0] @ factors[0]
+            if not keep.all():
+                columns, factors = columns[:, :, keep], factors[:, keep]
+            made = (columns[..., 0].swapaxes(0, 1) @ factors).swapaxes(0, 1).reshape(len(a), -1)
         elif isinstance(self.term, Entries):
-            factors, out = self.factors, self.term.out
+            out = self.term.out
             if active is not None and 2 * (used := active[out]).sum() < len(used):
                 factors, out, ids = factors[used], out[used], ids[used]
             made = a[:, out] * factors
@@ -231,17 +270,33 @@ class Part:
         tally = self.tally if ids is self.term.ids else Tally(ids.ravel())
         self._share(pending, tally.of(made), tally.targets)
 
-    def _push_windows(
-        self, pending: dict[int, Array], a: Array, factors: Array, ids: Array
-    ) -> None:
-        """As `push` for a product: a (R, G, M, L), factors (G, M, K), ids (G, K, L)."""
-        tally = self.tally if ids is self.term.ids else Tally(ids.ravel())
-        step, parts = max(1, _WINDOWS // ids.size), []
+    def _push_windows(self, pending: dict[int, Array], a: Array, keep: Array) -> None:
+        """As `push` for a product: a (R, G, M, L), zero where positions (L,) are not kept."""
+        (groups, m, length), count = a.shape[1:], int(keep.sum())
+        number = np.full(length + 1, count)  # behind the positions that are kept stands a zero
+        number[:-1][keep] = np.arange(count)
+        image, tally, places = self.image, self.tally, [number[where] for _, where in self.phases]
+        if count < length:
+            a, met = a[..., keep], [(place < count).any(axis=0) for place in places]
+            places = [place[:, some] for place, some in zip(places, met, strict=True)]
+            image = image[:, :, np.concatenate(met)]
+            tally = Tally(image.ravel())
+        if not image.size:
+            return
+        step = max(1, _WINDOWS // (groups * m * max(place.size for place in places)))
+        parts = []
         for start in range(0, len(a), step):
             # Rows last: one product of contiguous matrices for each group.
-            rows = np.ascontiguousarray(a[start : start + step].transpose(1, 2, 3, 0))
-            made = factors.transpose(0, 2, 1) @ rows.reshape(*rows.shape[:2], -1)
-            parts.append(tally.of(made.reshape(ids.size, -1).T))
+            part = a[start : start + step].transpose(1, 2, 3, 0)
+            rows = np.zeros((groups, m, count + 1, part.shape[3]))
+            rows[:, :, :count] = part
+            made = [
+                factors @ rows.take(place, axis=2).reshape(groups, factors.shape[2], -1)
+                for (factors, _), place in zip(self.phases, places, strict=True)
+            ]
+            made = [x.reshape(*image.shape[:2], -1, part.shape[3]) for x in made]
+            whole = made[0] if len(made) == 1 else np.concatenate(made, axis=2)
+            parts.append(tally.of_columns(whole.reshape(image.size, -1)))
         self._share(pending, np.concatenate(parts), tally.targets)
 
     def _block_of(self, ids: Array) -> Array:
@@ -250,7 +305,7 @@ class Part:
 
     def push_units(self, pending: dict[int, Array], index: Array, sign: float, size: int) -> None:
         """As `push` for rows that are ``sign`` at one of ``size`` outputs each: index (R,)."""
-        if self.dense:
+        if isinstance(self.term, Product) and self.factors.shape[0] == self.ids.shape[1] == 1:
             made = self.tally.of(sign * self.factors[0][index])
             self._share(pending, made, self.tally.targets)
             return
@@ -567,6 +622,7 @@ class Bounder:
                 depth = max(depth, part.depth)
                 if not isinstance(block, Curve):
                     by_others.update(part.reads)
+        self.onward, self.offsets = self._without_constants()
         # Roundings of one coefficient, one dot product or one sum of the forward pass.
         self.gamma = 4 * gamma(max(float(fan.max()), depth) + 32)
         self.widest = max(block.size for block in self.blocks)
@@ -602,6 +658,26 @@ class Bounder:
                     self.tracked[k] = distinct(np.concatenate([known, some])), readers
         self.tracked = dict(sorted(self.tracked.items()))  # `bound` meets the blocks in order
         self.known_ids = np.concatenate([*(t[0] for t in self.tracked.values()), self.ends[:0]])
+
+    def _without_constants(self) -> tuple[dict[int, list[Part]], dict[int, Array | None]]:
+        """The parts of each block that forms are pulled back through, and its offset.
+
+        Constants that a sum is mixed with, as the mean of a normalisation, are in the offset: what
+        is not exact in their factors, or is rounded here, is charged with the block.
+        """
+        onward, offsets, value = dict(self.parts), {}, np.full(self.network.size + 1, np.nan)
+        value[-1] = 0.0
+        for k, block in enumerate(self.blocks):
+            if not isinstance(block, Affine):
+                continue
+            offsets[k] = offset = block.offset
+            if not block.terms and offset is not None and block.offset_error is None:
+                value[block.start : block.start + block.size] = offset
+            for part in (p for p in self.parts[k] if isinstance(p.term, Pick)):
+                if np.isfinite(moved := part.factors * value[part.ids]).all():
+                    offsets[k] = moved if offsets[k] is None else offsets[k] + moved
+                    onward[k] = [p for p in onward[k] if p is not part]
+        return onward, offsets
 
     def _worthwhile(self, block: Curve, spherical: bool) -> list[int]:
         """Blocks that a curve reads and that read more than the inputs of a box; behind other
@@ -1059,9 +1135,9 @@ class Bounder:
             rows[np.arange(ids.size), index.ravel()] = sign
             start = np.zeros(ids.shape)
             return self.pull(r, {k: rows}, start).least(r.lower[:, :n], r.upper[:, :n], r.balls)
-        for part in self.parts[k]:
+        for part in self.onward[k]:
             part.push_units(pending, index.ravel(), sign, block.size)
-        offset = 0.0 if block.offset is None else sign * block.offset[index]
+        offset = 0.0 if (all_of := self.offsets[k]) is None else sign * all_of[index]
         noise = np.broadcast_to(r.noise, (len(ids), r.noise.shape[1]))
         start = offset - np.take_along_axis(noise, ids, axis=1) * _SLACK
         return self.pull(r, pending, start).least(r.lower[:, :n], r.upper[:, :n], r.balls)
@@ -1119,10 +1195,10 @@ class Bounder:
                 if k not in self.deferred:
                     noise = r.noise[:, block.start : block.start + block.size]
                     error += _times(abs(rows), noise)
-                if block.offset is not None:
-                    constant = constant + (moved := rows @ block.offset)
+                if (offset := self.offsets[k]) is not None:
+                    constant = constant + (moved := rows @ offset)
                     size += abs(moved)
-            for last, part in enumerate(self.parts[k], 1 - len(self.parts[k])):
+            for last, part in enumerate(self.onward[k], 1 - len(self.onward[k])):
                 # What a plain term hands on is the array itself, and to that others add in place.
                 own = parts[-1] if last == 0 else parts[0]
                 part.push(pending, own.copy() if part.plain and last else own)

@@ -294,13 +294,24 @@ class Builder:
         return label
 
     def linear(
-        self, layout: Array | tuple[int, ...], weight: Known, ids: Array, *picks: Any, **more: Any
+        self,
+        layout: Array | tuple[int, ...],
+        weight: Known,
+        ids: Array,
+        *picks: Any,
+        windows: Sequence[Array] = (),
+        **more: Any,
     ) -> Array:
-        """Append a block with the `Product` of a weight (G, M, K) and numbers (G, K, L)."""
+        """Append a block with the `Product` of a weight (G, M, K) and numbers (G, K, L).
+
+        Args:
+            layout, picks, more: as those of `affine`.
+            windows: image and where, if there are windows; see `Product`.
+        """
         weight = weight.numbers()
         factors, depth = weight.value, weight.shape[2]
         need((len(factors), depth) == ids.shape[:2], f"product of {factors.shape} and {ids.shape}")
-        term: Term = Product(ids, factors, error=weight.error)
+        term: Term = Product(ids, factors, *windows, error=weight.error)
         single = len(ids) == ids.shape[2] == 1 and weight.error is None and factors.size >= 5000
         if single and np.count_nonzero(factors) < 0.03 * factors.size:
             out, column = np.nonzero(factors[0])

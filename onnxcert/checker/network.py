@@ -73,9 +73,16 @@ class Pick(Term):
 
 @dataclass(frozen=True, eq=False)
 class Product(Term):
-    """y[g, m, l] += sum_k weight[g, m, k] v[ids[g, k, l]]: ids (G, K, L), weight (G, M, K)."""
+    """y[g, m, l] += sum_k weight[g, m, k] v[ids[g, k, l]]: ids (G, K, L), weight (G, M, K).
+
+    Attributes:
+        image, where: (G, C, P) and (P, T) for windows of T taps, with K = C T, else None: tap t of
+            channel c sees image[g, c, p] at position where[p, t]; L for nowhere.
+    """
 
     weight: Array
+    image: Array | None = None
+    where: Array | None = None
 
     def apply(self, v: Array, size: int) -> Array:
         """See `Term`; exact numbers are multiplied as integers over a common denominator."""

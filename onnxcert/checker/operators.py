@@ -474,6 +474,16 @@ def _under(x: Array, table: Array) -> Array:
     return np.pad(flat, ((0, 0), (0, 0), (0, 1)), constant_values=-1)[..., table]
 
 
+def _met(table: Array, size: int, n: int) -> Array:
+    """Where taps meet the entries of n images, for a table of windows; see `Product`."""
+    count, taps = table[..., 0].size, table.shape[-1]
+    where = np.full((size + 1, taps), count)
+    where[table.reshape(count, taps), np.arange(taps)] = np.arange(count)[:, None]
+    found = where[:-1]  # the last is what lies outside
+    parts = [np.where(found < count, found + i * count, n * count) for i in range(n)]
+    return np.concatenate(parts)
+
+
 def _conv(
     net: Builder, x: Any, weight: Known, bias: Known = ZERO, *,
     group: int, transposed: bool = False, **given: Any,
@@ -489,11 +499,13 @@ def _conv(
         w = w.reshape(group, c // group, outputs // group, -1).swapaxes(1, 2) if transposed else w
         return w.reshape(group, outputs // group, -1)
 
-    ids = _under(net.ids(x), table).reshape(n, group, c // group, -1, table.shape[-1])
-    ids = ids.transpose(1, 2, 4, 0, 3).reshape(group, c // group * table.shape[-1], -1)
+    x, taps = net.ids(x).reshape(n, group, c // group, -1), table.shape[-1]
+    ids = _under(x.reshape(n, c, -1), table).reshape(*x.shape[:3], -1, taps)
+    ids = ids.transpose(1, 2, 4, 0, 3).reshape(group, c // group * taps, -1)
+    windows = x.transpose(1, 2, 0, 3).reshape(*x.shape[1:3], -1), _met(table, x.shape[3], n)
     layout = np.arange(outputs * ids.shape[2]).reshape(outputs, n, *table.shape[:-1]).swapaxes(0, 1)
     offset = bias.moved(lambda b: b.reshape(-1, *(1,) * len(image)) if b.shape else b)
-    return net.linear(layout, weight.moved(grouped), ids, offset=offset)
+    return net.linear(layout, weight.moved(grouped), ids, offset=offset, windows=windows)
 
 
 def _max_pool(net: Builder, x: Any, kernel_shape: Sequence[int], **given: Any) -> Array:
