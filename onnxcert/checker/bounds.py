@@ -240,44 +240,59 @@ class Part:
             return made
         return read * factors
 
-    def push(self, pending: dict[int, Array], a: Array) -> None:
-        """Add a . factors to the rows over the blocks that the term reads: a (R, n).
+    def push(self, pending: dict[int, Array], a: Array, used: Array | None = None) -> None:
+        """Add a . factors to the rows over the blocks that the term reads.
 
-        Rows that start at few neighbouring neurons are zero nearly everywhere; then only what is
-        not zero is multiplied.
+        Args:
+            pending: block -> rows (R, n).
+            a: (R, n) over the outputs, or over those that are ``used`` and zero elsewhere.
+            used: increasing.
         """
-        active: Array | None = np.any(a, axis=0) if a.shape[1] >= _WIDE else None
-        if active is not None and not active.any():
+        ids, factors, tally = self.term.ids, self.factors, self.tally
+        if used is not None and not len(used):
             return
-        ids, factors = self.term.ids, self.factors
         if isinstance(self.term, Product):
-            columns: Array = a.reshape(len(a), *factors.shape[:2], -1)
-            keep = self._positions(np.ones(a.shape[1], bool) if active is None else active)
-            keep |= 2 * keep.sum() >= len(keep)
-            if columns.shape[3] > 1:
-                self._push_windows(pending, columns, keep)
+            if ids.shape[2] > 1:
+                self._push_windows(pending, a, used)
                 return
-            if not keep.all():
-                columns, factors = columns[:, :, keep], factors[:, keep]
-            made = (columns[..., 0].swapaxes(0, 1) @ factors).swapaxes(0, 1).reshape(len(a), -1)
+            if used is not None and len(factors) == 1:
+                factors = factors[:, used]
+            elif used is not None:
+                narrow, a = a, np.zeros((len(a), factors.shape[0] * factors.shape[1]))
+                a[:, used] = narrow
+            rows = a.reshape(len(a), -1, factors.shape[1]).swapaxes(0, 1)
+            made = (rows @ factors).swapaxes(0, 1).reshape(len(a), -1)
         elif isinstance(self.term, Entries):
             out = self.term.out
-            if active is not None and 2 * (used := active[out]).sum() < len(used):
-                factors, out, ids = factors[used], out[used], ids[used]
+            if used is not None:
+                place = np.searchsorted(used, out).clip(max=len(used) - 1)
+                there = used[place] == out
+                out, factors, tally = place[there], factors[there], Tally(ids[there])
             made = a[:, out] * factors
         else:
-            made = a if self.plain else a * self.factors
-        tally = self.tally if ids is self.term.ids else Tally(ids.ravel())
+            if used is not None:
+                tally = Tally(ids[used])
+                factors = factors if self.plain else factors[used]
+            made = a if self.plain else a * factors
         self._share(pending, tally.of(made), tally.targets)
 
-    def _push_windows(self, pending: dict[int, Array], a: Array, keep: Array) -> None:
-        """As `push` for a product: a (R, G, M, L), zero where positions (L,) are not kept."""
-        (groups, m, length), count = a.shape[1:], int(keep.sum())
+    def _push_windows(self, pending: dict[int, Array], a: Array, used: Array | None) -> None:
+        """As `push` for a product of more than one position."""
+        (groups, m, _), length = self.factors.shape, self.term.ids.shape[2]
+        keep = np.ones(length, bool)
+        if used is not None:
+            keep[:] = False
+            keep[used % length] = True
+        count = int(keep.sum())
         number = np.full(length + 1, count)  # behind the positions that are kept stands a zero
         number[:-1][keep] = np.arange(count)
+        if used is not None:
+            narrow, a = a, np.zeros((len(a), groups * m * count))
+            a[:, used // length * count + number[used % length]] = narrow
+        a = a.reshape(len(a), groups, m, count)
         image, tally, places = self.image, self.tally, [number[where] for _, where in self.phases]
         if count < length:
-            a, met = a[..., keep], [(place < count).any(axis=0) for place in places]
+            met = [(place < count).any(axis=0) for place in places]
             places = [place[:, some] for place, some in zip(places, met, strict=True)]
             image = image[:, :, np.concatenate(met)]
             tally = Tally(image.ravel())
@@ -311,13 +326,7 @@ class Part:
             return
         rows = np.zeros((len(index), size))
         rows[np.arange(len(index)), index] = sign
-        self.push(pending, rows)
-
-    def _positions(self, active: Array) -> Array:
-        """Which positions of windows, or outputs where there is one, have rows other than zero."""
-        groups, length = self.ids.shape[:2]
-        table = active.reshape(groups, -1, length)
-        return np.asarray(table.any(axis=(0, 1)) if length > 1 else table[:, :, 0].any(axis=0))
+        self.push(pending, *_narrow(rows))
 
     def _share(self, pending: dict[int, Array], values: Array, targets: Array) -> None:
         """Add values (R, T) to the rows at some of the scalars that the term reads, sorted."""
@@ -329,9 +338,23 @@ class Part:
             if last - first == size:
                 pending[k] = pending[k] + part if k in pending else part
                 continue
-            if k not in pending:
+            columns = targets[first:last] - self.ends[k] + size
+            if k in pending:
+                pending[k][:, columns] += part
+            else:
                 pending[k] = np.zeros((len(values), size), values.dtype)
-            pending[k][:, targets[first:last] - self.ends[k] + size] += part
+                pending[k][:, columns] = part
+
+
+def _narrow(rows: Array) -> tuple[Array, Array | None]:
+    """Columns of rows (R, n) that are not zero, and which these are; None for all of them.
+
+    Rows that start at few neighbouring neurons are zero nearly everywhere.
+    """
+    if rows.shape[1] < _WIDE:
+        return rows, None
+    used = np.flatnonzero(rows.any(axis=0))
+    return (rows[:, used], used) if 2 * len(used) < rows.shape[1] else (rows, None)
 
 
 class Above(Protocol):
@@ -1171,7 +1194,7 @@ class Bounder:
                 a = (zero if a is None else a).reshape(*shape, -1) - multipliers[k][:, None]
             if a is None:
                 continue
-            rows, a = a.reshape(*shape, -1), a.reshape(shape[0] * shape[1], -1)
+            rows = a.reshape(*shape, -1)
             if k in r.fixed:
                 moved, lost = self._end(r, block, rows, r.fixed[k])
                 constant, error = constant + moved, error + lost
@@ -1179,29 +1202,30 @@ class Bounder:
                 if r.ends(k):
                     continue
                 rows = np.where(r.fixed[k][:, None], 0.0, rows)
-                a = rows.reshape(a.shape)
+            if kept is not None and isinstance(block, Curve | Pair):
+                kept[k] = rows
+            for above, active in r.tilts.get(k, ()):
+                rows, moved, lost = above.take(rows, active, pending)
+                constant, size = constant + moved, size + lost
+            a, used = _narrow(rows.reshape(shape[0] * shape[1], -1))
+            rows, here = a.reshape(*shape, -1), slice(None) if used is None else used
             parts = [a]
             if isinstance(block, Curve | Pair):
-                if kept is not None:
-                    kept[k] = rows
-                for above, active in r.tilts.get(k, ()):
-                    rows, moved, lost = above.take(rows, active, pending)
-                    constant, size = constant + moved, size + lost
-                moved, lost, bent = self._bent(r, k, rows)
+                moved, lost, bent = self._bent(r, k, rows, here)
                 parts = [part.reshape(a.shape) for part in bent]
                 constant = constant + (moved - lost)
                 size += abs(moved) + abs(lost)
             elif isinstance(block, Affine):
                 if k not in self.deferred:
-                    noise = r.noise[:, block.start : block.start + block.size]
+                    noise = r.noise[:, block.start : block.start + block.size][:, here]
                     error += _times(abs(rows), noise)
                 if (offset := self.offsets[k]) is not None:
-                    constant = constant + (moved := rows @ offset)
+                    constant = constant + (moved := rows @ offset[here])
                     size += abs(moved)
             for last, part in enumerate(self.onward[k], 1 - len(self.onward[k])):
                 # What a plain term hands on is the array itself, and to that others add in place.
                 own = parts[-1] if last == 0 else parts[0]
-                part.push(pending, own.copy() if part.plain and last else own)
+                part.push(pending, own.copy() if part.plain and last else own, used)
         error = error * _SLACK + gamma(8 * len(self.blocks) + 16) * size + TINY
         # Coefficients that underflow are off by up to 2^-1074 for each product in them.
         error += 1e-300 * r.reach.sum(axis=1)[:, None]
@@ -1219,15 +1243,17 @@ class Bounder:
         return _times(rows, center), _times(abs(rows), np.where(fixed, radius, 0.0))
 
     @staticmethod
-    def _bent(r: Relaxation, k: int, rows: Array) -> tuple[Array, Array, list[Array]]:
-        """What rows (B, R, n) add to the constant at lines or planes, what is lost of it, and the
-        rows over what the block reads."""
+    def _bent(
+        r: Relaxation, k: int, rows: Array, here: Array | slice
+    ) -> tuple[Array, Array, list[Array]]:
+        """What rows (B, R, n) add to the constant at some lines or planes of a block, what is lost
+        of it, and the rows over what the block reads."""
         absolute, made = abs(rows), []
         if k in r.planes:
-            first, mean, half, middle, gap = r.planes[k]
+            first, mean, half, middle, gap = (part[:, here] for part in r.planes[k])
             made.append(rows * first[:, None])
         else:
-            mean, half, middle, gap = r.curves[k]
+            mean, half, middle, gap = (part[:, here] for part in r.curves[k])
         moved, lost = _times(rows, middle), _times(absolute, gap)
         absolute *= half[:, None]
         made.append(rows * mean[:, None] - absolute)
