@@ -73,7 +73,7 @@ _SPARSE_FROM, _SPARSE = 5_000, 0.03
 _WINDOWS = 1 << 20
 """Float64 numbers that meet the images of some rows."""
 
-_ADDING = 4
+_ADDING = 2
 """Copies of numbers that take as long as adding as many that were made for windows."""
 
 _LEVELS = 32
