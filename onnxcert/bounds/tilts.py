@@ -54,6 +54,9 @@ _CLOSE = 1.0 + 1e-6
 _DENSE = 1 << 22
 """Numbers up to which factors are dense matrices; compressed rows need SciPy."""
 
+_FILLED = 0.2
+"""Share of numbers other than zero from which on dense matrices take less time however large."""
+
 _CHUNK = 1 << 22
 """Numbers of rows that are made at once to find what neurons read."""
 
@@ -182,7 +185,7 @@ class Tilting:
         xp, (count, neurons, _) = array_module(factor), factor.shape
         size = self.meeting.shape[1]
         row, column, reads, order = self._entries
-        if count * neurons * size <= _DENSE:
+        if count * neurons * size <= _DENSE or len(reads) >= _FILLED * neurons * size:
             dense = xp.zeros((count, neurons, size), factor.dtype)
             dense[:, row, column] = factor.reshape(count, -1)[:, reads]
             return [(matrix.T, matrix) for matrix in dense]

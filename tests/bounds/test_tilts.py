@@ -203,6 +203,7 @@ def test_factors_are_those_of_the_formula(kind: str, most: int, seed: int) -> No
     shares = rng.uniform(size=(3, *tilting.index.shape))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("onnxcert.bounds.tilts._DENSE", most)
+        patch.setattr("onnxcert.bounds.tilts._FILLED", 2.0)
         tilt = tilting.tilt(shares)
     case = rng.integers(-1, 3, size=5)
     tilt = replace(tilt, offset=tilt.offset[case], case=case, active=(case >= 0)[:, None])
@@ -256,6 +257,7 @@ def test_subproblems_take_the_planes_of_their_case(monkeypatch: pytest.MonkeyPat
     assert bounds[1] == pytest.approx(plain[1], rel=1e-12)
     assert (bounds[[0, 2, 3]] != plain[[0, 2, 3]]).all()
     monkeypatch.setattr("onnxcert.bounds.tilts._DENSE", 0)
+    monkeypatch.setattr("onnxcert.bounds.tilts._FILLED", 2.0)
     loose = Tilts(found, np.array([4, 7]), shares)
     made = loose.over(np.array([7, 5, 4, 4]), graph, boxes, {"z": cut})["h"]
     assert all(issparse(matrix) for pair in made.factors for matrix in pair)
