@@ -177,10 +177,10 @@ class Tilting:
         offset = xp.maximum(low, high) + 4.0 * SLACK * self.error
         active = xp.ones((1, len(self.neurons)), dtype=bool)
         case = None if len(shares) == 1 else xp.arange(len(shares))
-        factors = self._matrices(share * self.weight)
+        factors = self.matrices(share * self.weight)
         return Tilt(self.source, self.neurons, factors, offset, active, self.meeting, case)
 
-    def _matrices(self, factor: Array) -> list[tuple[Any, Any]]:
+    def matrices(self, factor: Array) -> list[tuple[Any, Any]]:
         """Factors (K, N, p) as `Tilt` has them."""
         xp, (count, neurons, _) = array_module(factor), factor.shape
         size = self.meeting.shape[1]

@@ -98,7 +98,7 @@ def unbalanced_planes(patch: Patch) -> None:
         made = right(self, shares)
         raw = shares * self.used
         below = -(raw * self.least).sum(axis=2)
-        return replace(made, factor=raw * self.weight, offset=below)
+        return replace(made, factors=self.matrices(raw * self.weight), offset=below)
 
     patch.setattr(Tilting, "tilt", tilt)
 
