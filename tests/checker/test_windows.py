@@ -1,4 +1,4 @@
-"""Rows through products of windows, one entry of an image at a time against sums written out."""
+"""Rows through the sums of a block, whole or narrow, against sums written out."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from onnxcert.checker import bounds
-from onnxcert.checker.bounds import Bounder
-from onnxcert.checker.network import Affine, Array, Network
+from onnxcert.checker.bounds import Bounder, Part
+from onnxcert.checker.network import Affine, Array, Entries, Network, Pick, Product, Term
 from tests.checker.test_model import read
 from tests.checker.test_rounding import exactly, pulled
 from tests.frontend.onnx_models import model_of
@@ -75,6 +75,39 @@ def test_rows_through_windows(
         made = pending.get(0, np.zeros_like(expected))
         np.testing.assert_array_equal(made, expected)
     assert part.fan >= np.count_nonzero(columns(network, block), axis=0).max()
+
+
+def terms(rng: np.random.Generator) -> list[Term]:
+    """Twelve outputs over eight scalars, some of them several times or never, in all ways."""
+
+    def whole(*shape: int) -> Array:
+        return rng.integers(-9, 10, shape).astype(float)
+
+    ids = rng.integers(-1, 8, 12)
+    return [
+        Pick(ids),
+        Pick(np.arange(-2, 10) % 9 - 1, factor=whole(12)),
+        Entries(rng.integers(-1, 8, 20), rng.integers(0, 12, 20), whole(20)),
+        Product(rng.permutation(8).reshape(1, 8, 1), whole(1, 12, 8)),
+        Product(rng.integers(-1, 8, (3, 5, 1)), whole(3, 4, 5)),
+        Product(rng.integers(-1, 8, (2, 5, 3)), whole(2, 2, 5)),
+    ]
+
+
+@given(seed=st.integers(0, 1000), share=st.sampled_from([0.0, 0.2, 1.0]))
+def test_rows_over_some_outputs(seed: int, share: float) -> None:
+    rng = np.random.default_rng(seed)
+    used = np.flatnonzero(rng.random(12) < share)
+    rows = np.zeros((3, 12))
+    rows[:, used] = rng.integers(-9, 10, (3, len(used)))
+    for term in terms(rng):
+        part = Part(term, np.array([3, 8]))
+        expected = rows @ np.stack([term.apply(unit, 12) for unit in np.eye(8, 9)], axis=1)
+        for given_rows in ((rows, None), (rows[:, used], used)):
+            pending: dict[int, Array] = {}
+            part.push(pending, *given_rows)
+            made = [pending.get(k, np.zeros((3, size))) for k, size in enumerate((3, 5))]
+            np.testing.assert_array_equal(np.concatenate(made, axis=1), expected)
 
 
 def mixed(seed: int, mean: float = 0.0) -> onnx.ModelProto:
