@@ -424,14 +424,9 @@ class FreeRelaxation:
     ) -> None:
         box = boxes[node.inputs[0]]
         xp = array_module(box.lower)
-        ends = [lines.at(position + xp.zeros_like(box.lower)) for position in lines.landmarks()]
         # The rounding vector must hold for every position: take the steepest line and the largest
         # offset, twice, so that all of half the difference of the offsets is rounding.
-        slope, offset = xp.zeros_like(box.lower), xp.zeros_like(box.lower)
-        for end in ends:
-            slope = xp.maximum(slope, xp.maximum(abs(end.lower_slope), abs(end.upper_slope)))
-            offset = xp.maximum(offset, xp.maximum(abs(end.lower_offset), abs(end.upper_offset)))
-        self.relaxation.add_elementwise(node, boxes, Lines(slope, offset, slope, offset))
+        self.relaxation.add_elementwise(node, boxes, lines.largest(xp.zeros_like(box.lower)))
         rounding = self.relaxation.curves[node.name].half_offset
         free = self.free[node.name] = BentCurve(lines, rounding)
         self.default[node.name] = op.default_position(box)
