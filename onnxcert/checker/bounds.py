@@ -37,7 +37,7 @@ from typing import Protocol
 
 import numpy as np
 
-from onnxcert.checker import curves, pairs
+from onnxcert.checker import curves, pairs, pieces
 from onnxcert.checker.balls import Balls
 from onnxcert.checker.curves import TINY, Array, U
 from onnxcert.checker.errors import Expired
@@ -435,18 +435,11 @@ def merged(network: Network, *, executed: bool) -> list[Block]:
 
     An offset that follows a sum in a block of its own joins it. Two matrices in a row become their
     product if float64 has that exactly, and if no execution makes roundings between them. Scalars
-    that nothing reads any more become empty sums.
+    that nothing reads any more become empty sums. Over the reals sums of relus of one number become
+    curves (rule R19).
     """
     blocks = list(network.blocks)
-    readers = np.zeros(network.size + 1, np.int64)
-    np.add.at(readers, network.output, 2)
-    for block in blocks:
-        lists = [distinct(term.ids) for term in block.terms] if isinstance(block, Affine) else []
-        lists += [block.ids] if isinstance(block, Curve) else []
-        lists += [block.first, block.second] if isinstance(block, Pair) else []
-        lists += (block.maximum or ()) if isinstance(block, Affine) else ()
-        for ids in lists:
-            np.add.at(readers, ids, 1)
+    readers = _readers(network, blocks)
     starts = {block.start: k for k, block in enumerate(blocks)}
     for k, block in enumerate(blocks):
         if not isinstance(block, Affine) or len(block.terms) != 1 or not block.terms[0].ids.size:
@@ -466,7 +459,21 @@ def merged(network: Network, *, executed: bool) -> list[Block]:
             made = _contracted(block, inner)
         if made is not None:
             blocks[k], blocks[j] = made, replace(inner, terms=(), offset=None)
-    return blocks
+    return blocks if executed else pieces.joined(blocks, _readers(network, blocks))
+
+
+def _readers(network: Network, blocks: Sequence[Block]) -> Array:
+    """How often each scalar is read; a term reads those it has once."""
+    readers = np.zeros(network.size + 1, np.int64)
+    np.add.at(readers, network.output, 2)
+    for block in blocks:
+        lists = [distinct(term.ids) for term in block.terms] if isinstance(block, Affine) else []
+        lists += [block.ids] if isinstance(block, Curve) else []
+        lists += [block.first, block.second] if isinstance(block, Pair) else []
+        lists += (block.maximum or ()) if isinstance(block, Affine) else ()
+        for ids in lists:
+            np.add.at(readers, ids, 1)
+    return readers
 
 
 def _offset_moved(block: Affine, inner: Affine) -> Affine | None:

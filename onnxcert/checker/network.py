@@ -153,10 +153,11 @@ class Curve(Block):
 
     Attributes:
         kind: relu, leaky (x for x >= 0, slope x below), abs, sign, floor, sigmoid, tanh, power
-            (x^slope), reciprocal, exp, sin or cos.
+            (x^slope), reciprocal, exp, sin or cos; pieces, see `onnxcert.checker.pieces`.
         ids: (size,) numbers of what f is applied to, in row-major order of the ONNX tensor (for
             maxima: of the broadcast pairs).
-        slope: (size,) for leaky and, the same whole number everywhere, for power; else None.
+        slope: (size,) for leaky and, the same whole number everywhere, for power; (size, .) for
+            pieces; else None.
         label: first output of the ONNX node; ``label/1``, ``label/2``, ... for its further curves.
     """
 
