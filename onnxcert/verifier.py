@@ -36,7 +36,6 @@ from onnxcert.files import check_writable, write_file
 from onnxcert.frontend.products import with_products
 from onnxcert.frontend.replay import Replayer, check_lowering
 from onnxcert.instance import Files, Instance, SpecSource
-from onnxcert.passes import join_relus
 from onnxcert.proof.certify import (
     EXECUTED,
     REAL,
@@ -295,7 +294,7 @@ class _Run:
         if not executed and self.settings.constants == "auto":
             self.constants = CasesByConstants(graph)
         if not executed:
-            graph = join_relus(graph)
+            graph = instance.joined
         self.solver = solver = Solver(
             graph.to(self.device),
             instance.confirmation(replayer),

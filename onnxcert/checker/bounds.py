@@ -439,6 +439,8 @@ def merged(network: Network, *, executed: bool) -> list[Block]:
     curves (rule R19).
     """
     blocks = list(network.blocks)
+    if not executed:
+        blocks = pieces.joined(blocks, _readers(network, blocks))
     readers = _readers(network, blocks)
     starts = {block.start: k for k, block in enumerate(blocks)}
     for k, block in enumerate(blocks):
@@ -459,7 +461,7 @@ def merged(network: Network, *, executed: bool) -> list[Block]:
             made = _contracted(block, inner)
         if made is not None:
             blocks[k], blocks[j] = made, replace(inner, terms=(), offset=None)
-    return blocks if executed else pieces.joined(blocks, _readers(network, blocks))
+    return blocks
 
 
 def _readers(network: Network, blocks: Sequence[Block]) -> Array:

@@ -16,8 +16,8 @@ of S = L max(|l|, |u|) + sum |w_j t_j| + |c|, a knot p by a rounding of its own,
 f(p) - k p by at most 2 L |p| roundings, and the product k p and the difference by a few of 2 S.
 All of it is charged with 8 (K + 16) roundings of S. Where something overflows nothing is said.
 
-A layer of such curves has the label of its relus. The position of a neuron is the number of its sum
-in the block; the first relus of the sums must be in the order of the sums.
+A layer of such curves has the label of its relus. The position of a neuron is the rank of its sum
+by the position of the first relu in it.
 """
 
 from __future__ import annotations
@@ -146,19 +146,30 @@ def joined(blocks: Sequence[Block], readers: Array) -> list[Block]:
         relu = blocks[j]
         if j == k or not isinstance(relu, Curve) or relu.kind != "relu":
             continue
-        whole = np.arange(relu.start, relu.start + relu.size)
+        whole = _span(relu)
         alone = np.array_equal(readers[whole], np.isin(whole, term.ids))
-        curve = _curve(block, term, relu, blocks) if alone and block.maximum is None else None
+        if not alone or block.maximum is not None:
+            continue
+        number, factor, shift, source = _read_by(relu, blocks)
+        curve = _curve(block, term, relu, (number, factor, shift))
         if curve is not None:
             made[k], made[j] = curve, _empty(relu)
+            if source is not None and readers[ids := _span(blocks[source])].max() < 2 and len(ids):
+                made[source] = _empty(blocks[source])
     return made
 
 
-def _empty(block: Curve) -> Affine:
+def _span(block: Block) -> Array:
+    return np.arange(block.start, block.start + block.size)
+
+
+def _empty(block: Block) -> Affine:
     return Affine(block.start, block.size, block.name, (), None, None, 0)
 
 
-def _curve(block: Affine, term: Term, relu: Curve, blocks: Sequence[Block]) -> Curve | None:
+def _curve(
+    block: Affine, term: Term, relu: Curve, reads: tuple[Array, Array, Array]
+) -> Curve | None:
     """The curve that a block of sums is, if each is one."""
     entries = _entries(term)
     if entries is None:
@@ -172,11 +183,11 @@ def _curve(block: Affine, term: Term, relu: Curve, blocks: Sequence[Block]) -> C
         return None
     order = np.lexsort((read, out))
     out, read, weight = out[order], read[order], weight[order]
-    number, factor, shift = _read_by(relu, blocks)
+    number, factor, shift = reads
     starts, width = np.cumsum(count) - count, int(count.max())
     number = number[read]
     same = (number == number[starts[out]]).all() and (number >= 0).all()
-    if not same or (np.diff(read[starts]) <= 0).any() or 3 * width * block.size > _LARGEST:
+    if not same or 3 * width * block.size > _LARGEST:
         return None
     table = np.zeros((block.size, 1 + 3 * width))
     table[:, 0] = 0.0 if block.offset is None else block.offset
@@ -184,7 +195,8 @@ def _curve(block: Affine, term: Term, relu: Curve, blocks: Sequence[Block]) -> C
     for i, values in enumerate((weight, factor[read], shift[read])):
         table[out, place + i * width] = values
     kept = replace(relu, start=block.start, size=block.size, name=block.name)
-    return replace(kept, kind=PIECES, ids=number[starts], slope=table)
+    order = np.argsort(read[starts])
+    return replace(kept, kind=PIECES, ids=number[starts], slope=table, order=order)
 
 
 def _entries(term: Term) -> tuple[Array, Array, Array] | None:
@@ -204,10 +216,10 @@ def _entries(term: Term) -> tuple[Array, Array, Array] | None:
     return None
 
 
-def _read_by(relu: Curve, blocks: Sequence[Block]) -> tuple[Array, Array, Array]:
-    """The scalar, and a factor and a shift of it, that each relu reads."""
+def _read_by(relu: Curve, blocks: Sequence[Block]) -> tuple[Array, Array, Array, int | None]:
+    """The scalar, and a factor and a shift of it, that each relu reads; and the block between."""
     ids, one = relu.ids, np.ones(relu.size)
-    for block in blocks:
+    for k, block in enumerate(blocks):
         inside = (ids >= block.start) & (ids < block.start + block.size)
         if not inside.all() or not isinstance(block, Affine) or len(block.terms) != 1:
             continue
@@ -215,5 +227,6 @@ def _read_by(relu: Curve, blocks: Sequence[Block]) -> tuple[Array, Array, Array]
         if isinstance(term, Pick) and block.exact and block.maximum is None:
             at = ids - block.start
             factor = one if term.factor is None else np.broadcast_to(term.factor, block.size)[at]
-            return term.ids[at], factor, one * 0.0 if block.offset is None else block.offset[at]
-    return ids, one, 0.0 * one
+            shift = 0.0 * one if block.offset is None else block.offset[at]
+            return term.ids[at], factor, shift, k
+    return ids, one, 0.0 * one, None

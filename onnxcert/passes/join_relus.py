@@ -18,6 +18,7 @@ import numpy as np
 from onnxcert.arrays import Array, FloatArray, IntArray
 from onnxcert.graph import Graph, Neurons, Node
 from onnxcert.ops import Affine, Linear, PiecewiseLinear, Relu, Select, SparseLinear
+from onnxcert.passes.base import is_exact
 from onnxcert.passes.drop_identities import drop_identities
 from onnxcert.passes.drop_unused import drop_unused
 from onnxcert.passes.fuse_selects import fuse_selects
@@ -25,12 +26,17 @@ from onnxcert.passes.fuse_selects import fuse_selects
 _FEWEST = 4
 """Relus of one sum. With fewer, little is lost, and exact searches know relus."""
 
+_MOST = 1 << 22
+"""Entries of a matrix that is written down to be looked at."""
+
 
 def join_relus(graph: Graph) -> Graph:
     """Replace sums of relus of one number each by `PiecewiseLinear`.
 
-    A relu's value may be read by one matrix product alone, each of whose sums takes at least
-    `_FEWEST` relus, all of the same number, and shares none with another sum.
+    A relu's value may be read by one affine node alone, each of whose sums takes at least `_FEWEST`
+    relus, all of the same number, and shares none with another sum. All factors are numbers of the
+    file. The graph should be the one before `simplify`, which merges such sums with what reads
+    them: the checker of certificates finds them in the file.
 
     Ensures: the same function over the reals. A joined neuron has the label of its relus, and for a
     position its rank among those that are joined with it, by the position of its first relu. Where
@@ -76,6 +82,9 @@ class _Group:
     @classmethod
     def of(cls, total: Node, relu: Node, makers: Mapping[str, Node]) -> _Group | None:
         """What a node sums up, if its sums are such functions."""
+        source, size, number, factor, shift = _read_by(relu, makers)
+        if _FEWEST * len(np.unique(number)) > len(number) or not is_exact(factor, shift):
+            return None
         entries = _entries(total.op, relu.op.output_size)
         if entries is None:
             return None
@@ -83,21 +92,19 @@ class _Group:
         count = np.bincount(out, minlength=total.op.output_size)
         if len(np.unique(read)) < len(read) or count.min(initial=len(read)) < _FEWEST:
             return None
+        bias = total.op.bias if isinstance(total.op, Affine) else None
+        offset = np.zeros(len(count)) if bias is None else bias
         order = np.lexsort((read, out))
         read, out, weight = read[order], out[order], weight[order]
-        source, size, number, factor, shift = _read_by(relu, makers)
         starts = np.cumsum(count) - count
         number = number[read]
-        if (number != number[starts[out]]).any():
+        if (number != number[starts[out]]).any() or not is_exact(weight, offset):
             return None
         place = np.arange(len(out)) - starts[out]
         table = np.zeros((3, len(count), int(count.max())))
         table[:, out, place] = weight, factor[read], shift[read]
-        bias = total.op.bias if isinstance(total.op, Affine) else None
-        offset = np.zeros(len(count)) if bias is None else bias
-        return cls(
-            source, size, number[starts], read[starts], (table[0], table[1], table[2]), offset
-        )
+        parts = table[0], table[1], table[2]
+        return cls(source, size, number[starts], read[starts], parts, offset)
 
     def nodes(self, total: Node, relu: Node) -> list[Node]:
         """The numbers, and the curve in place of the sums."""
@@ -129,7 +136,11 @@ def _entries(op: object, size: int) -> tuple[IntArray, IntArray, FloatArray] | N
     if isinstance(op, SparseLinear):
         used = op.values != 0
         return op.row[used], op.column[used], op.values[used]
-    return None
+    if not isinstance(op, Affine) or len(op.input_sizes) > 1 or op.output_size * size > _MOST:
+        return None
+    matrix = op.transpose(np.eye(op.output_size))[0]
+    out, read = np.nonzero(matrix)
+    return read, out, matrix[out, read]
 
 
 def _read_by(relu: Node, makers: Mapping[str, Node]) -> tuple[str, int, IntArray, Array, Array]:
