@@ -568,6 +568,17 @@ PLANS = {
         (-0.921875, -1.0),
         settings=_NEURON,
     ),
+    "tables": _Plan(
+        tables(
+            np.array([3.0, -3.875, 0.625, -0.875, -0.625, -0.375]),
+            np.array([-1.0, -0.75, -0.25, 0.25, 0.75, 1.0]),
+        ),
+        lambda t: [(*_SQUARE, [([0, 1], t)])],
+        (-3.171875, -3.140625),
+        (1.0, -1.0),
+        outputs=2,
+        settings=_NEURON,
+    ),
     "softmax": _Plan(
         dense([2, 4, 1], 7, curve="Softmax"),
         lambda t: [(*_SQUARE, [([1], t)])],
