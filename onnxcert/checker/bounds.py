@@ -24,6 +24,7 @@ R7  If s (z - p) >= 0 on S, then A z >= A z - beta s (z - p) for every beta >= 0
 R16 Where |h_i - m_i| <= r_i holds on S for all scalars of a block, A h >= A m - |A| r. A form ends
     with that at scalars that hardly vary on its set.
 R18 Relus below planes over what their sums read (`onnxcert.checker.tilts`), instead of chords.
+R19 Sums of relus of one number as curves (`onnxcert.checker.pieces`).
 R9  A scalar whose lower bound exceeds its upper bound: S is empty.
 """
 
