@@ -251,7 +251,7 @@ class NeuronSplit(Brancher):
             value = batch["point"][which, position]
             above = batch["sign"][which, position] > 0
             # Neurons may be split repeatedly, unless they are relus. The latest split on a side is
-            # the tightest; the multiplier, of one side or the other, is the one they came with.
+            # the tightest; the multiplier, of one side or the other, is the one that they have.
             lower[which[above], index[above]] = value[above]
             upper[which[~above], index[~above]] = value[~above]
             sign[which[above], index[above]] = 1.0
@@ -261,7 +261,8 @@ class NeuronSplit(Brancher):
             sign[both] = 2.0
             point += xp.where(is_above, lower, xp.where(sign < 0, upper, 0.0))
             carried = batch["multiplier"][which, position]
-            multiplier[which[::-1], index[::-1]] = carried[::-1]
+            order = xp.argsort(abs(carried), kind="stable")  # of a new split it is zero
+            multiplier[which[order], index[order]] = carried[order]
             boxes[name] = Box(lower, upper)
             signs[name], points[name], multipliers[name] = sign, point, multiplier
             if both.any():
