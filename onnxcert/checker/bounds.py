@@ -441,7 +441,7 @@ def merged(network: Network, *, executed: bool) -> list[Block]:
     """
     blocks = list(network.blocks)
     if not executed:
-        blocks = pieces.joined(blocks, _readers(network, blocks))
+        blocks = pieces.joined(blocks, partial(_readers, network, blocks))
     readers = _readers(network, blocks)
     starts = {block.start: k for k, block in enumerate(blocks)}
     for k, block in enumerate(blocks):

@@ -22,13 +22,23 @@ by the position of the first relu in it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
 
-from onnxcert.checker.network import Affine, Array, Block, Curve, Entries, Pick, Product, Term
+from onnxcert.checker.network import (
+    Affine,
+    Array,
+    Block,
+    Curve,
+    Entries,
+    Pick,
+    Product,
+    Term,
+    distinct,
+)
 
 U, TINY = 2.0**-52, 1e-290
 
@@ -131,36 +141,40 @@ def _slope(points: Array, heights: Array, free: Array) -> Array:
     return np.asarray(np.where(free < 0.5, early, late))
 
 
-def joined(blocks: Sequence[Block], readers: Array) -> list[Block]:
+def joined(blocks: Sequence[Block], count: Callable[[], Array]) -> list[Block]:
     """The blocks with curves in place of such sums; the relus become empty sums.
 
     Args:
-        readers: how many blocks read each scalar, (S + 1,).
+        count: tells how often blocks and outputs read each scalar, (S + 1,); called if it matters.
     """
     made, starts = list(blocks), {block.start: k for k, block in enumerate(blocks)}
+    readers: Array | None = None
     for k, block in enumerate(blocks):
         term = block.terms[0] if isinstance(block, Affine) and len(block.terms) == 1 else None
-        if term is None or not term.ids.size or not isinstance(block, Affine) or not block.exact:
+        if term is None or not term.ids.size or not isinstance(block, Affine):
             continue
         j = starts.get(int(term.ids.min()), k)
         relu = blocks[j]
         if j == k or not isinstance(relu, Curve) or relu.kind != "relu":
             continue
-        whole = _span(relu)
-        alone = np.array_equal(readers[whole], np.isin(whole, term.ids))
-        if not alone or block.maximum is not None:
-            continue
         number, factor, shift, source = _read_by(relu, blocks)
+        if _FEWEST * len(distinct(number)) > relu.size or not block.exact or block.maximum:
+            continue
+        readers = count() if readers is None else readers
+        if not _alone(relu, term.ids, readers):
+            continue
         curve = _curve(block, term, relu, (number, factor, shift))
         if curve is not None:
             made[k], made[j] = curve, _empty(relu)
-            if source is not None and readers[ids := _span(blocks[source])].max() < 2 and len(ids):
+            if source is not None and _alone(blocks[source], relu.ids, readers):
                 made[source] = _empty(blocks[source])
     return made
 
 
-def _span(block: Block) -> Array:
-    return np.arange(block.start, block.start + block.size)
+def _alone(block: Block, ids: Array, readers: Array) -> bool:
+    """Whether nothing but what reads ``ids``, once, reads a block."""
+    whole = np.arange(block.start, block.start + block.size)
+    return np.array_equal(readers[whole], np.isin(whole, ids))
 
 
 def _empty(block: Block) -> Affine:

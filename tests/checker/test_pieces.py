@@ -173,6 +173,41 @@ def test_engine_and_checker_agree_on_who_is_who() -> None:
     assert (above - below < 1e-10).all()
 
 
+def test_what_others_read_of_the_differences_stays() -> None:
+    """Half of what a subtraction makes goes to relus, the other half somewhere else."""
+    rng = np.random.default_rng(0)
+    constants = {
+        "knots": np.float32([[-1.0, -0.5, 0.5, 1.0]]),
+        "axis": np.array([2]),
+        "first": np.array([0]),
+        "second": np.array([1]),
+        "m": np.float32([1.0, -2.0, 2.0, -1.0]),
+        "u": np.round(4 * rng.normal(size=(4, 1))).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Unsqueeze", ["x", "axis"], ["column"]),
+        helper.make_node("Sub", ["column", "knots"], ["from"]),
+        helper.make_node("Gather", ["from", "first"], ["one"], axis=1),
+        helper.make_node("Gather", ["from", "second"], ["other"], axis=1),
+        helper.make_node("Relu", ["one"], ["parts"]),
+        helper.make_node("MatMul", ["parts", "m"], ["total"]),
+        helper.make_node("MatMul", ["other", "u"], ["linear"]),
+        helper.make_node("Squeeze", ["linear", "axis"], ["flat"]),
+        helper.make_node("Add", ["total", "flat"], ["y"]),
+    ]
+    model = model_of(nodes, {"x": [1, 2]}, ["y"], constants)
+    network = read(model)
+    (curve,) = curves(network)
+    assert curve.size == 1
+    x = [Fraction(1, 3), Fraction(-3, 7)]
+    v = np.array([Fraction(0)] * (network.size + 1), object)
+    v[:2] = x
+    for block in merged(network, executed=False)[1:]:
+        v[block.start : block.start + block.size] = block.values(v)
+    assert v[network.output].tolist() == network.evaluate(x)
+    assert network.evaluate(x) != network.evaluate([x[0], x[1] + 1])
+
+
 def _read_twice() -> Any:
     model = tables(WEIGHT, KNOTS)
     model.graph.node.append(helper.make_node("ReduceSum", ["parts", "axis"], ["more"], keepdims=0))
