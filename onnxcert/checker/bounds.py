@@ -431,16 +431,16 @@ class Hint:
     slopes: Array
 
 
-def merged(network: Network, *, executed: bool) -> list[Block]:
+def merged(network: Network, *, executed: bool, joined: bool = True) -> list[Block]:
     """The blocks, with sums that only one other sum reads moved into that.
 
     An offset that follows a sum in a block of its own joins it. Two matrices in a row become their
     product if float64 has that exactly, and if no execution makes roundings between them. Scalars
     that nothing reads any more become empty sums. Over the reals sums of relus of one number become
-    curves (rule R19).
+    curves (rule R19), if ``joined`` says so.
     """
     blocks = list(network.blocks)
-    if not executed:
+    if joined and not executed:
         blocks = pieces.joined(blocks, partial(_readers, network, blocks))
     readers = _readers(network, blocks)
     starts = {block.start: k for k, block in enumerate(blocks)}
@@ -544,6 +544,7 @@ class Bounder:
         expired: asked between blocks of rows; once it says True, `Expired` is raised.
         spherical: whether inputs may lie in ellipsoids; intervals are exact for sums of the inputs
             of a box only.
+        joined: whether rule R19 applies; then nothing is said of relus that became a curve.
     """
 
     def __init__(
@@ -553,12 +554,13 @@ class Bounder:
         executed: bool,
         expired: Callable[[], bool] = lambda: False,
         spherical: bool = False,
+        joined: bool = True,
     ) -> None:
         self.network, self.executed, self._expired = network, executed, expired
         # Executors may take numbers below 2^-126 for zero, before and after every step. As the size
         # of what is read, this charges a product with 2^-24 2^-100 |W|, which is more.
         self.flushed = 2.0**-100 if executed else 0.0
-        self.blocks: Sequence[Block] = merged(network, executed=executed)
+        self.blocks: Sequence[Block] = merged(network, executed=executed, joined=joined)
         self.ends = np.array([block.start + block.size for block in self.blocks])
         self.parts: dict[int, list[Part]] = {}
         self.outputs = Part(Pick(ids=network.output), self.ends)

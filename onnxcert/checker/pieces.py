@@ -157,7 +157,7 @@ def joined(blocks: Sequence[Block], count: Callable[[], Array]) -> list[Block]:
         relu = blocks[j]
         if j == k or not isinstance(relu, Curve) or relu.kind != "relu":
             continue
-        number, factor, shift, source = _read_by(relu, blocks)
+        number, factor, shift = _read_by(relu, blocks)
         if _FEWEST * len(distinct(number)) > relu.size or not block.exact or block.maximum:
             continue
         readers = count() if readers is None else readers
@@ -165,9 +165,8 @@ def joined(blocks: Sequence[Block], count: Callable[[], Array]) -> list[Block]:
             continue
         curve = _curve(block, term, relu, (number, factor, shift))
         if curve is not None:
-            made[k], made[j] = curve, _empty(relu)
-            if source is not None and _alone(blocks[source], relu.ids, readers):
-                made[source] = _empty(blocks[source])
+            made[k] = curve
+            made[j] = Affine(relu.start, relu.size, relu.name, (), None, None, 0)
     return made
 
 
@@ -175,10 +174,6 @@ def _alone(block: Block, ids: Array, readers: Array) -> bool:
     """Whether nothing but what reads ``ids``, once, reads a block."""
     whole = np.arange(block.start, block.start + block.size)
     return np.array_equal(readers[whole], np.isin(whole, ids))
-
-
-def _empty(block: Block) -> Affine:
-    return Affine(block.start, block.size, block.name, (), None, None, 0)
 
 
 def _curve(
@@ -230,10 +225,10 @@ def _entries(term: Term) -> tuple[Array, Array, Array] | None:
     return None
 
 
-def _read_by(relu: Curve, blocks: Sequence[Block]) -> tuple[Array, Array, Array, int | None]:
-    """The scalar, and a factor and a shift of it, that each relu reads; and the block between."""
+def _read_by(relu: Curve, blocks: Sequence[Block]) -> tuple[Array, Array, Array]:
+    """The scalar, and a factor and a shift of it, that each relu reads."""
     ids, one = relu.ids, np.ones(relu.size)
-    for k, block in enumerate(blocks):
+    for block in blocks:
         inside = (ids >= block.start) & (ids < block.start + block.size)
         if not inside.all() or not isinstance(block, Affine) or len(block.terms) != 1:
             continue
@@ -242,5 +237,5 @@ def _read_by(relu: Curve, blocks: Sequence[Block]) -> tuple[Array, Array, Array,
             at = ids - block.start
             factor = one if term.factor is None else np.broadcast_to(term.factor, block.size)[at]
             shift = 0.0 * one if block.offset is None else block.offset[at]
-            return term.ids[at], factor, shift, k
-    return ids, one, 0.0 * one, None
+            return term.ids[at], factor, shift
+    return ids, one, 0.0 * one

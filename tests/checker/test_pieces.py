@@ -15,6 +15,7 @@ from onnxcert.checker import pieces
 from onnxcert.checker.bounds import merged
 from onnxcert.checker.model import read_network
 from onnxcert.checker.network import Curve, Network
+from onnxcert.checker.quadratic import Quadratic
 from onnxcert.frontend.onnx import load_model
 from onnxcert.ops import PiecewiseLinear
 from onnxcert.passes import join_relus
@@ -239,6 +240,24 @@ def _two_numbers() -> Any:
 )
 def test_what_is_no_such_curve(model: Any) -> None:
     assert not curves(read(model))
+
+
+def test_constants_know_every_relu() -> None:
+    """Their slopes follow from bounds of what each relu of the file is applied to."""
+    network = read(tables(WEIGHT, KNOTS))
+    low, high = np.array([0.25, -1.0]), np.array([0.5, -0.75])
+    model = Quadratic(network, (low, high))
+    rng = np.random.default_rng(0)
+    found = list(model._intervals((low, high)))
+    assert [block.kind for block, _ in found] == ["relu"]
+    for x in rng.uniform(low, high, size=(50, 2)):
+        v = np.zeros(network.size + 1)
+        v[:2] = x
+        for block in network.blocks[1:]:
+            v[block.start : block.start + block.size] = block.values(v)
+        for curve, (least, most) in found:
+            assert (least <= v[curve.ids]).all()
+            assert (v[curve.ids] <= most).all()
 
 
 # Certificates
