@@ -193,7 +193,7 @@ class Curve(Block):
             return np.asarray(1 / z)
         if self.kind == "pieces" and self.slope is not None:
             table = _like(self.slope, v)
-            weight, factor, shift = np.split(table[:, 1:], 3, axis=1)
+            weight, factor, shift, _, _ = np.split(table[:, 1:], 5, axis=1)
             reached = factor * z[:, None] + shift
             return np.asarray((weight * reached * (reached > 0)).sum(axis=1) + table[:, 0])
         slope = {"relu": 0, "abs": -1}.get(self.kind)

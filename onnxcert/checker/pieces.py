@@ -43,7 +43,7 @@ from onnxcert.checker.network import (
 U, TINY = 2.0**-52, 1e-290
 
 PIECES = "pieces"
-"""The kind of these curves; their ``slope`` is a table (n, 1 + 3 K): c, then all w, s and t."""
+"""The kind of these curves; their ``slope`` is a table (n, 1 + 5 K): see `completed`."""
 
 _FEWEST = 4
 """Relus of one sum."""
@@ -89,8 +89,8 @@ def crosses(
     Args:
         table: a row.
     """
-    numbers = [Fraction(float(x)) for x in table]
-    count = len(numbers) // 3
+    count = len(table) // 5
+    numbers = [Fraction(float(x)) for x in table[: 1 + 3 * count]]
     parts = (numbers[1 + i * count : 1 + (i + 1) * count] for i in range(3))
     terms = list(zip(*parts, strict=True))
     knots = [-t / s for _, s, t in terms if s]
@@ -104,25 +104,32 @@ def crosses(
 def _points(table: Array, low: Array, high: Array) -> tuple[Array, Array, Array, Array, Array]:
     """Ends and knots and the curve there, (B, n, K + 2); what roundings change; L; and where all of
     that is known."""
-    count = table.shape[1] // 3
-    c, w, s, t = table[:, 0], *np.split(table[:, 1:], 3, axis=1)
+    count, c = table.shape[1] // 5, table[:, 0]
+    w, s, t, knots, heights = np.split(table[:, 1:], 5, axis=1)
     steepest = abs(w * s).sum(axis=1) * (1 + 4 * (count + 2) * U)
     size = np.maximum(abs(low), abs(high)) * steepest + abs(w * t).sum(axis=1) + abs(c)
     slack = 8 * (count + 16) * U * size + TINY
     known = np.isfinite(slack)
     low, high = np.where(known, low, 0.0), np.where(known, high, 0.0)
 
-    def value(z: Array) -> Array:
-        return np.asarray((np.maximum(z[..., None] * s + t, 0.0) * w).sum(axis=-1) + c)
-
-    knots = np.sort(-t / np.where(s == 0, np.inf, s), axis=1)
-    heights = np.stack([value(knot) for knot in knots.T], axis=1)
     first, last = low[..., None], high[..., None]
-    at_first, at_last = value(low)[..., None], value(high)[..., None]
+    at_first, at_last = (_value(c, w, s, t, z)[..., None] for z in (low, high))
     heights = np.where(knots >= last, at_last, heights)
     heights = np.where(knots <= first, at_first, heights)
     points = np.concatenate([first, np.minimum(np.maximum(knots, first), last), last], axis=-1)
     return points, np.concatenate([at_first, heights, at_last], axis=-1), slack, steepest, known
+
+
+def _value(c: Array, w: Array, s: Array, t: Array, z: Array) -> Array:
+    return np.asarray((np.maximum(z[..., None] * s + t, 0.0) * w).sum(axis=-1) + c)
+
+
+def completed(table: Array) -> Array:
+    """c, then all w, s and t, then the knots in order and the heights there."""
+    c, (w, s, t) = table[:, 0], np.split(table[:, 1:], 3, axis=1)
+    knots = np.sort(-t / np.where(s == 0, np.inf, s), axis=1)
+    heights = np.stack([_value(c, w, s, t, knot) for knot in knots.T], axis=1)
+    return np.concatenate([table, knots, heights], axis=1)
 
 
 def _slope(points: Array, heights: Array, free: Array) -> Array:
@@ -205,7 +212,7 @@ def _curve(
         table[out, place + i * width] = values
     kept = replace(relu, start=block.start, size=block.size, name=block.name)
     order = np.argsort(read[starts])
-    return replace(kept, kind=PIECES, ids=number[starts], slope=table, order=order)
+    return replace(kept, kind=PIECES, ids=number[starts], slope=completed(table), order=order)
 
 
 def _entries(term: Term) -> tuple[Array, Array, Array] | None:
