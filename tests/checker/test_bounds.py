@@ -492,6 +492,12 @@ def preorder(tree: Tree, path: Path) -> Iterator[tuple[Tree, Path]]:
         yield from preorder(above, [*path, (layer, position, point, 1)])
 
 
+def _read_at(block: Curve | Pair, position: int) -> int:
+    """The scalar that the neuron at a position of a layer reads."""
+    assert isinstance(block, Curve)
+    return int(block.ids[block.at(np.array(position))])
+
+
 STORED = st.sampled_from([0, coarse(1e-30), coarse(0.1), coarse(1.0), coarse(50.0), coarse(1e20)])
 
 
@@ -550,7 +556,7 @@ def test_leaves_of_neuron_trees(name: str, semantics: str, data: st.DataObject, 
     for number, path, weight in zip(numbers, paths, weights.view(np.float32), strict=True):
         for v, y in zip(values, outputs, strict=True):
             if not all(
-                side * (v[labelled[layer].ids[position]] - Fraction(point)) >= 0
+                side * (v[_read_at(labelled[layer], position)] - Fraction(point)) >= 0
                 for layer, position, point, side in path
             ):
                 continue
