@@ -27,6 +27,7 @@ from onnxcert.frontend.rows import only_compares
 from onnxcert.frontend.vnnlib import read_query
 from onnxcert.frontend.write import format_vnnlib
 from onnxcert.graph import Graph
+from onnxcert.passes import join_relus, simplify
 from onnxcert.search.candidates import Confirm
 from onnxcert.spec import Query, Tensor
 from onnxcert.spec.build import Specification
@@ -176,6 +177,15 @@ class Instance(Files):
             graph, families = self.model.compared
             chosen = graph if only_compares(self.query, layout, families) else chosen
         return with_products(chosen, layout)
+
+    @property
+    def joined(self) -> Graph:
+        """`compared` with curves in place of sums of relus of one number."""
+        compared = self.compared
+        if compared is not self.model.graph:
+            return join_relus(compared)
+        joined = join_relus(self.model.lowered)
+        return compared if joined is self.model.lowered else simplify(joined)
 
 
 def _check_fit(query: Query, model: Interface) -> None:

@@ -293,6 +293,8 @@ class _Run:
         graph = instance.executed if executed else instance.compared
         if not executed and self.settings.constants == "auto":
             self.constants = CasesByConstants(graph)
+        if not executed:
+            graph = instance.joined
         self.solver = solver = Solver(
             graph.to(self.device),
             instance.confirmation(replayer),

@@ -28,6 +28,7 @@ from onnxcert.ops import (
     LeakyRelu,
     Multiply,
     Operator,
+    PiecewiseLinear,
     Power,
     Reciprocal,
     Relu,
@@ -98,6 +99,18 @@ def exact_curve(op: Elementwise, x: Vector) -> Vector:
         return [v if v >= 0 else v * Fraction(float(s)) for v, s in zip(x, slopes, strict=True)]
     if isinstance(op, Power):
         return [value**op.exponent for value in x]
+    if isinstance(op, PiecewiseLinear):
+        parts = (op.weight, op.factor, op.shift)
+        tables = [np.broadcast_to(part, (len(x), op.terms)) for part in parts]
+        offset = np.broadcast_to(op.offset, (len(x),))
+        return [
+            Fraction(float(c))
+            + sum(
+                w * max(s * value + t, Fraction(0))
+                for w, s, t in zip(*map(exact, row), strict=True)
+            )
+            for value, c, *row in zip(x, offset, *tables, strict=True)
+        ]
     return [_CURVES[type(op)](value) for value in x]
 
 

@@ -424,14 +424,9 @@ class FreeRelaxation:
     ) -> None:
         box = boxes[node.inputs[0]]
         xp = array_module(box.lower)
-        ends = [lines.at(position + xp.zeros_like(box.lower)) for position in lines.landmarks()]
         # The rounding vector must hold for every position: take the steepest line and the largest
         # offset, twice, so that all of half the difference of the offsets is rounding.
-        slope, offset = xp.zeros_like(box.lower), xp.zeros_like(box.lower)
-        for end in ends:
-            slope = xp.maximum(slope, xp.maximum(abs(end.lower_slope), abs(end.upper_slope)))
-            offset = xp.maximum(offset, xp.maximum(abs(end.lower_offset), abs(end.upper_offset)))
-        self.relaxation.add_elementwise(node, boxes, Lines(slope, offset, slope, offset))
+        self.relaxation.add_elementwise(node, boxes, lines.largest(xp.zeros_like(box.lower)))
         rounding = self.relaxation.curves[node.name].half_offset
         free = self.free[node.name] = BentCurve(lines, rounding)
         self.default[node.name] = op.default_position(box)
@@ -684,17 +679,29 @@ class _Ascent:
 class Splits:
     """Split constraints ``sign (z - point) >= 0`` on pre-activations, arrays (B, n) by name.
 
+    A neuron that is split again lies between two points, and its multiplier may have either sign.
+
     Attributes:
-        signs: -1, 0 for none, or 1.
-        points: where the neurons were split.
+        signs: -1, 0 for none, or 1; 2 for both.
+        points: where the neurons were split; for both, the point below.
+        others: pre-activation -> for both, the point above, where there are any.
     """
 
     signs: Mapping[str, Array] = field(default_factory=dict)
     points: Mapping[str, Array] = field(default_factory=dict)
+    others: Mapping[str, Array] = field(default_factory=dict)
 
     def single(self) -> Splits:
         """The same in binary32."""
-        return Splits(singles(self.signs), singles(self.points))
+        return Splits(singles(self.signs), singles(self.points), singles(self.others))
+
+    def charged(self, name: str, value: Array) -> Multipliers:
+        """Signed multipliers (B, n) of a pre-activation with the points that they belong to."""
+        points = self.points[name]
+        if name in self.others:
+            above = (self.signs[name] == 2) & (value < 0)
+            points = array_module(value).where(above, self.others[name], points)
+        return Multipliers(value, points)
 
 
 @dataclass
@@ -772,6 +779,8 @@ class _Variables:
         self.splits = _Entries({n: xp.flatnonzero(s) for n, s in signs.items()}, sizes, self.lower)
         self._signs = self.splits.gather(signs, self.lower)
         self._points = self.splits.gather(task.splits.points, self.lower)
+        others = {**task.splits.points, **task.splits.others}
+        self._others = self.splits.gather(others, self.lower) if task.splits.others else None
         begin = {
             name: start.multipliers.get(name, xp.zeros(sign.shape)) for name, sign in signs.items()
         }
@@ -857,10 +866,26 @@ class _Variables:
         gradient, unit = 0.0 * multipliers.values, 0.0 * multipliers.values
         for name, height in heights.items():
             place = self.splits.place[name]
-            gradient[place] = self._points[place] - height
+            gradient[place] = self._pressed(place, height) - height
             unit[place] = sizes[name]
         moved = multipliers.step(number, gradient, unit)
-        multipliers.values = moved * (moved * self._signs > 0)
+        right = moved * self._signs > 0
+        multipliers.values = moved * (right if self._others is None else right | (self._signs == 2))
+
+    def _pressed(self, place: slice, height: Array) -> Array:
+        """The points that multipliers push to; where one may have either sign and has none, the
+        nearest of what lies between."""
+        points = self._points[place]
+        if self._others is None:
+            return points
+        xp, value, others = (
+            array_module(height),
+            self.multipliers.values[place],
+            self._others[place],
+        )
+        between = xp.minimum(xp.maximum(height, points), others)
+        both = xp.where(value > 0, points, xp.where(value < 0, others, between))
+        return xp.where(self._signs[place] == 2, both, points)  # type: ignore[no-any-return]
 
     def lean(self, name: str, number: int, gradient: Array) -> None:
         """Move the shares of a node's planes along their gradient."""
@@ -954,7 +979,7 @@ def _ascend(task: _Task, start: Start, steps: int, expired: Callable[[], bool]) 
             rows,
             input_rows=input_rows,
             multipliers={
-                name: Multipliers(value, splits.points[name])
+                name: splits.charged(name, value)
                 for name, value in variables.dense_multipliers().items()
             },
             keep=True,

@@ -33,6 +33,7 @@ from onnxcert.checker.network import (
     Product,
     Term,
 )
+from onnxcert.checker.pieces import PIECES, crosses
 from onnxcert.checker.tilts import Tilt
 
 _METHODS = multiprocessing.get_all_start_methods()
@@ -151,6 +152,10 @@ class Auditor:
         sign = 1 if above else -1
         slope, offset = mean + sign * half, middle + sign * gap
         low, high = (Fraction(side[number, block.ids[i]]) for side in (r.lower, r.upper))
+        if block.kind == PIECES and block.slope is not None:
+            if crosses(block.slope[i], sign, slope, offset, low, high):
+                raise Rejected("R19", f"audit, {block.label}", "a line crosses its curve")
+            return slope, offset
         factor = Fraction(0 if block.slope is None else float(block.slope[i]))
         if block.kind in CONVEX:
             n = -1 if block.kind == "reciprocal" else int(factor)

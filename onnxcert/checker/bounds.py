@@ -24,6 +24,7 @@ R7  If s (z - p) >= 0 on S, then A z >= A z - beta s (z - p) for every beta >= 0
 R16 Where |h_i - m_i| <= r_i holds on S for all scalars of a block, A h >= A m - |A| r. A form ends
     with that at scalars that hardly vary on its set.
 R18 Relus below planes over what their sums read (`onnxcert.checker.tilts`), instead of chords.
+R19 Sums of relus of one number as curves (`onnxcert.checker.pieces`).
 R9  A scalar whose lower bound exceeds its upper bound: S is empty.
 """
 
@@ -37,7 +38,7 @@ from typing import Protocol
 
 import numpy as np
 
-from onnxcert.checker import curves, pairs
+from onnxcert.checker import curves, pairs, pieces
 from onnxcert.checker.balls import Balls
 from onnxcert.checker.curves import TINY, Array, U
 from onnxcert.checker.errors import Expired
@@ -508,23 +509,18 @@ class Hint:
     slopes: Array
 
 
-def merged(network: Network, *, executed: bool) -> list[Block]:
+def merged(network: Network, *, executed: bool, joined: bool = True) -> list[Block]:
     """The blocks, with sums that only one other sum reads moved into that.
 
     An offset that follows a sum in a block of its own joins it. Two matrices in a row become their
     product if float64 has that exactly, and if no execution makes roundings between them. Scalars
-    that nothing reads any more become empty sums.
+    that nothing reads any more become empty sums. Over the reals sums of relus of one number become
+    curves (rule R19), if ``joined`` says so.
     """
     blocks = list(network.blocks)
-    readers = np.zeros(network.size + 1, np.int64)
-    np.add.at(readers, network.output, 2)
-    for block in blocks:
-        lists = [distinct(term.ids) for term in block.terms] if isinstance(block, Affine) else []
-        lists += [block.ids] if isinstance(block, Curve) else []
-        lists += [block.first, block.second] if isinstance(block, Pair) else []
-        lists += (block.maximum or ()) if isinstance(block, Affine) else ()
-        for ids in lists:
-            np.add.at(readers, ids, 1)
+    if joined and not executed:
+        blocks = pieces.joined(blocks, partial(_readers, network, blocks))
+    readers = _readers(network, blocks)
     starts = {block.start: k for k, block in enumerate(blocks)}
     for k, block in enumerate(blocks):
         if not isinstance(block, Affine) or len(block.terms) != 1 or not block.terms[0].ids.size:
@@ -545,6 +541,20 @@ def merged(network: Network, *, executed: bool) -> list[Block]:
         if made is not None:
             blocks[k], blocks[j] = made, replace(inner, terms=(), offset=None)
     return blocks
+
+
+def _readers(network: Network, blocks: Sequence[Block]) -> Array:
+    """How often each scalar is read; a term reads those it has once."""
+    readers = np.zeros(network.size + 1, np.int64)
+    np.add.at(readers, network.output, 2)
+    for block in blocks:
+        lists = [distinct(term.ids) for term in block.terms] if isinstance(block, Affine) else []
+        lists += [block.ids] if isinstance(block, Curve) else []
+        lists += [block.first, block.second] if isinstance(block, Pair) else []
+        lists += (block.maximum or ()) if isinstance(block, Affine) else ()
+        for ids in lists:
+            np.add.at(readers, ids, 1)
+    return readers
 
 
 def _offset_moved(block: Affine, inner: Affine) -> Affine | None:
@@ -612,6 +622,7 @@ class Bounder:
         expired: asked between blocks of rows; once it says True, `Expired` is raised.
         spherical: whether inputs may lie in ellipsoids; intervals are exact for sums of the inputs
             of a box only.
+        joined: whether rule R19 applies; then nothing is said of relus that became a curve.
     """
 
     def __init__(
@@ -621,12 +632,13 @@ class Bounder:
         executed: bool,
         expired: Callable[[], bool] = lambda: False,
         spherical: bool = False,
+        joined: bool = True,
     ) -> None:
         self.network, self.executed, self._expired = network, executed, expired
         # Executors may take numbers below 2^-126 for zero, before and after every step. As the size
         # of what is read, this charges a product with 2^-24 2^-100 |W|, which is more.
         self.flushed = 2.0**-100 if executed else 0.0
-        self.blocks: Sequence[Block] = merged(network, executed=executed)
+        self.blocks: Sequence[Block] = merged(network, executed=executed, joined=joined)
         self.ends = np.array([block.start + block.size for block in self.blocks])
         self.parts: dict[int, list[Part]] = {}
         self.outputs = Part(Pick(ids=network.output), self.ends)

@@ -59,7 +59,8 @@ in between; multipliers of leaves are for the splits of the halves first. Slopes
 k / 255: of the free line between the two slopes of a kinked curve; for sigmoid and tanh of the
 point where the tangent touches, from the near end of the concave (below: convex) side, or from
 where a line from the far end touches it, to the outer end of the interval; for products between
-two planes (`onnxcert.checker.pairs`). Multipliers and weights are the upper 16 bits of a binary32.
+two planes (`onnxcert.checker.pairs`); for sums of relus that are one curve between three slopes
+(`onnxcert.checker.pieces`). Multipliers and weights are the upper 16 bits of a binary32.
 Planes above relus are in the order of groups, roots and, without repetition, layers (rule R18).
 A neuron is a label and a position: see `onnxcert.checker.model`.
 

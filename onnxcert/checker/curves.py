@@ -6,7 +6,8 @@ where it jumps. An S-shaped curve (convex left of zero, concave right of it) min
 at an end of the concave part or, on the convex part, above its tangent at any point: no root has to
 be found exactly, a bad one only loosens.
 Whole powers and the reciprocal are convex right of zero and even or odd, and go the same way.
-Exponential functions and waves are in `onnxcert.checker.waves`.
+Exponential functions and waves are in `onnxcert.checker.waves`, sums of relus of one number in
+`onnxcert.checker.pieces`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from onnxcert.checker import waves
+from onnxcert.checker import pieces, waves
+from onnxcert.checker.pieces import PIECES
 from onnxcert.checker.waves import WAVES
 
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -37,8 +39,8 @@ SMOOTH = ("sigmoid", "tanh")
 CONVEX = ("power", "reciprocal")
 """Curves that are convex right of zero, and even or odd."""
 
-BENT = (*SMOOTH, *CONVEX, *WAVES)
-"""Curves whose lines are tangents."""
+BENT = (*SMOOTH, *CONVEX, *WAVES, PIECES)
+"""Curves whose lines are tangents, or touch as tangents do."""
 
 MOST = 64
 """The largest exponent."""
@@ -89,6 +91,8 @@ def interval(
         return _convex(kind, slope).interval(low, high, _RELATIVE[kind] * executed)
     if kind in WAVES:
         return waves.interval(kind, low, high, executed)
+    if kind == PIECES and slope is not None:
+        return pieces.interval(slope, low, high)
     first, last = value(kind, low, slope), value(kind, high, slope)
     inside = (low < 0) & (high > 0) & (kind in ("abs", "leaky"))
     lower = np.where(inside, np.minimum(0.0, np.minimum(first, last)), np.minimum(first, last))
@@ -127,6 +131,8 @@ def lines(
         return _convex(kind, slope).lines(low, high, free, _RELATIVE[kind] * executed)
     if kind in WAVES:
         return waves.lines(kind, low, high, free, executed)
+    if kind == PIECES and slope is not None:
+        return pieces.lines(slope, low, high, free)
     if kind == "sign":
         return _jump(low, high)
     if kind == "floor":

@@ -160,17 +160,24 @@ class Curve(Block):
 
     Attributes:
         kind: relu, leaky (x for x >= 0, slope x below), abs, sign, floor, sigmoid, tanh, power
-            (x^slope), reciprocal, exp, sin or cos.
+            (x^slope), reciprocal, exp, sin or cos; pieces, see `onnxcert.checker.pieces`.
         ids: (size,) numbers of what f is applied to, in row-major order of the ONNX tensor (for
             maxima: of the broadcast pairs).
-        slope: (size,) for leaky and, the same whole number everywhere, for power; else None.
+        slope: (size,) for leaky and, the same whole number everywhere, for power; (size, .) for
+            pieces; else None.
         label: first output of the ONNX node; ``label/1``, ``label/2``, ... for its further curves.
+        order: (size,) number in the block of the neuron at each position; None where both are one.
     """
 
     kind: str
     ids: Array
     slope: Array | None
     label: str
+    order: Array | None = None
+
+    def at(self, position: Array) -> Array:
+        """Numbers in the block of the neurons at positions."""
+        return position if self.order is None else self.order[position]
 
     def values(self, v: Array) -> Array:
         """See `Block`."""
@@ -191,6 +198,11 @@ class Curve(Block):
         if self.kind == "reciprocal":
             need((z != 0).all(), "division by zero")
             return np.asarray(1 / z)
+        if self.kind == "pieces" and self.slope is not None:
+            table = _like(self.slope, v)
+            weight, factor, shift, _, _ = np.split(table[:, 1:], 5, axis=1)
+            reached = factor * z[:, None] + shift
+            return np.asarray((weight * reached * (reached > 0)).sum(axis=1) + table[:, 0])
         slope = {"relu": 0, "abs": -1}.get(self.kind)
         below = z * slope if self.slope is None else z * _like(self.slope, v)
         return np.where(z < 0, below, z)

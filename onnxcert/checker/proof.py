@@ -19,7 +19,8 @@ R13  A witness lies in the specification exactly, with the outputs that exact ra
      gives (exact-replay) or those that onnxruntime computes (ort-replay).
 R14  Lipschitz constants (`onnxcert.checker.lipschitz`).
 R15  Products and quotients (`onnxcert.checker.pairs`), and R16 (`onnxcert.checker.bounds`).
-R18  Planes above relus (`onnxcert.checker.tilts`).
+R18  Planes above relus (`onnxcert.checker.tilts`), and R19, sums of relus of one number as curves
+     (`onnxcert.checker.pieces`).
 R17  Over the reals a share exp(x_i) / sum_j exp(x_j) is larger than another one of its row if and
      only if its x_i is. Where a specification only compares shares of one row with each other, x
      takes their place among the outputs (`onnxcert.checker.network.Network.compared`). Executions

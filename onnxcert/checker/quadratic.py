@@ -156,7 +156,8 @@ class Quadratic:
         if box is None:
             yield from ((block, (-np.inf, np.inf)) for block in self.curves)
             return
-        r = Bounder(self.network, executed=False).bound(box[0][None], box[1][None])
+        bounder = Bounder(self.network, executed=False, joined=False)
+        r = bounder.bound(box[0][None], box[1][None])
         for block in self.curves:
             yield block, (r.lower[0, block.ids], r.upper[0, block.ids])
 

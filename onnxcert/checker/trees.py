@@ -396,15 +396,18 @@ class Group:
         k, block = self._named(number, position)
         if not isinstance(block, Curve):
             raise Rejected("R10", f"layer {number}", "only positions may be named for products")
-        return k, block.ids[position]
+        return k, block.ids[block.at(position)]
 
     def _columns(self, count: int) -> Columns:
         table = self.arrays.take("column", count).astype(np.int64)
         of: dict[int, tuple[Array, Array]] = {}
         for number in distinct(table[:, 0]):
             where = np.flatnonzero(table[:, 0] == number)
-            k, _ = self._named(int(number), table[where, 1])
-            of[k] = table[where, 1], where
+            k, block = self._named(int(number), table[where, 1])
+            of[k] = (
+                block.at(table[where, 1]) if isinstance(block, Curve) else table[where, 1],
+                where,
+            )
         blocks = [k for k in sorted(of) for _ in of[k][1]]
         if not np.array_equal(
             np.concatenate([of[k][1] for k in sorted(of)] or [table[:, 0]]), np.arange(len(blocks))

@@ -26,6 +26,7 @@ from onnxcert.ops.leaky_relu import LeakyRelu
 from onnxcert.ops.linear import Linear
 from onnxcert.ops.maximum import Maximum
 from onnxcert.ops.multiply import Multiply
+from onnxcert.ops.piecewise_linear import PiecewiseLinear
 from onnxcert.ops.power import Power
 from onnxcert.ops.reciprocal import Reciprocal
 from onnxcert.ops.relu import Relu
@@ -56,6 +57,7 @@ __all__ = [
     "Maximum",
     "Multiply",
     "Operator",
+    "PiecewiseLinear",
     "Power",
     "Reciprocal",
     "Relu",

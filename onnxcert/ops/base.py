@@ -278,6 +278,20 @@ class BentLines(ABC):
         """Positions, (B, n) or one for all: no line is steeper, no offset larger than there."""
         return [0.0, 1.0]
 
+    def largest(self, zero: Array) -> Lines:
+        """A slope and an offset as large as those of any line in size, for both sides.
+
+        Args:
+            zero: zeros in the shape of the box, (B, n).
+        """
+        xp = array_module(zero)
+        slope = offset = zero
+        for position in self.landmarks():
+            end = self.at(position + zero)
+            slope = xp.maximum(slope, xp.maximum(abs(end.lower_slope), abs(end.upper_slope)))
+            offset = xp.maximum(offset, xp.maximum(abs(end.lower_offset), abs(end.upper_offset)))
+        return Lines(slope, offset, slope, offset)
+
 
 class Elementwise(Operator):
     """y_i = f(x_i); subclasses give the curve and the lines round it."""

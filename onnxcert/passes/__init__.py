@@ -1,7 +1,7 @@
 """Simplifications of a graph, one per file, all exact over the reals.
 
 `simplify` runs those that hold everywhere; `drop_dead_neurons` specialises a graph to one input
-box.
+box, `join_relus` to bounds over the reals.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from onnxcert.passes.drop_unused import drop_unused
 from onnxcert.passes.fuse_linears import fuse_linears
 from onnxcert.passes.fuse_scales import fuse_scales
 from onnxcert.passes.fuse_selects import fuse_selects
+from onnxcert.passes.join_relus import join_relus
 
 PASSES = (drop_unused, drop_identities, fuse_selects, fuse_scales, fuse_linears)
 """In the order in which they run."""
@@ -25,6 +26,7 @@ __all__ = [
     "fuse_linears",
     "fuse_scales",
     "fuse_selects",
+    "join_relus",
     "simplify",
 ]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxcert.arrays import Array, FloatArray, IntArray
+from onnxcert.arrays import Array, FloatArray, IntArray, to_host
 from onnxcert.bounds.hints import encode_multipliers
 from onnxcert.bounds.intermediate import RefinedRows, Refinement
 from onnxcert.checker.balls import Ellipsoid
@@ -21,6 +21,7 @@ from onnxcert.checker.container import ARRAYS, EXTRA
 from onnxcert.checker.errors import Unusable
 from onnxcert.checker.spec import Row, Spec
 from onnxcert.graph import Graph, Neurons
+from onnxcert.ops.base import Affine
 from onnxcert.proof.trace import InputTrees, NeuronTrees, Trace
 from onnxcert.spec import Problem
 
@@ -369,6 +370,33 @@ def _neurons_of(graph: Graph, value: str) -> Neurons:
     return neurons
 
 
+def _maker(graph: Graph, name: str, index: IntArray) -> str:
+    """The node that makes some entries of a value, which others may only have moved since.
+
+    The checker counts columns up to that: moved entries are no block of their own to it.
+    """
+    makers = {node.name: node for node in graph.nodes}
+    while True:
+        node = makers[name]
+        op, part = node.op, 0
+        if not isinstance(op, Affine) or not len(index):
+            return name
+        if op.picked is not None:
+            index = to_host(op.picked)[index]
+        elif op.stacks:
+            ends = np.cumsum(op.input_sizes)
+            parts = np.searchsorted(ends, index, side="right")
+            part = int(parts[0])
+            index = index - (ends[part] - op.input_sizes[part])
+            if (parts != part).any():
+                return name
+        else:
+            return name
+        if node.inputs[part] not in makers:
+            return name
+        name = node.inputs[part]
+
+
 class _Columns:
     """The neurons with stored slopes.
 
@@ -390,10 +418,11 @@ class _Columns:
 
     def slopes(self, graph: Graph, layer: Refinement, rows: RefinedRows) -> Array:
         """Slopes of hints for the columns before a layer, (K, C'); zero where there are none."""
+        maker = _maker(graph, layer.target, rows.index)
         names = [node.name for node in graph.nodes]
         before = {
             node.neurons.label
-            for node in graph.nodes[: names.index(layer.target)]
+            for node in graph.nodes[: names.index(maker)]
             if node.neurons is not None
         }
         kept = [column for (label, _), column in self._column.items() if label in before]

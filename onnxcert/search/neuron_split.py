@@ -219,7 +219,8 @@ class NeuronSplit(Brancher):
     def _close(self, batch: Batch, found: Optimised) -> None:
         """Note the leaves that a batch's bounds refute."""
         which = array_module(found.lower).flatnonzero(found.lower > 0)
-        multipliers = self._unsigned(batch["neuron"][which], found.best.multipliers, which)
+        path = batch["neuron"][which], batch["sign"][which]
+        multipliers = self._unsigned(*path, found.best.multipliers, which)
         tilted = batch["tilted"][which]
         self.trees.close(batch["node"][which], found.best, which, multipliers, tilted)
 
@@ -233,7 +234,7 @@ class NeuronSplit(Brancher):
         """Boxes of the layers with splits, the splits, and their multipliers."""
         xp = array_module(batch["neuron"])
         count = len(batch["neuron"])
-        boxes, signs, points, multipliers = {}, {}, {}, {}
+        boxes, signs, points, others, multipliers = {}, {}, {}, {}, {}
         for name, columns in self.graph.numbering.items():
             here = (batch["neuron"] >= columns.start) & (batch["neuron"] < columns.stop)
             which, position = xp.nonzero(here)
@@ -247,20 +248,24 @@ class NeuronSplit(Brancher):
             index = batch["neuron"][which, position] - columns.start
             value = batch["point"][which, position]
             above = batch["sign"][which, position] > 0
-            # Smooth neurons may be split repeatedly. Any of their bounds is right, and any of the
-            # splits may carry the multiplier, but sign, point and multiplier must be of one split.
+            # Neurons may be split repeatedly, unless they are relus. The latest split on a side is
+            # the tightest; the multiplier, of one side or the other, is the one that they have.
             lower[which[above], index[above]] = value[above]
             upper[which[~above], index[~above]] = value[~above]
-            latest = xp.full((count, width), -1, dtype=np.int64)
-            latest[which, index] = position
-            which, index = xp.nonzero(latest >= 0)
-            position = latest[which, index]
-            sign[which, index] = batch["sign"][which, position]
-            point[which, index] = batch["point"][which, position]
-            multiplier[which, index] = batch["multiplier"][which, position]
+            sign[which[above], index[above]] = 1.0
+            is_above = sign > 0
+            sign[which[~above], index[~above]] = -1.0
+            both = is_above & (sign < 0)
+            sign[both] = 2.0
+            point += xp.where(is_above, lower, xp.where(sign < 0, upper, 0.0))
+            carried = batch["multiplier"][which, position]
+            order = xp.argsort(abs(carried), kind="stable")  # of a new split it is zero
+            multiplier[which[order], index[order]] = carried[order]
             boxes[name] = Box(lower, upper)
             signs[name], points[name], multipliers[name] = sign, point, multiplier
-        return boxes, Splits(signs, points), multipliers
+            if both.any():
+                others[name] = xp.where(both, upper, point)
+        return boxes, Splits(signs, points, others), multipliers
 
     def _scores(self, result: Optimised, boxes: Mapping[str, Box]) -> tuple[Array, Array]:
         """Score of every neuron, negative where stable, and its split point."""
@@ -335,16 +340,21 @@ class NeuronSplit(Brancher):
             result[which, position] = dense[index][which, number]
         return result  # type: ignore[no-any-return]
 
-    def _unsigned(self, neuron: Array, multipliers: Mapping[str, Array], index: Array) -> Array:
+    def _unsigned(
+        self, neuron: Array, sign: Array, multipliers: Mapping[str, Array], index: Array
+    ) -> Array:
         """Multipliers of each path (M, D), NaN for padding.
 
-        A neuron that is split again has its multiplier at the latest split, as `_apply_paths` does.
+        A neuron that is split again has its multiplier at the latest split on the side that it is
+        for, as `_apply_paths` does.
         """
         xp = array_module(neuron)
-        result = abs(self._path_multipliers(neuron, multipliers, index))
+        signed = self._path_multipliers(neuron, multipliers, index)
+        result = abs(signed) * (signed * sign > 0)
         for position in range(neuron.shape[1] - 1):
-            later = (neuron[:, position + 1 :] == neuron[:, position : position + 1]).any(axis=1)
-            result[later, position] = 0.0
+            again = neuron[:, position + 1 :] == neuron[:, position : position + 1]
+            again &= sign[:, position + 1 :] == sign[:, position : position + 1]
+            result[again.any(axis=1), position] = 0.0
         return xp.where(neuron >= 0, result, xp.nan)  # type: ignore[no-any-return]
 
 

@@ -41,13 +41,16 @@ class Scenario:
     forms: Forms
     signs: dict[str, Array]
     points: dict[str, Array]
+    others: dict[str, Array]
     samples: list[tuple[Array, dict[str, Vector]]]
 
     def start(self, rng: np.random.Generator) -> Start:
         """Any legal slopes, multipliers and weights."""
         count, rows = self.forms.used.shape
         multipliers = {
-            name: sign * rng.uniform(0.0, 2.0, size=sign.shape) for name, sign in self.signs.items()
+            name: np.where(sign == 2, rng.choice([-1.0, 0.0, 1.0], size=sign.shape), sign)
+            * rng.uniform(0.0, 2.0, size=sign.shape)
+            for name, sign in self.signs.items()
         }
         weights = rng.uniform(0.1, 1.0, size=(count, rows)) * self.forms.used
         anchor = np.zeros(count, dtype=int)
@@ -61,7 +64,7 @@ class Scenario:
     def run(self, start: Start, steps: int, *, short: bool = False) -> Optimised:
         """The bound after so many steps; in binary32 if short, as where they are many."""
         output = self.boxes[self.graph.output]
-        splits = Splits(self.signs, self.points)
+        splits = Splits(self.signs, self.points, self.others)
         with mock.patch.object(optimised, "_LEAST_WORK", 0 if short else 1 << 62):
             return optimise(self.free, self.forms, output, start, splits=splits, steps=steps)
 
@@ -70,9 +73,15 @@ class Scenario:
 
         def obeys(values: dict[str, Vector]) -> bool:
             return all(
-                int(s) * (value - Fraction(p)) >= 0
+                (s <= 0 or value >= Fraction(p)) and (s in (0, 1) or value <= Fraction(q))
                 for name, sign in self.signs.items()
-                for value, s, p in zip(values[name], sign[0], self.points[name][0], strict=True)
+                for value, s, p, q in zip(
+                    values[name],
+                    sign[0],
+                    self.points[name][0],
+                    self.others.get(name, self.points[name])[0],
+                    strict=True,
+                )
             )
 
         return [(x, values) for x, values in self.samples if obeys(values)]
@@ -94,7 +103,7 @@ def scenarios(
     rng = np.random.default_rng(draw(strategies.seeds))
     samples = [(x[0], exact_values(graph, x[0])) for x in draw(strategies.points_in(box, count=3))]
     boxes = crown_bounds(graph, box).boxes
-    signs, points, cut = {}, {}, {}
+    signs, points, others, cut = {}, {}, {}, {}
     if split:
         for name in graph.pre_activations:
             if name == graph.input or rng.random() < 0.3:
@@ -108,14 +117,19 @@ def scenarios(
             sign = np.where(value >= point, 1.0, -1.0) * splits
             inside.lower[sign > 0] = point[sign > 0]
             inside.upper[sign < 0] = point[sign < 0]
+            other = value + rng.choice([0.0, 0.5], size=value.shape)
+            both = (sign > 0) & (other < inside.upper) & (rng.random(value.shape) < 0.4)
+            sign[both], inside.upper[both] = 2.0, other[both]
             signs[name], points[name], cut[name] = sign, np.where(splits, point, 0.0), inside
+            if both.any():
+                others[name] = np.where(both, other, points[name])
     leaning = planes and draw(st.booleans())
     free = FreeRelaxation.build(graph, boxes, planes=math.inf if leaning else 0).with_boxes(cut)
     rows = rng.normal(size=(1, 3, graph.output_size))
     input_rows = rng.normal(size=(1, 3, graph.input_size)) if draw(st.booleans()) else None
     used = np.array([[True, True, draw(st.booleans())]])
     forms = Forms(rows, input_rows, rng.normal(size=(1, 3)), used)
-    return Scenario(graph, boxes, free, forms, signs, points, samples)
+    return Scenario(graph, boxes, free, forms, signs, points, others, samples)
 
 
 @given(
@@ -158,7 +172,7 @@ def test_ascent_keeps_the_best_and_reports_what_reached_it(
     for name, value in after.best.positions.items():
         assert ((value >= 0) & (value <= 1)).all(), name
     for name, value in after.best.multipliers.items():
-        assert (value * scenario.signs[name] >= 0).all(), name
+        assert ((value * scenario.signs[name] >= 0) | (scenario.signs[name] == 2)).all(), name
         assert not value[scenario.signs[name] == 0].any(), name
 
 
@@ -420,7 +434,7 @@ def _smooth_scenario(rng: np.random.Generator, *, curved: bool) -> Scenario:
         np.array([[True, True, True]]),
     )
     free = FreeRelaxation.build(graph, boxes)
-    return Scenario(graph, boxes, free, forms, signs, points, [])
+    return Scenario(graph, boxes, free, forms, signs, points, {}, [])
 
 
 @pytest.mark.parametrize("factor", [2.0**-10, 2.0**10])

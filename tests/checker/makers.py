@@ -347,6 +347,47 @@ def convolution() -> onnx.ModelProto:
     return model_of(nodes, {"x": [1, 1, 2, 3]}, ["y"], constants)
 
 
+def tables(
+    weight: np.ndarray, knots: np.ndarray, order: np.ndarray | None = None
+) -> onnx.ModelProto:
+    """Two inputs through a layer, three curves of which each is a sum of relus, and a layer.
+
+    Args:
+        weight: (K,) of the relus of all curves, or (K, 3) of each.
+        knots: (K,) or (K, 3), where they begin.
+        order: of the curves behind the sums, for weights of each.
+    """
+    count = len(knots)
+    constants = {
+        "w": np.array([[1.0, -0.5, 0.75], [0.5, 1.0, -1.0]], np.float32),
+        "b": np.array([0.125, -0.25, 0.5], np.float32),
+        "u": np.array([[1.0, 0.5], [-1.0, 0.25], [0.5, 1.0]], np.float32),
+        "c": np.array([0.25], np.float32),
+        "axis": np.array([2 if weight.ndim == 1 else 1]),
+        "knots": knots.astype(np.float32),
+        "weight": weight.astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Gemm", ["x", "w", "b"], ["z"]),
+        helper.make_node("Unsqueeze", ["z", "axis"], ["column"]),
+        helper.make_node("Sub", ["column", "knots"], ["from"]),
+        helper.make_node("Relu", ["from"], ["parts"]),
+        helper.make_node("MatMul", ["parts", "weight"], ["total"]),
+        helper.make_node("Add", ["total", "c"], ["h"]),
+        helper.make_node("MatMul", ["h", "u"], ["y"]),
+    ]
+    if weight.ndim == 2:  # the relus of one number lie apart, in a matrix that is mostly zero
+        columns = np.arange(3) if order is None else order
+        matrix = weight[:, :, None] * np.eye(3)[:, columns]
+        constants["weight"] = matrix.reshape(-1, 3).astype(np.float32)
+        constants["flat"] = np.array([1, 3 * count])
+        if knots.ndim == 1:
+            constants["knots"] = constants["knots"][:, None]
+        nodes[4] = helper.make_node("MatMul", ["row", "weight"], ["total"])
+        nodes.insert(4, helper.make_node("Reshape", ["parts", "flat"], ["row"]))
+    return model_of(nodes, {"x": [1, 2]}, ["y"], constants)
+
+
 def products(*, share: bool = False) -> onnx.ModelProto:
     """relu(A x + a) times B x + b, or shares of relu(A x + a) + 1; then a weighted sum."""
     rng = np.random.default_rng(5)
@@ -525,6 +566,17 @@ PLANS = {
         lambda t: [(*_SQUARE, [([1], t)])],
         (-1.1875, -1.125),
         (-0.921875, -1.0),
+        settings=_NEURON,
+    ),
+    "tables": _Plan(
+        tables(
+            np.array([3.0, -3.875, 0.625, -0.875, -0.625, -0.375]),
+            np.array([-1.0, -0.75, -0.25, 0.25, 0.75, 1.0]),
+        ),
+        lambda t: [(*_SQUARE, [([0, 1], t)])],
+        (-3.171875, -3.140625),
+        (1.0, -1.0),
+        outputs=2,
         settings=_NEURON,
     ),
     "softmax": _Plan(

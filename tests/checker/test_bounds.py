@@ -30,7 +30,7 @@ from onnxcert.frontend.onnx import load_model
 from onnxcert.ops import Cos, Exp, Sigmoid, Sin, Tanh
 from onnxcert.sets import Box
 from tests.bounds.executions import Execution
-from tests.checker.makers import ACCEPTED, Instance, by_hand, coarse, dense, spec
+from tests.checker.makers import ACCEPTED, Instance, by_hand, coarse, dense, spec, tables
 from tests.frontend.onnx_models import model_of
 from tests.oracles import exact_curve as known_curve
 from tests.oracles import extended
@@ -252,6 +252,15 @@ def matrices(seed: int) -> onnx.ModelProto:
     return model_of(nodes, {"x": [1, 2]}, ["y"], constants)
 
 
+def random_tables(seed: int) -> onnx.ModelProto:
+    """Sums of relus of one number each; of every second seed with weights and knots of their own,
+    and in another order."""
+    rng = np.random.default_rng(seed)
+    shape = (5,) if seed % 2 else (5, 3)
+    weight, knots = np.round(8 * rng.normal(size=(2, *shape))) / 8
+    return tables(np.where(weight == 0, 0.5, weight), knots, rng.permutation(3))
+
+
 def windows(seed: int) -> onnx.ModelProto:
     """Convolution with padding, normalisation, maxima, means."""
     rng = np.random.default_rng(seed)
@@ -299,6 +308,7 @@ EXACT_MODELS = {
     "residual": lambda seed: residual(seed, "Relu"),
     "residual_tanh": lambda seed: residual(seed, "Tanh"),
     "matrices": matrices,
+    "tables": random_tables,
 }
 
 
@@ -482,6 +492,12 @@ def preorder(tree: Tree, path: Path) -> Iterator[tuple[Tree, Path]]:
         yield from preorder(above, [*path, (layer, position, point, 1)])
 
 
+def _read_at(block: Curve | Pair, position: int) -> int:
+    """The scalar that the neuron at a position of a layer reads."""
+    assert isinstance(block, Curve)
+    return int(block.ids[block.at(np.array(position))])
+
+
 STORED = st.sampled_from([0, coarse(1e-30), coarse(0.1), coarse(1.0), coarse(50.0), coarse(1e20)])
 
 
@@ -540,7 +556,7 @@ def test_leaves_of_neuron_trees(name: str, semantics: str, data: st.DataObject, 
     for number, path, weight in zip(numbers, paths, weights.view(np.float32), strict=True):
         for v, y in zip(values, outputs, strict=True):
             if not all(
-                side * (v[labelled[layer].ids[position]] - Fraction(point)) >= 0
+                side * (v[_read_at(labelled[layer], position)] - Fraction(point)) >= 0
                 for layer, position, point, side in path
             ):
                 continue

@@ -69,6 +69,19 @@ def _residual() -> Made:
     return nodes, {"m": _weights(6, 6)}
 
 
+def _tables() -> Made:
+    """Six curves, each a sum of five relus of one number."""
+    nodes = [
+        helper.make_node("Unsqueeze", ["z", "axis"], ["column"]),
+        helper.make_node("Sub", ["column", "knots"], ["from"]),
+        helper.make_node("Relu", ["from"], ["parts"]),
+        helper.make_node("MatMul", ["parts", "m"], ["h"]),
+    ]
+    knots = np.float32([-2.0, -0.5, 0.25, 0.5, 2.0])
+    weights = np.float32([0.125, 1.0, -1.5, 1.0, -0.5])
+    return nodes, {"axis": np.array([2]), "knots": knots, "m": weights}
+
+
 def _weights(*shape: int) -> np.ndarray:
     rng = np.random.default_rng(sum(shape))
     return (np.round(8 * rng.normal(size=shape)) / 8).astype(np.float32)
@@ -99,6 +112,7 @@ LAYERS: dict[str, Made] = {
         k=_weights(2, 1, 2, 2),
     ),
     "residual": _residual(),
+    "tables": _tables(),
     "attention": _attention(),
 }
 """Nodes from ``z``, six values, to ``h``, and their constants."""

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from onnxcert.arrays import Array, Device
 from onnxcert.bounds.crown import crown_bounds
 from onnxcert.bounds.optimised import FreeRelaxation, Start, optimise
-from onnxcert.graph import Graph, Node
-from onnxcert.ops import Linear, Relu, Tanh
+from onnxcert.graph import Graph, Neurons, Node
+from onnxcert.ops import Linear, PiecewiseLinear, Relu, Scale, Sum, Tanh
 from onnxcert.proof.trace import NeuronTrees, free_neurons
 from onnxcert.search.bab import BranchAndBound
 from onnxcert.search.candidates import Candidates
@@ -209,3 +209,44 @@ def _use_slopes(batch: Batch, columns: Mapping[str, Array], slopes: Array) -> No
         codes[0, numbers] = slopes[begin : begin + len(numbers)]
         batch[f"slope:{name}"] = codes
         begin += len(numbers)
+
+
+def tabulated(half_width: float = 1.0) -> Graph:
+    """A zigzag of one number, which is read linearly, too: x + 4 f(x), f with five knots."""
+    knots = np.array([[-0.75, -0.25, 0.0, 0.25, 0.75]])
+    weight = np.array([[1.0, -2.0, 2.0, -2.0, 2.0]])
+    curve = PiecewiseLinear(1, weight, np.ones((1, 5)), -knots, np.zeros(1))
+    nodes = (
+        Node("z", Linear(np.array([[half_width]])), ("x",)),
+        Node("f", curve, ("z",), neurons=Neurons("f")),
+        Node("s", Scale(1, np.array([4.0])), ("f",)),
+        Node("y", Sum(1, (1, 1)), ("s", "z")),
+    )
+    return Graph("x", 1, nodes, "y")
+
+
+@pytest.mark.parametrize(("low", "high"), [(-0.75, -0.25), (-0.25, 0.0), (0.0, 0.25), (0.25, 0.75)])
+def test_a_neuron_between_two_splits_is_pressed_to_either(low: float, high: float) -> None:
+    """Between two knots the curve is exact, and the splits alone say where that is."""
+    graph = tabulated()
+    smallest = float(graph.forward(np.linspace(low, high, 65)[:, None]).min())
+    split = brancher(graph, one_case(1, -smallest - 0.125))  # never positive, which ends an ascent
+    batch = split.roots()
+    for sign, point in ((1.0, low), (-1.0, high)):
+        split._extend(batch, np.array([0]), np.array([sign]), np.array([point]))
+    found, _ = split._optimise(batch, 200, never)
+    assert -0.145 <= found.lower[0] <= -0.125
+    path = batch["neuron"], batch["sign"]
+    stored = split._unsigned(*path, found.best.multipliers, np.arange(1))
+    assert np.count_nonzero(stored) == 1
+
+
+def test_trees_over_a_curve_with_knots() -> None:
+    graph = tabulated()
+    smallest = float(graph.forward(np.linspace(-1.0, 1.0, 4097)[:, None]).min())
+    split = brancher(graph, one_case(1, 0.01 - smallest))
+    candidates = Candidates(graph, split.cases, lambda point, decimals: None)
+    assert BranchAndBound(batch_limit=16).run(split, candidates, Deadline(20.0)) is None
+    assert_complete(split.trees)
+    for node, lower in replayed(split):
+        assert lower > 0, node
