@@ -39,6 +39,7 @@ from onnxcert.search.cases import Cases
 from onnxcert.search.deadline import Deadline
 from onnxcert.search.frontier import Batch
 from onnxcert.search.halving import Cut, Halving
+from onnxcert.search.narrowing import Narrower
 from onnxcert.search.neuron_split import NeuronSplit
 from onnxcert.sets import Box
 from onnxcert.verdict import Counterexample, Reason
@@ -203,12 +204,23 @@ class RegionSearch:
     _away: int = 0
     _answer: Counterexample | Reason | None = None
 
-    def begin(self, region: Region, trees: NeuronTrees) -> bool:
-        """Halve the first region; False if it has no neuron to split."""
+    def __post_init__(self) -> None:
+        self._narrower = Narrower(
+            self.graph,
+            self.cases,
+            self.layer_steps,
+            self.slope_steps,
+            self.deadline.expired,
+            self.execution_unit,
+        )
+
+    def begin(self, region: Region, trees: NeuronTrees) -> Reason:
+        """Halve the first region: INCOMPLETE if no neuron can be split, else TIMEOUT."""
         started = self.deadline.elapsed
-        self._wait_for(trees, self._halve(region, trees))
+        outcome = self._halve(region, self._bounds(region), trees)
+        self._wait_for(trees, outcome.halves)
         self._charge(started)
-        return bool(self._waiting)
+        return Reason.TIMEOUT if outcome.halves else Reason.INCOMPLETE
 
     def advance(self) -> Counterexample | Reason | None:
         """Close one more region, or halve it; if all are in other hands, wait for a moment.
@@ -269,8 +281,8 @@ class RegionSearch:
         nodes, disjuncts = trees.roots.pop()
         closed = trees.closed(nodes)
         trees.roots.append((nodes[closed], disjuncts[closed]))
-        halves = self._halve(region.only(~closed), trees)
-        return Outcome(None if halves else Reason.INCOMPLETE, trees, halves)
+        region, found = self.narrow(region.only(~closed), trees, self.deadline.elapsed - started)
+        return self._halve(region, found, trees) if len(region.cases) else Outcome(None, trees)
 
     def _receive(self, region: Region, keep: Keep, settled: Settled | None) -> None:
         self._away -= 1
@@ -348,18 +360,31 @@ class RegionSearch:
                 batch["multiplier"][:, at] = region.start.multipliers[name][:, place]
         return batch
 
-    def _halve(self, region: Region, trees: NeuronTrees) -> tuple[Region, ...]:
-        """Hand the cases of a region to its halves; nothing if no neuron can be split in time."""
-        found = self._bounds(region)
+    def narrow(self, region: Region, trees: NeuronTrees, cost: float) -> tuple[Region, Optimised]:
+        """Refute cases of a region, if that takes less than its halves would; see `Narrower`.
+
+        Returns:
+            What is left of it, and bounds of its cases.
+        """
+        found, path = self._bounds(region), (region.path.neuron, self._splits(region))
+        refuted = self._narrower.run(region.boxes, region.cases, found, path, trees, cost)
+        if not refuted.any():
+            return region, found
+        return region.only(~refuted), found.take(np.flatnonzero(~refuted))
+
+    def _halve(self, region: Region, found: Optimised, trees: NeuronTrees) -> Outcome:
+        """Hand the cases of a region to its halves; there are none if no neuron can be split in
+        time."""
+        splits = self._splits(region)
         halving = Halving(self.graph, self.cases, self.deadline.expired, self.execution_unit)
-        cut = halving.choose(region.boxes, region.cases, found, self._splits(region))
+        cut = halving.choose(region.boxes, region.cases, found, splits)
         if cut is None:
-            return ()
+            return Outcome(Reason.INCOMPLETE, trees)
         region = replace(region, start=found.best)
         halves = tuple(self._half(region, cut, sign) for sign in (-1.0, 1.0))
         cases = self.cases.problem.case_disjunct[region.cases]
         trees.halve(int(halves[0].path.neuron[-1]), cut.point, cases)
-        return halves
+        return Outcome(None, trees, halves)
 
     def _bounds(self, region: Region) -> Optimised:
         """Bounds of the cases of a region."""
@@ -445,13 +470,14 @@ class Turns:
         self._lowest = lowest
         if self._elapsed < self.patience or self.answer is not Reason.TIMEOUT:
             return False
-        if self.trees.halves is None:
+        if not self.begun:
             if _FEWEST * self.cost > self.regions.deadline.remaining:
                 self.answer = Reason.INCOMPLETE
                 return False
             open_cases = ~self.trees.closed(self.trees.roots[-1][0])
-            if not self.regions.begin(self.whole.only(open_cases), self.trees):
-                self.answer = Reason.INCOMPLETE
+            self.answer = self.regions.begin(self.whole.only(open_cases), self.trees)
+            if self.answer is Reason.INCOMPLETE:
+                return False
         self.regions.hand_out(more=self._share >= 1.0)
         return self._advance(
             lambda: self.regions.ready and self.regions.seconds < self._share * self._elapsed
@@ -459,19 +485,24 @@ class Turns:
 
     def finish(self, answer: Counterexample | Reason | None) -> Counterexample | Reason | None:
         """What the answer of the neuron splits means, with the regions'."""
-        if self.trees.halves is None:
-            return answer
-        if answer is Reason.INCOMPLETE and self.answer is Reason.TIMEOUT:
+        if answer is Reason.INCOMPLETE and self.answer is Reason.TIMEOUT and self.begun:
             self._advance(lambda: True)
         if isinstance(self.answer, Counterexample):
             return self.answer
+        nodes, disjuncts = self.trees.roots[-1]
         if isinstance(answer, Reason) and self.answer is None:
-            nodes, disjuncts = self.trees.roots.pop()
-            kept = ~np.isin(disjuncts, self.trees.halves.cases)
-            self.trees.roots.append((nodes[kept], disjuncts[kept]))
+            kept = ~np.isin(disjuncts, self.trees.handed_on)
+            self.trees.roots[-1] = nodes[kept], disjuncts[kept]
             return None
         self.trees.halves = None
+        for disjunct in disjuncts.tolist():
+            self.trees.narrowed.pop(disjunct, None)
         return answer
+
+    @property
+    def begun(self) -> bool:
+        """Whether there are regions."""
+        return self.trees.halves is not None
 
     def _advance(self, wanted: Callable[[], bool]) -> bool:
         while self.answer is Reason.TIMEOUT and wanted():

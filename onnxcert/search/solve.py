@@ -12,7 +12,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -325,9 +325,8 @@ class Solver:
             return witness
         if not splits:
             return Reason.INCOMPLETE
-        missing = -float(root.lower.min())
         brancher = self._neuron_split(cases, root, root.trees)
-        return self._split_neurons(brancher, missing, _REGION_COST * root.seconds, candidates)
+        return self._split_neurons(brancher, root, candidates)
 
     def _refute_by_constants(self, problem: Problem, open_cases: Array) -> bool:
         """Whether Lipschitz constants refute all open cases of a few boxes."""
@@ -369,24 +368,30 @@ class Solver:
         )
 
     def _split_neurons(
-        self, brancher: NeuronSplit, missing: float, cost: float, candidates: Candidates
+        self, brancher: NeuronSplit, root: _Root, candidates: Candidates
     ) -> Counterexample | Reason | None:
-        """Linear programs where the network is small, then neuron splits and regions by turns.
+        """Narrow bounds; linear programs where the network is small; splits and regions by turns.
 
         Args:
-            brancher: the root of the search.
-            missing: by how much the lowest bound of its cases must rise.
-            cost: seconds that a region will take.
+            brancher: splits neurons below the root.
+            root: bounds over the box.
             candidates: tests points.
         """
+        self._enter("bounds", self._open_disjuncts)
+        regions = self._regions(brancher, candidates)
+        whole = Region(brancher.root, brancher.open_cases, brancher.start)
+        cost = _REGION_COST * root.seconds
+        whole, found = regions.narrow(whole, brancher.trees, cost)
+        if len(whole.cases) == 0:
+            return None
+        missing = -float(found.lower.min())
+        brancher = replace(brancher, open_cases=whole.cases, start=whole.start)
         patience = max(_LEAST_SECONDS, self.deadline.elapsed)
         if applicable(brancher.graph, brancher.root):
             answer = self._search_exactly(brancher, candidates)
             if not isinstance(answer, Reason) or self.deadline.expired():
                 return answer
-        whole = Region(brancher.root, brancher.open_cases, brancher.start)
         with self._crew(brancher, candidates) as crew:
-            regions = self._regions(brancher, candidates)
             regions.others = crew
             turns = Turns(regions, whole, brancher.trees, missing, patience, cost)
             answer = self._branch(
