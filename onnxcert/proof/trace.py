@@ -305,11 +305,6 @@ class NeuronTrees:
         halved = narrowed[:0] if self.halves is None else self.halves.cases
         return [(np.full(len(halved), -1), halved), (np.full(len(narrowed), -2), narrowed)]
 
-    @property
-    def handed_on(self) -> IntArray:
-        """The cases without a root here."""
-        return np.concatenate([cases for _, cases in self.handed])
-
     def forget(self, cases: set[int]) -> None:
         """Drop the trees of some cases."""
         self.roots = [

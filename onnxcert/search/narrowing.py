@@ -28,6 +28,9 @@ _log = logging.getLogger(__name__)
 _GAIN = 0.05
 """Share of what a bound lacks that each round must bring."""
 
+_ROUNDS = 12
+"""At most."""
+
 _LOWER, _RAISE = 0.8, 1.25
 """A case is not tried where it lacks more than this share of what the last failure lacked; after a
 success, of what that lacked."""
@@ -125,7 +128,7 @@ class Narrower:
         disjunct = self.cases.problem.case_disjunct[case]
         first: NeuronTrees | None = None
         last: NeuronTrees | None = None
-        while True:
+        for _ in range(_ROUNDS):
             trees = self._trees(boxes)
             first = first or trees
             if last is not None:
@@ -156,8 +159,9 @@ class Narrower:
             gained = float(better.lower[0] - found.lower[0])
             _log.debug("case %d narrowed: %g, gained %g", case[0], better.lower[0], gained)
             if not gained >= _GAIN * -float(found.lower[0]) or self.expired():
-                return None
+                break
             found, last = better, trees
+        return None
 
     def _trees(self, boxes: Boxes) -> NeuronTrees:
         free = FreeRelaxation.build(self.graph, boxes, self.execution_unit, planes=True)

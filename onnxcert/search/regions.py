@@ -182,6 +182,7 @@ class RegionSearch:
         deadline: when to stop.
         search: searches a region.
         execution_unit: see `onnxcert.search.neuron_split.NeuronSplit`.
+        narrowing: whether cases of regions may be refuted by narrowing.
         others: who else takes regions.
         seconds: spent here so far.
         work: the same, with what others spent.
@@ -196,6 +197,7 @@ class RegionSearch:
     deadline: Deadline
     search: Search
     execution_unit: float = 0.0
+    narrowing: bool = True
     others: Others | None = None
     seconds: float = 0.0
     work: float = 0.0
@@ -208,19 +210,19 @@ class RegionSearch:
         self._narrower = Narrower(
             self.graph,
             self.cases,
-            self.layer_steps,
+            self.layer_steps if self.narrowing else 0,
             self.slope_steps,
             self.deadline.expired,
             self.execution_unit,
         )
 
-    def begin(self, region: Region, trees: NeuronTrees) -> Reason:
-        """Halve the first region: INCOMPLETE if no neuron can be split, else TIMEOUT."""
+    def begin(self, region: Region, trees: NeuronTrees) -> bool:
+        """Halve the first region; False if it has no neuron to split."""
         started = self.deadline.elapsed
         outcome = self._halve(region, self._bounds(region), trees)
         self._wait_for(trees, outcome.halves)
         self._charge(started)
-        return Reason.TIMEOUT if outcome.halves else Reason.INCOMPLETE
+        return bool(self._waiting)
 
     def advance(self) -> Counterexample | Reason | None:
         """Close one more region, or halve it; if all are in other hands, wait for a moment.
@@ -470,14 +472,13 @@ class Turns:
         self._lowest = lowest
         if self._elapsed < self.patience or self.answer is not Reason.TIMEOUT:
             return False
-        if not self.begun:
+        if self.trees.halves is None:
             if _FEWEST * self.cost > self.regions.deadline.remaining:
                 self.answer = Reason.INCOMPLETE
                 return False
             open_cases = ~self.trees.closed(self.trees.roots[-1][0])
-            self.answer = self.regions.begin(self.whole.only(open_cases), self.trees)
-            if self.answer is Reason.INCOMPLETE:
-                return False
+            if not self.regions.begin(self.whole.only(open_cases), self.trees):
+                self.answer = Reason.INCOMPLETE
         self.regions.hand_out(more=self._share >= 1.0)
         return self._advance(
             lambda: self.regions.ready and self.regions.seconds < self._share * self._elapsed
@@ -485,24 +486,19 @@ class Turns:
 
     def finish(self, answer: Counterexample | Reason | None) -> Counterexample | Reason | None:
         """What the answer of the neuron splits means, with the regions'."""
-        if answer is Reason.INCOMPLETE and self.answer is Reason.TIMEOUT and self.begun:
+        if self.trees.halves is None:
+            return answer
+        if answer is Reason.INCOMPLETE and self.answer is Reason.TIMEOUT:
             self._advance(lambda: True)
         if isinstance(self.answer, Counterexample):
             return self.answer
-        nodes, disjuncts = self.trees.roots[-1]
         if isinstance(answer, Reason) and self.answer is None:
-            kept = ~np.isin(disjuncts, self.trees.handed_on)
-            self.trees.roots[-1] = nodes[kept], disjuncts[kept]
+            nodes, disjuncts = self.trees.roots.pop()
+            kept = ~np.isin(disjuncts, self.trees.halves.cases)
+            self.trees.roots.append((nodes[kept], disjuncts[kept]))
             return None
         self.trees.halves = None
-        for disjunct in disjuncts.tolist():
-            self.trees.narrowed.pop(disjunct, None)
         return answer
-
-    @property
-    def begun(self) -> bool:
-        """Whether there are regions."""
-        return self.trees.halves is not None
 
     def _advance(self, wanted: Callable[[], bool]) -> bool:
         while self.answer is Reason.TIMEOUT and wanted():

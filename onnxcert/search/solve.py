@@ -417,6 +417,7 @@ class Solver:
             settings.memory_gigabytes * 1e9,
             self.dtype,
             self.deadline,
+            settings.narrowing == "auto",
         )
         alone = settings.parallel == "off" or array_module(candidates.cases.offset) is not np
         return Crew(brief, candidates.replay, most=0 if alone else math.inf)
@@ -441,6 +442,7 @@ class Solver:
             self.deadline,
             search,
             self.execution_unit,
+            settings.narrowing == "auto",
         )
 
     def _split_inputs(
