@@ -70,9 +70,9 @@ A neuron is a label and a position: see `onnxcert.checker.model`.
 
 A group of kind 4 is about the same set as the one that hands its case on, and about that case
 alone: its hints are bounds of neurons where the case holds (rule R19), and each may use what those
-before it have found. What it hands on is as narrow. Such groups come before the halves, in the
-order of their cases, each followed by all that it hands on in turn; they have no entries in
-``case`` either.
+of other layers before it have found. What it hands on is as narrow. Such groups come before the
+halves, in the order of their cases, each followed by all that it hands on in turn; they have no
+entries in ``case`` either.
 
 A group of kind 3 has no trees: Lipschitz constants refute its cases (rule R14). There is one at
 most, for all cases that they refute: every other one would cost a factorisation again.

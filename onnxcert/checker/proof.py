@@ -39,7 +39,7 @@ R17  Over the reals a share exp(x_i) / sum_j exp(x_j) is larger than another one
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from types import MappingProxyType
@@ -209,10 +209,12 @@ class Narrowing:
     """Scalars to bound from one side where a case holds (rule R19).
 
     Attributes:
+        layer: the number of their layer.
         ids, sign: (K,) scalars of one block, and +1 for lower bounds, -1 for upper ones.
         paths: for each the case, the splits of its set, slopes, multipliers and weights.
     """
 
+    layer: int
     ids: Array
     sign: float
     paths: Paths
@@ -541,25 +543,32 @@ class Prover:
         return np.where(r.empty, np.inf, np.where(positive, lower, np.minimum(lower, 0.0)))
 
     def narrow(
-        self, root: Relaxation, wanted: Narrowing, columns: Columns, auditor: Auditor
+        self, root: Relaxation, wanted: Iterable[Narrowing], columns: Columns, auditor: Auditor
     ) -> None:
         """Rule R19: tighten bounds (a batch of one) to what holds for one case.
 
         Args:
-            root: bounds over the set; they are changed.
+            root: bounds over the set; they are changed when all rows are bounded, so that the lines
+                of all are those that the slopes were made for.
             wanted: rows of that case only.
             columns: whose slopes they have.
             auditor: bounds some of them again.
         """
         step = max(1, _NUMBERS // self.bounder.network.size)
-        side, better = (root.lower, np.maximum) if wanted.sign > 0 else (root.upper, np.minimum)
-        for start in range(0, len(wanted.ids), step):
-            part = slice(start, start + step)
-            ids, paths = wanted.ids[part], wanted.paths[part]
-            lower, r, splits = self._along(root, paths, columns, {}, (ids, wanted.sign))
-            for number in auditor.choose(np.flatnonzero(np.isfinite(lower) & ~r.empty)):
-                self._audit_path(auditor, r, number, paths, splits, float(lower[number]))
-            better.at(side[0], ids, wanted.sign * lower)
+        bounds = []
+        for rows in wanted:
+            for start in range(0, len(rows.ids), step):
+                part = slice(start, start + step)
+                ids, paths = rows.ids[part], rows.paths[part]
+                lower, r, splits = self._along(root, paths, columns, {}, (ids, rows.sign))
+                for number in auditor.choose(np.flatnonzero(np.isfinite(lower) & ~r.empty)):
+                    self._audit_path(auditor, r, number, paths, splits, float(lower[number]))
+                bounds.append((ids, rows.sign, rows.sign * lower))
+        for ids, sign, found in bounds:
+            if sign > 0:
+                np.maximum.at(root.lower[0], ids, found)
+            else:
+                np.minimum.at(root.upper[0], ids, found)
 
     def _along(
         self,

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -461,7 +462,7 @@ class Group:
                 self._weights(list(region.cases) * rows, width),
                 np.zeros(rows, bool),
             )
-            yield Narrowing(ids, 1.0 - 2.0 * side, paths)
+            yield Narrowing(layer, ids, 1.0 - 2.0 * side, paths)
 
     def _tilts(self, root: Relaxation, roots: int, place: int) -> dict[int, dict[int, Tilt]]:
         """Planes above relus over the box of a group (rule R18), by block for each root that has
@@ -519,9 +520,10 @@ class Group:
             again = partial(bound, splits=region.path, backward=False)
             root = again(within=region.known, hints=given, columns=chosen)
             if region.narrowed:
-                for wanted in self._narrowings(hints, columns, region):
+                wanted = self._narrowings(hints, columns, region)
+                for _, rows in groupby(wanted, lambda narrowing: narrowing.layer):
                     self._look_at_the_clock()
-                    prover.narrow(root, wanted, chosen, self.auditor)
+                    prover.narrow(root, rows, chosen, self.auditor)
                 root = again(within=(root.lower, root.upper))
         tilts = self._tilts(root, len(region.cases), place) if region.known is None else {}
         bounds = root.lower, root.upper

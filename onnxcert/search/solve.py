@@ -172,6 +172,7 @@ class Solver:
         )
         self._seen = 0
         self._planes = settings.planes == "auto"
+        self._narrowing = settings.narrowing == "auto"
         self._phase = "attack"
         self._open_disjuncts = 0
         self._lap = self.deadline.elapsed
@@ -214,7 +215,7 @@ class Solver:
         """
         self._enter("repair", len(failures))
         # What the checker did not accept of these, it never will.
-        self.by_constants, self._planes = None, False
+        self.by_constants, self._planes, self._narrowing = None, False, False
         answer: Counterexample | Reason | None = None
         groups: dict[int, list[Failure]] = {}
         for failure in failures:
@@ -382,6 +383,8 @@ class Solver:
         whole = Region(brancher.root, brancher.open_cases, brancher.start)
         cost = _REGION_COST * root.seconds
         whole, found = regions.narrow(whole, brancher.trees, cost)
+        narrowed = np.setdiff1d(brancher.open_cases, whole.cases)
+        self._record(brancher.cases.problem, narrowed, np.zeros(len(narrowed)))
         if len(whole.cases) == 0:
             return None
         missing = -float(found.lower.min())
@@ -417,7 +420,7 @@ class Solver:
             settings.memory_gigabytes * 1e9,
             self.dtype,
             self.deadline,
-            settings.narrowing == "auto",
+            self._narrowing,
         )
         alone = settings.parallel == "off" or array_module(candidates.cases.offset) is not np
         return Crew(brief, candidates.replay, most=0 if alone else math.inf)
@@ -442,7 +445,7 @@ class Solver:
             self.deadline,
             search,
             self.execution_unit,
-            settings.narrowing == "auto",
+            self._narrowing,
         )
 
     def _split_inputs(

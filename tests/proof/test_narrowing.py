@@ -119,11 +119,14 @@ def test_witnesses_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_repair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the checker did not accept is proved without it."""
     eager(monkeypatch)
     skeptic = Skeptic(1)
     skeptic.install(monkeypatch)
-    files = proved(tmp_path)
+    files = hard(tmp_path, 0.02)
+    assert files.verify(**NEURON).word == "unsat"  # type: ignore[arg-type]
     assert skeptic.seen == 2
+    assert 4 not in arrays(files)["group"][:, 0]
     monkeypatch.undo()
     assert files.check() == REAL
 
