@@ -69,7 +69,7 @@ Planes above relus are in the order of groups, roots and, without repetition, la
 A neuron is a label and a position: see `onnxcert.checker.model`.
 
 A group of kind 4 is about the same set as the one that hands its case on, and about that case
-alone: its hints are bounds of neurons where the case holds (rule R19), and each may use what those
+alone: its hints are bounds of neurons where the case holds (rule R20), and each may use what those
 of other layers before it have found. What it hands on is as narrow. Such groups come before the
 halves, in the order of their cases, each followed by all that it hands on in turn; they have no
 entries in ``case`` either.

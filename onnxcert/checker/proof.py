@@ -206,7 +206,7 @@ class _Splits:
 
 @dataclass(frozen=True, eq=False)
 class Narrowing:
-    """Scalars to bound from one side where a case holds (rule R19).
+    """Scalars to bound from one side where a case holds (rule R20).
 
     Attributes:
         layer: the number of their layer.
@@ -545,7 +545,7 @@ class Prover:
     def narrow(
         self, root: Relaxation, wanted: Iterable[Narrowing], columns: Columns, auditor: Auditor
     ) -> None:
-        """Rule R19: tighten bounds (a batch of one) to what holds for one case.
+        """Rule R20: tighten bounds (a batch of one) to what holds for one case.
 
         Args:
             root: bounds over the set; they are changed when all rows are bounded, so that the lines

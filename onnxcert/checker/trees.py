@@ -443,14 +443,14 @@ class Group:
         return hints
 
     def _narrowings(self, count: int, columns: int, region: Region) -> Iterator[Narrowing]:
-        """Hints of rule R19, in order."""
+        """Hints of rule R20, in order."""
         depth, width = len(region.scalar), max(1, len(region.cases[0].rows))
         for layer, side, rows in self.arrays.take("hint", count).tolist():
             position = self.arrays.take("hint_row", rows).astype(np.int64)
             _, ids = self._layer(layer, position)
             blocks = distinct(self.bounder.block_of(ids))
             if len(blocks) != 1 or side not in (0, 1) or ids.min() < self.bounder.network.n_inputs:
-                raise Rejected("R19", "hint", "not the neurons of one layer, or no side")
+                raise Rejected("R20", "hint", "not the neurons of one layer, or no side")
             scalar, sign, point = (np.broadcast_to(part, (rows, depth)) for part in region.path)
             paths = Paths(
                 np.zeros(rows, np.int64),

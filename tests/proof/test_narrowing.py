@@ -242,7 +242,7 @@ def _hints(found: Arrays) -> Arrays:
         (_code(3, 2), ""),
         (_code(3, 0), ""),
         (_code(3, 4), "R10"),
-        (_side, "R19"),
+        (_side, "R20"),
         (_no_layer, "R10"),
         (_no_neuron, "R10"),
         (_negative, "R8"),
