@@ -115,6 +115,8 @@ class Narrowing:
             if len(chosen) == 0:
                 continue
             free = FreeRelaxation.build(self.graph, result, self.execution_unit, planes=True)
+            if name not in free.relaxation.sums:  # what reads it does not vary
+                continue
             size = sum(default.shape[1] for default in free.default.values())
             step = max(8, ASCENT_NUMBERS // max(1, size))
             for start in range(0, len(chosen), step):
