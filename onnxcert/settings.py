@@ -40,6 +40,7 @@ class Settings:
     watch: Switch = _option("auto", "check on an idle processor while the search runs")  # noqa: RUF009
     parallel: Switch = _option("auto", "split neurons on idle processors, too")  # noqa: RUF009
     planes: Switch = _option("auto", "planes in place of chords above relus of inputs")  # noqa: RUF009
+    narrowing: Switch = _option("auto", "bounds of layers where the case holds")  # noqa: RUF009
     constants: Switch = _option("auto", "whether global constants may refute cases")  # noqa: RUF009
     memory_gigabytes: float = _option(4.0, "memory that one batch may take", 0.01)
     replay_points: int = _option(4, "points on which the model as read is compared", 1)

@@ -887,7 +887,12 @@ def _walk(run: _Pass, multipliers: Mapping[str, Multipliers], *, keep: bool) -> 
     fixed = run.relaxation.fixed
     for node in reversed(graph.nodes):
         if node.name not in run.pending:
-            continue
+            # A multiplier may be a row that is wanted (`Sought`), so none may be lost.
+            if node.name not in multipliers or not multipliers[node.name].value.any():
+                continue
+            value = multipliers[node.name].value
+            zero = array_module(value).zeros((*run.shape, value.shape[1]), value.dtype)
+            run.pending[node.name] = zero, None
         rows, columns = run.pending.pop(node.name)
         if node.name in multipliers or keep:
             rows, columns = run.widen(rows, columns, graph.sizes[node.name]), None

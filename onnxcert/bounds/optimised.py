@@ -704,6 +704,34 @@ class Splits:
         return Multipliers(value, points)
 
 
+@dataclass(frozen=True)
+class Sought:
+    """Rows whose bounds are wanted where the forms are <= 0, beside any weight of the forms.
+
+    What is bounded is ``row . z + sum_r w_r g_r`` with w >= 0, which is at most row . z there.
+
+    Attributes:
+        name: the pre-activation z.
+        rows: (B, n) over it, zero at neurons that a split constrains.
+        rate: (B, 1) a weight of the forms that is neither much too small nor too large.
+    """
+
+    name: str
+    rows: Array
+    rate: Array
+
+    def single(self) -> Sought:
+        """The same in binary32."""
+        return Sought(self.name, single(self.rows), single(self.rate))
+
+    def among(self, splits: dict[str, Multipliers]) -> dict[str, Multipliers]:
+        """Multipliers by pre-activation with these rows: A z + row z = A z - (-row) (z - 0)."""
+        known = splits.get(self.name)
+        if known is None:
+            return splits | {self.name: Multipliers(-self.rows, 0.0 * self.rows)}
+        return splits | {self.name: Multipliers(known.value - self.rows, known.point)}
+
+
 @dataclass
 class _Values:
     """Values of all variables of an ascent, on the grid.
@@ -891,15 +919,19 @@ class _Variables:
         """Move the shares of a node's planes along their gradient."""
         self.shares[name].values = self.shares[name].step(number, gradient).clip(0.0, 1.0)
 
-    def weigh(self, number: int, gradient: Array, used: Array) -> None:
-        """Move the weights of the forms, all but the anchors'."""
+    def weigh(
+        self, number: int, gradient: Array, used: Array, sought: Sought | None = None
+    ) -> None:
+        """Move the weights of the forms, all but the anchors'; beside what is sought, all."""
         xp = array_module(gradient)
-        weights = xp.maximum(self.weights.step(number, gradient), 0.0) * used
-        weights[xp.arange(len(weights)), self.anchor] = 1.0
+        rate = 1.0 if sought is None else sought.rate
+        weights = xp.maximum(self.weights.step(number, gradient, rate), 0.0) * used
+        if sought is None:
+            weights[xp.arange(len(weights)), self.anchor] = 1.0
         self.weights.values = weights
 
 
-def optimise(
+def optimise(  # noqa: PLR0913 - all but four are keywords with defaults
     free: FreeRelaxation,
     forms: Forms,
     output: Box,
@@ -909,6 +941,7 @@ def optimise(
     splits: Splits | None = None,
     steps: int = 20,
     expired: Callable[[], bool] = lambda: False,
+    sought: Sought | None = None,
 ) -> Optimised:
     """Raise lower bounds of non-negative combinations of the forms, one per subproblem.
 
@@ -925,8 +958,10 @@ def optimise(
         splits: what the subproblems assume beyond their boxes.
         steps: ascent steps; 0 only evaluates.
         expired: asked before each step.
+        sought: rows to be bounded where the forms hold, instead of the forms themselves.
     """
-    task = _Task(free, forms, output, target or free.relaxation.graph.output, splits or Splits())
+    target = target or free.relaxation.graph.output
+    task = _Task(free, forms, output, target, splits or Splits(), sought)
     if not task.shortened(steps):
         return _ascend(task, start, steps, expired)
     with np.errstate(all="ignore"):  # what binary32 cannot hold raises no bound
@@ -945,6 +980,7 @@ class _Task:
     output: Box
     target: str
     splits: Splits
+    sought: Sought | None = None
 
     def shortened(self, steps: int) -> bool:
         """Whether so many steps take less time in binary32.
@@ -959,7 +995,13 @@ class _Task:
     def single(self) -> _Task:
         """The same in binary32; all lines must turn."""
         free, output = self.free.single(), self.output.map(single)
-        return _Task(free, self.forms.single(), output, self.target, self.splits.single())
+        sought = None if self.sought is None else self.sought.single()
+        forms, splits = self.forms.single(), self.splits.single()
+        return _Task(free, forms, output, self.target, splits, sought)
+
+    def settled(self, lower: Array) -> bool:
+        """Whether no bound need rise any more."""
+        return self.sought is None and bool((lower > 0.0).all())
 
 
 def _ascend(task: _Task, start: Start, steps: int, expired: Callable[[], bool]) -> Optimised:
@@ -973,21 +1015,24 @@ def _ascend(task: _Task, start: Start, steps: int, expired: Callable[[], bool]) 
             relaxation.tilts[name] = tilting.tilt(variables.chosen.shares[name])
         weights = variables.chosen.weights
         rows, input_rows, constant = task.forms.combine(weights, task.output, relaxation.box)
+        multipliers = {
+            name: splits.charged(name, value)
+            for name, value in variables.dense_multipliers().items()
+        }
+        if task.sought is not None:
+            multipliers = task.sought.among(multipliers)
         pulled = pull_back(
             relaxation,
             task.target,
             rows,
             input_rows=input_rows,
-            multipliers={
-                name: splits.charged(name, value)
-                for name, value in variables.dense_multipliers().items()
-            },
+            multipliers=multipliers,
             keep=True,
         )
         lower = pulled.lower[:, 0] + constant
         variables.keep_better(round_down(lower))
         minimiser = relaxation.box.minimiser(pulled.coefficients[:, 0])
-        if number == steps or bool((variables.lower > 0.0).all()) or expired():
+        if number == steps or task.settled(variables.lower) or expired():
             break
         _step(task, pulled, minimiser, variables, number)
         variables.choose()
@@ -1130,7 +1175,8 @@ def _step(
     for name, gradient in path.leans.items():
         variables.lean(name, number, gradient)
     variables.press(number, heights, sizes)
-    if forms.rows.shape[1] > 1 and target in path.values:
+    weighed = forms.rows.shape[1] > 1 or task.sought is not None
+    if weighed and target in path.values:
         xp = array_module(minimiser)
         gradient = xp.where(forms.used, forms.value(path.values[target], minimiser), 0.0)
-        variables.weigh(number, gradient, forms.used)
+        variables.weigh(number, gradient, forms.used, task.sought)

@@ -25,6 +25,7 @@ R16 Where |h_i - m_i| <= r_i holds on S for all scalars of a block, A h >= A m -
     with that at scalars that hardly vary on its set.
 R18 Relus below planes over what their sums read (`onnxcert.checker.tilts`), instead of chords.
 R19 Sums of relus of one number as curves (`onnxcert.checker.pieces`).
+R20 Bounds where a case holds (`onnxcert.checker.proof`).
 R9  A scalar whose lower bound exceeds its upper bound: S is empty.
 """
 
@@ -747,12 +748,13 @@ class Bounder:
 
     # Bounds of all scalars
 
-    def bound(
+    def bound(  # noqa: PLR0913 - all but two are hints with defaults
         self,
         low: Array,
         high: Array,
         known: tuple[Array, Array] | None = None,
         *,
+        within: tuple[Array, Array] | None = None,
         splits: tuple[Array, Array, Array] | None = None,
         backward: bool = True,
         hints: Mapping[int, Sequence[Hint]] = MappingProxyType({}),
@@ -763,6 +765,7 @@ class Bounder:
 
         Args:
             known: bounds of ``known_ids`` that hold there (B, len), intersected (rule R11).
+            within: bounds of all scalars that hold there, (1, scalars + 1) each; likewise.
             splits: scalars, sides and points (D,) of constraints that hold there (rule R10).
             backward: bound unstable neurons by linear forms, too.
             hints: block -> forms to pull back with slopes of their own, where B is 1.
@@ -802,6 +805,9 @@ class Bounder:
                 there = slice(column, column := column + len(ids))
                 r.lower[:, ids] = np.maximum(r.lower[:, ids], known[0][:, there])
                 r.upper[:, ids] = np.minimum(r.upper[:, ids], known[1][:, there])
+            if within is not None and k:
+                r.lower[:, span] = np.maximum(r.lower[:, span], within[0][:, span])
+                r.upper[:, span] = np.minimum(r.upper[:, span], within[1][:, span])
             if splits is not None and k:
                 _split(r, block, *splits)
             for hint in hints.get(k, ()):

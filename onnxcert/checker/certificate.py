@@ -185,8 +185,8 @@ class Session:
         numbers = [stream.take("case", row[1]).astype(np.int64) for row in headers.tolist()]
         owner = np.full(sum(map(len, numbers)), -1)
         for g, members in enumerate(numbers):
-            # The cases of a half of a region are those of the region.
-            inherited = headers[g, 0] == 2
+            # The cases of parts of a region are those of the region.
+            inherited = headers[g, 0] in (2, 4)
             if (
                 (len(members) == 0) != inherited
                 or (np.diff(members) <= 0).any()

@@ -15,7 +15,8 @@
     case           uint32         per group: the cases it refutes, as numbers in the order of
                                   `onnxcert.checker.spec`
     op             uint8          per group: one tree per root in preorder, 0 leaf, 1 split, the
-                                  lower half first; 2 for a root that is handed on
+                                  lower half first; 2 for a root that is handed on to halves, 3
+                                  for one that is handed on alone
     arg            uint32         per split: the input, or the position of the neuron; the split of
                                   a group that hands cases on comes before those of its trees
     layer          uint16         per split of a neuron: its layer
@@ -25,11 +26,14 @@
                                   layer of products has pairs in the place of neurons
     hint           int64 (., 3)   per neuron group: layer, side (0 lower, 1 upper), rows K
     hint_row       uint32         per hint: K positions
-    hint_slope     uint8          per hint: K x columns, the group's columns before that layer
+    hint_slope     uint8          per hint: K x columns, the group's columns before that layer; of
+                                  a group of kind 4 all columns
     slope          uint8          per leaf of a neuron group: all columns of the group
-    multiplier     uint16         per leaf of a neuron group: one for each split above, root first
+    multiplier     uint16         per leaf of a neuron group: one for each split above, root first;
+                                  before these, per hint of a group of kind 4, K x splits of the set
     weight         uint16         per entry of ``combine`` and per leaf of a neuron group: one for
-                                  each row of the case
+                                  each row of the case; before these, per hint of a group of kind 4,
+                                  K x rows
     constant       float64        for the group of kind 3: a weight for each input, then multipliers
                                   as in a file of constants; may be missing without such a group
     tilt           int64 (., 5)   planes above relus: group of kind 1, root in it, layer, neurons K
@@ -63,6 +67,12 @@ two planes (`onnxcert.checker.pairs`); for sums of relus that are one curve betw
 (`onnxcert.checker.pieces`). Multipliers and weights are the upper 16 bits of a binary32.
 Planes above relus are in the order of groups, roots and, without repetition, layers (rule R18).
 A neuron is a label and a position: see `onnxcert.checker.model`.
+
+A group of kind 4 is about the same set as the one that hands its case on, and about that case
+alone: its hints are bounds of neurons where the case holds (rule R20), and each may use what those
+of other layers before it have found. What it hands on is as narrow. Such groups come before the
+halves, in the order of their cases, each followed by all that it hands on in turn; they have no
+entries in ``case`` either.
 
 A group of kind 3 has no trees: Lipschitz constants refute its cases (rule R14). There is one at
 most, for all cases that they refute: every other one would cost a factorisation again.

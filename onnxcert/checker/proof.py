@@ -21,6 +21,15 @@ R14  Lipschitz constants (`onnxcert.checker.lipschitz`).
 R15  Products and quotients (`onnxcert.checker.pairs`), and R16 (`onnxcert.checker.bounds`).
 R18  Planes above relus (`onnxcert.checker.tilts`), and R19, sums of relus of one number as curves
      (`onnxcert.checker.pieces`).
+R20  A case asks for g_m <= 0 for all its rows m, so where it holds, s z >= s z + sum_m w_m g_m
+     - sum_d beta_d s_d (z_d - p_d) for a scalar z, s = +1 or -1, weights w_m >= 0, and splits
+     s_d (z_d - p_d) >= 0 of the set with beta_d >= 0. The right side is a linear form, whose lower
+     bound over the set bounds s z at all points of the case in it. Bounds found so hold for that
+     case only: they are handed on to groups in which no other case is refuted. Those of one scalar
+     may be used for the next, as all of them hold at the points that are left; where they
+     contradict each other there are none. The form is bounded like that of a leaf of a tree over
+     neurons, with s z as a constraint z >= 0 or z <= 0 whose multiplier is -1, and is charged with
+     the same roundings: adding 1 to a row is no less exact than subtracting beta.
 R17  Over the reals a share exp(x_i) / sum_j exp(x_j) is larger than another one of its row if and
      only if its x_i is. Where a specification only compares shares of one row with each other, x
      takes their place among the outputs (`onnxcert.checker.network.Network.compared`). Executions
@@ -30,8 +39,8 @@ R17  Over the reals a share exp(x_i) / sum_j exp(x_j) is larger than another one
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from types import MappingProxyType
 
@@ -175,6 +184,40 @@ class Paths:
     slopes: Array
     weights: Array
     tilted: Array
+
+    def __getitem__(self, index: slice) -> Paths:
+        return Paths(*(getattr(self, part.name)[index] for part in fields(self)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Splits:
+    """What is subtracted from rows over scalars, M entries.
+
+    Attributes:
+        leaf, scalar, signed, point: number of the form, scalar, multiplier times side, and the
+            point of the split.
+    """
+
+    leaf: Array
+    scalar: Array
+    signed: Array
+    point: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Narrowing:
+    """Scalars to bound from one side where a case holds (rule R20).
+
+    Attributes:
+        layer: the number of their layer.
+        ids, sign: (K,) scalars of one block, and +1 for lower bounds, -1 for upper ones.
+        paths: for each the case, the splits of its set, slopes, multipliers and weights.
+    """
+
+    layer: int
+    ids: Array
+    sign: float
+    paths: Paths
 
 
 @dataclass(frozen=True, eq=False)
@@ -421,11 +464,15 @@ class Prover:
         weights: Array,
         nodes: Boxes,
         splits: Sequence[tuple[int, float, float]] = (),
+        found: float = 0.0,
     ) -> None:
-        """Hand a sum of rows over one leaf to the auditor; splits are scalar, beta, point."""
+        """Hand a sum of rows over one leaf, less what was found, to the auditor.
+
+        Splits are scalar, beta, point.
+        """
         network = self.bounder.network
         rows: dict[int, Fraction] = defaultdict(Fraction)
-        constant = Fraction()
+        constant = -Fraction(found)
         for row in np.flatnonzero(weights):
             weight = Fraction(float(weights[row]))
             constant += weight * Fraction(float(self.rows.offset[case, row]))
@@ -488,6 +535,57 @@ class Prover:
             auditor: bounds some of them again.
             tilts: case -> block -> planes over the box (rule R18).
         """
+        lower, r, splits = self._along(root, paths, columns, tilts)
+        used = self.rows.used[paths.case] | (paths.weights == 0)
+        positive = (lower > 0) & used.all(axis=1)
+        for number in auditor.choose(np.flatnonzero(positive)):
+            self._audit_path(auditor, r, number, paths, splits)
+        return np.where(r.empty, np.inf, np.where(positive, lower, np.minimum(lower, 0.0)))
+
+    def narrow(
+        self, root: Relaxation, wanted: Iterable[Narrowing], columns: Columns, auditor: Auditor
+    ) -> None:
+        """Rule R20: tighten bounds (a batch of one) to what holds for one case.
+
+        Args:
+            root: bounds over the set; they are changed when all rows are bounded, so that the lines
+                of all are those that the slopes were made for.
+            wanted: rows of that case only.
+            columns: whose slopes they have.
+            auditor: bounds some of them again.
+        """
+        step = max(1, _NUMBERS // self.bounder.network.size)
+        bounds = []
+        for rows in wanted:
+            for start in range(0, len(rows.ids), step):
+                part = slice(start, start + step)
+                ids, paths = rows.ids[part], rows.paths[part]
+                lower, r, splits = self._along(root, paths, columns, {}, (ids, rows.sign))
+                for number in auditor.choose(np.flatnonzero(np.isfinite(lower) & ~r.empty)):
+                    self._audit_path(auditor, r, number, paths, splits, float(lower[number]))
+                bounds.append((ids, rows.sign, rows.sign * lower))
+        for ids, sign, found in bounds:
+            if sign > 0:
+                np.maximum.at(root.lower[0], ids, found)
+            else:
+                np.minimum.at(root.upper[0], ids, found)
+
+    def _along(
+        self,
+        root: Relaxation,
+        paths: Paths,
+        columns: Columns,
+        tilts: Mapping[int, Mapping[int, Tilt]],
+        wanted: tuple[Array, float] | None = None,
+    ) -> tuple[Array, Relaxation, _Splits]:
+        """Bounds (B,) of forms over parts of an input box; see `paths`.
+
+        Args:
+            wanted: scalars (B,) that are added to the forms, with a sign.
+
+        Returns:
+            The bounds, the relaxation of the parts, and what was subtracted from the rows.
+        """
         bounder, count = self.bounder, len(paths.case)
         free = {k: columns.positions(k, paths.slopes) for k in columns.of}
         leaf, split = np.nonzero(paths.scalar >= 0)
@@ -507,12 +605,16 @@ class Prover:
                     active = of_case[:, None] & tilt.active(r, block)
                     r.tilts.setdefault(k, []).append((tilt, active))
         signed = np.where(above, beta, -beta)
+        if wanted is not None:
+            ids, sign = wanted
+            leaf, scalar = np.append(leaf, np.arange(count)), np.append(scalar, ids)
+            point, signed = np.append(point, np.zeros(count)), np.append(signed, 0.0 * ids - sign)
         size = root.reach[0, scalar] + abs(point)
         moved, lost = np.zeros(count), np.zeros(count)
         np.add.at(moved, leaf, signed * point)
         # Sums over a path have as many terms as the path, beside those that the bounder counts.
-        unit = 2 * bounder.gamma + 4 * gamma(paths.scalar.shape[1] + 32)
-        np.add.at(lost, leaf, beta * (unit * size + root.noise[0, scalar]))
+        unit = 2 * bounder.gamma + 4 * gamma(paths.scalar.shape[1] + 33)
+        np.add.at(lost, leaf, abs(signed) * (unit * size + root.noise[0, scalar]))
         multipliers = {}
         for k in distinct(bounder.block_of(scalar)):
             block = bounder.blocks[k]
@@ -524,17 +626,24 @@ class Prover:
         start = start + (moved - lost * (1 + 1e-6))[:, None]
         form = bounder.pull(r, pending, start, multipliers)
         n = bounder.network.n_inputs
-        low, high = root.lower[:, :n], root.upper[:, :n]
-        lower = form.least(low, high, root.balls)[:, 0]
-        used = self.rows.used[paths.case] | (paths.weights == 0)
-        positive = (lower > 0) & used.all(axis=1)
-        for number in auditor.choose(np.flatnonzero(positive)):
-            here = leaf == number
-            splits = zip(
-                scalar[here].tolist(), signed[here].tolist(), point[here].tolist(), strict=True
-            )
-            box = Boxes(low, high, paths.case[:, None], (low, high))
-            self._audit(
-                auditor, r, number, paths.case[number], paths.weights[number], box, [*splits]
-            )
-        return np.where(r.empty, np.inf, np.where(positive, lower, np.minimum(lower, 0.0)))
+        lower = form.least(root.lower[:, :n], root.upper[:, :n], root.balls)[:, 0]
+        return lower, r, _Splits(leaf, scalar, signed, point)
+
+    def _audit_path(
+        self,
+        auditor: Auditor,
+        r: Relaxation,
+        number: int,
+        paths: Paths,
+        splits: _Splits,
+        found: float = 0.0,
+    ) -> None:
+        """Hand the form of a path to the auditor, which must be above what was found."""
+        here, n = splits.leaf == number, self.bounder.network.n_inputs
+        low, high = r.lower[:, :n], r.upper[:, :n]
+        box = Boxes(low, high, paths.case[:, None], (low, high))
+        parts = (splits.scalar, splits.signed, splits.point)
+        terms = zip(*(part[here].tolist() for part in parts), strict=True)
+        self._audit(
+            auditor, r, number, paths.case[number], paths.weights[number], box, [*terms], found
+        )

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from onnxcert.checker.curves import Array
 from onnxcert.checker.errors import Expired, Rejected
 from onnxcert.checker.lipschitz import refute
 from onnxcert.checker.network import Curve, Pair, distinct
-from onnxcert.checker.proof import Boxes, Combined, Paths, Prover, Rows
+from onnxcert.checker.proof import Boxes, Combined, Narrowing, Paths, Prover, Rows
 from onnxcert.checker.quadratic import Quadratic
 from onnxcert.checker.spec import Case
 from onnxcert.checker.tilts import Tilt
@@ -143,8 +145,10 @@ class Region:
 
     Attributes:
         cases: all over one box.
-        known: bounds of ``Bounder.known_ids`` that hold there, (1, .) each; None for the whole box.
+        known: bounds of all scalars that hold there for these cases, (1, scalars + 1) each; None
+            for the whole box.
         scalar, side, point: (D,) the splits that make it, as in `Paths`.
+        narrowed: whether it is the same set as the one before, for one case that narrows it.
     """
 
     cases: Sequence[Case]
@@ -152,6 +156,12 @@ class Region:
     scalar: Array = field(default_factory=lambda: np.zeros(0, np.int64))
     side: Array = field(default_factory=lambda: np.zeros(0))
     point: Array = field(default_factory=lambda: np.zeros(0))
+    narrowed: bool = False
+
+    @property
+    def kind(self) -> int:
+        """Of its group."""
+        return 1 if self.known is None else 4 if self.narrowed else 2
 
     @property
     def path(self) -> tuple[Array, Array, Array]:
@@ -162,8 +172,10 @@ class Region:
         self, cases: Sequence[Case], known: tuple[Array, Array], split: tuple[int, float, float]
     ) -> Region:
         """One side of a split (scalar, side, point) of the region, with some of its cases."""
-        path = (np.append(old, new) for old, new in zip(self.path, split, strict=True))
-        return Region(cases, known, *path)
+        scalar, side, point = (
+            np.append(old, new) for old, new in zip(self.path, split, strict=True)
+        )
+        return Region(cases, known, scalar, side, point)
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,9 +243,10 @@ class Group:
         if kind == 3 and not self._regions:
             self._by_constants(cases, (nodes, combined, columns, hints), place)
             return
-        if (kind == 2) != bool(self._regions):
-            raise Rejected("R10", f"group {place}", "halves of a region must follow it")
-        region = self._regions.pop() if kind == 2 else Region(cases)
+        parts = [region.kind for region in self._regions[-1:]]
+        if (kind in (2, 4)) != bool(parts) or parts not in ([], [kind]):
+            raise Rejected("R10", f"group {place}", "what a region hands on must follow it")
+        region = self._regions.pop() if self._regions else Region(cases)
         cases, network = region.cases, self.bounder.network
         prover = Prover(self.bounder, Rows.of(cases, network.n_inputs, len(network.output)))
         op = self.arrays.take("op", nodes)
@@ -244,7 +257,7 @@ class Group:
             tree = children(op, len(roots.low))
             sums = self._combined(cases, numbers, combined, nodes)
             self._over_inputs(prover, roots, tree, sums, numbers, place)
-        elif kind in (1, 2):
+        elif kind in (1, 2, 4):
             self._over_neurons(prover, region, op, columns, hints, place)
         else:
             raise Rejected("container", f"group {place}", f"unknown kind {kind}")
@@ -429,6 +442,28 @@ class Group:
             hints.setdefault(k, []).append(Hint(ids, 1.0 - 2.0 * side, slopes))
         return hints
 
+    def _narrowings(self, count: int, columns: int, region: Region) -> Iterator[Narrowing]:
+        """Hints of rule R20, in order."""
+        depth, width = len(region.scalar), max(1, len(region.cases[0].rows))
+        for layer, side, rows in self.arrays.take("hint", count).tolist():
+            position = self.arrays.take("hint_row", rows).astype(np.int64)
+            _, ids = self._layer(layer, position)
+            blocks = distinct(self.bounder.block_of(ids))
+            if len(blocks) != 1 or side not in (0, 1) or ids.min() < self.bounder.network.n_inputs:
+                raise Rejected("R20", "hint", "not the neurons of one layer, or no side")
+            scalar, sign, point = (np.broadcast_to(part, (rows, depth)) for part in region.path)
+            paths = Paths(
+                np.zeros(rows, np.int64),
+                scalar,
+                sign,
+                point,
+                coarse(self.arrays.take("multiplier", rows * depth)).reshape(rows, depth),
+                self.arrays.take("hint_slope", rows * columns).reshape(rows, columns),
+                self._weights(list(region.cases) * rows, width),
+                np.zeros(rows, bool),
+            )
+            yield Narrowing(layer, ids, 1.0 - 2.0 * side, paths)
+
     def _tilts(self, root: Relaxation, roots: int, place: int) -> dict[int, dict[int, Tilt]]:
         """Planes above relus over the box of a group (rule R18), by block for each root that has
         some."""
@@ -464,38 +499,45 @@ class Group:
         hints: int,
         place: int,
     ) -> None:
-        handed = op == 2
+        handed = op >= 2
+        if (op > 3).any():
+            raise Rejected("R10", f"group {place}", "an unknown code")
         tree = children(np.where(handed, 0, op), len(region.cases))
         first = np.flatnonzero(~np.isin(np.arange(len(tree)), tree))
         if not np.isin(np.flatnonzero(handed), first).all():
             raise Rejected("R10", f"group {place}", "part of a tree is handed on")
         chosen = self._columns(columns)
-        given = self._hints(hints, chosen)
+        given = {} if region.narrowed else self._hints(hints, chosen)
         roots = prover.roots(region.cases)
         if len(roots.low) != 1:
             raise Rejected("R1", f"group {place}", "cases over different boxes")
-        known = region.known
-        if known is None:
-            root = self.bounder.bound(roots.low, roots.high, balls=roots.balls)
-            known = self._known(root)
-        if given or region.known is not None:
-            root = self.bounder.bound(
-                roots.low,
-                roots.high,
-                known,
-                splits=region.path,
-                backward=False,
-                hints=given,
-                columns=chosen,
-                balls=roots.balls,
-            )
+        bound = partial(self.bounder.bound, roots.low, roots.high, balls=roots.balls)
+        if region.known is None:
+            root = bound()
+            if given:
+                root = bound(self._known(root), backward=False, hints=given, columns=chosen)
+        else:
+            again = partial(bound, splits=region.path, backward=False)
+            root = again(within=region.known, hints=given, columns=chosen)
+            if region.narrowed:
+                wanted = self._narrowings(hints, columns, region)
+                for _, rows in groupby(wanted, lambda narrowing: narrowing.layer):
+                    self._look_at_the_clock()
+                    prover.narrow(root, rows, chosen, self.auditor)
+                root = again(within=(root.lower, root.upper))
         tilts = self._tilts(root, len(region.cases), place) if region.known is None else {}
-        if handed.any():
-            rest = [case for case, on in zip(region.cases, handed[first], strict=True) if on]
-            self._hand_on(region, rest, self._known(root), place)
+        bounds = root.lower, root.upper
+        halved, alone = (
+            [case for case, code in zip(region.cases, op[first], strict=True) if code == wanted]
+            for wanted in (2, 3)
+        )
+        if halved:
+            self._hand_on(region, halved, bounds, place)
+        for case in reversed(alone):
+            self._regions.append(replace(region, cases=[case], known=bounds, narrowed=True))
         leaf_nodes = np.flatnonzero(op == 0)
 
-        def bound(item: tuple[int, list[Paths]]) -> None:
+        def refute(item: tuple[int, list[Paths]]) -> None:
             done, batch = item
             self._look_at_the_clock()
             lower = prover.paths(root, _joined(batch), chosen, self.auditor, tilts)
@@ -508,7 +550,7 @@ class Group:
 
         batches = self._batches(self._leaves(region, op, tree, columns, tilts))
         jobs = self.jobs if self.refused is None else 1
-        spread(bound, batches, jobs)
+        spread(refute, batches, jobs)
 
     def _known(self, root: Relaxation) -> tuple[Array, Array]:
         return root.lower[:, self.bounder.known_ids], root.upper[:, self.bounder.known_ids]
@@ -586,7 +628,7 @@ class Group:
             if split[node]:
                 todo += [(len(path), number[node], 1.0), (len(path), number[node], -1.0)]
                 continue
-            if op[node] == 2:
+            if op[node] >= 2:
                 continue
             splits = np.array([s for s, _ in path], np.int64)
             sides = np.array([s for _, s in path])

@@ -18,6 +18,7 @@ import numpy as np
 from onnxcert.arrays import Array, FloatArray, IntArray, to_host
 from onnxcert.bounds.hints import encode_positions
 from onnxcert.bounds.intermediate import Refinement, free_entries
+from onnxcert.bounds.narrowing import NarrowedRows
 from onnxcert.bounds.optimised import FreeRelaxation, Start
 from onnxcert.bounds.tilts import Tilts
 from onnxcert.graph import Graph
@@ -152,6 +153,25 @@ class Leaves:
     tilted: Array
 
 
+@dataclass(frozen=True, eq=False)
+class NarrowedLayer:
+    """Neurons with better bounds on one side where a case holds, and what gives them.
+
+    Attributes:
+        target: the pre-activation.
+        sign: 1.0 for lower bounds, -1.0 for upper ones.
+        index: (K,) numbers of the neurons, increasing.
+        slopes, multipliers, weights: as those of `Leaves`, (K, .) each.
+    """
+
+    target: str
+    sign: float
+    index: IntArray
+    slopes: Array
+    multipliers: FloatArray
+    weights: FloatArray
+
+
 @dataclass(eq=False)
 class Halves:
     """The two sides of a split, with trees of their own over tighter bounds of all layers.
@@ -187,7 +207,9 @@ class NeuronTrees:
         splits: nodes, neurons and points, (M,) each; neurons are counted over all pre-activations
             of the graph in their order.
         leaves: closed nodes.
-        halves: where the cases are refuted that have no root here; None if there are none.
+        halves: where cases are refuted that have no root here; None if there are none.
+        narrowed: disjunct of a case without a root -> its trees over bounds that it narrows.
+        layers: how the bounds at the root were narrowed by the one case of these trees, in order.
     """
 
     problem: Problem
@@ -200,6 +222,8 @@ class NeuronTrees:
     splits: list[tuple[IntArray, IntArray, FloatArray]] = field(default_factory=list)
     leaves: list[Leaves] = field(default_factory=list)
     halves: Halves | None = None
+    narrowed: dict[int, NeuronTrees] = field(default_factory=dict)
+    layers: list[NarrowedLayer] = field(default_factory=list)
 
     def replanted(self) -> NeuronTrees:
         """Trees over the same bounds, without roots."""
@@ -230,17 +254,33 @@ class NeuronTrees:
         """
         if len(nodes) == 0:
             return
-        numbers, parts = to_host(nodes), []
-        for name, columns in self.columns.items():
-            # A layer without free lines in the whole batch has no positions.
-            slopes = np.zeros((len(numbers), len(columns)), np.uint8)
-            if name in best.positions:
-                slopes = to_host(encode_positions(best.positions[name][index][:, columns]))
-            parts.append(slopes)
-        slopes = np.concatenate([np.zeros((len(numbers), 0), np.uint8), *parts], axis=1)
+        numbers, slopes = to_host(nodes), self._slopes(best, index)
         weights = to_host(best.weights[index])
         taken = np.zeros(len(numbers), dtype=bool) if tilted is None else to_host(tilted)
         self.leaves.append(Leaves(numbers, slopes, to_host(multipliers), weights, taken))
+
+    def _slopes(self, best: Start, index: Array) -> Array:
+        """Positions of the columns in some rows, (M, columns) uint8."""
+        parts = [np.zeros((len(index), 0), np.uint8)]
+        for name, columns in self.columns.items():
+            # A layer without free lines in the whole batch has no positions.
+            slopes = np.zeros((len(index), len(columns)), np.uint8)
+            if name in best.positions:
+                slopes = to_host(encode_positions(best.positions[name][index][:, columns]))
+            parts.append(slopes)
+        return np.concatenate(parts, axis=1)
+
+    def narrow(self, rows: NarrowedRows, multipliers: FloatArray) -> None:
+        """Note rows that narrowed the bounds at the root, in their order.
+
+        Args:
+            rows: what was found.
+            multipliers: (K, D) unsigned ones of the path.
+        """
+        slopes = self._slopes(rows.best, np.arange(len(rows.index)))
+        weights = to_host(rows.best.weights)
+        layer = NarrowedLayer(rows.target, rows.sign, rows.index, slopes, multipliers, weights)
+        self.layers.append(layer)
 
     def graft(self, other: NeuronTrees, nodes: IntArray) -> IntArray:
         """Take over what grew below some nodes.
@@ -260,10 +300,10 @@ class NeuronTrees:
 
     @property
     def handed(self) -> list[tuple[IntArray, IntArray]]:
-        """The cases without a root here, as roots of number -1."""
-        if self.halves is None:
-            return []
-        return [(np.full(len(self.halves.cases), -1), self.halves.cases)]
+        """The cases without a root here, as roots of number -1 (halves) and -2 (narrowed)."""
+        narrowed = np.array(list(self.narrowed), np.int64)
+        halved = narrowed[:0] if self.halves is None else self.halves.cases
+        return [(np.full(len(halved), -1), halved), (np.full(len(narrowed), -2), narrowed)]
 
     def forget(self, cases: set[int]) -> None:
         """Drop the trees of some cases."""
@@ -272,6 +312,8 @@ class NeuronTrees:
             for nodes, numbers in self.roots
             for kept in [~np.isin(numbers, list(cases))]
         ]
+        for case in cases & self.narrowed.keys():
+            del self.narrowed[case]
         if self.halves is not None:
             self.halves.cases = self.halves.cases[~np.isin(self.halves.cases, list(cases))]
             for half in self.halves.trees:

@@ -245,7 +245,7 @@ class Writer:
         self.leaves += int((~split).sum())
 
     def _neuron_trees(self, whole: NeuronTrees) -> None:
-        """Trees of a box, then those of the halves of its regions, each followed by its own."""
+        """Trees of a box, then those that it hands cases on to, each followed by its own."""
         todo = [(1, whole)]
         while todo:
             kind, trees = todo.pop()
@@ -255,6 +255,8 @@ class Writer:
                 assert low is not None  # a finished search has been in both
                 assert high is not None
                 todo += [(2, high), (2, low)]
+            order = sorted(trees.narrowed, key=lambda disjunct: -self.cases[disjunct].number)
+            todo += [(4, trees.narrowed[disjunct]) for disjunct in order]
 
     def _region(self, kind: int, trees: NeuronTrees) -> None:
         roots = sorted(
@@ -269,6 +271,8 @@ class Writer:
         splits = _Splits(trees, self._layer)
         self._put("column", columns.table)
         hints = self._hints(trees, columns)
+        if trees.layers:
+            hints = self._narrowed(trees, columns, self.cases[roots[0][1]])
         if trees.halves is not None:
             value, neuron = trees.graph.locate(trees.halves.neuron)
             neurons = _neurons_of(trees.graph, value)
@@ -279,7 +283,7 @@ class Writer:
         for number, (_, disjunct, root) in enumerate(roots):
             has_planes = root >= 0 and self._planes(trees, number, disjunct)
             if root < 0:
-                self._put("op", [2])
+                self._put("op", [1 - root])
                 nodes += 1
                 continue
             order = np.array(list(_preorder([root], children)), np.int64)
@@ -328,6 +332,18 @@ class Writer:
                 self._put("hint_slope", columns.slopes(graph, layer, rows).ravel())
                 count += 1
         return count
+
+    def _narrowed(self, trees: NeuronTrees, columns: _Columns, case: NumberedCase) -> int:
+        """Write how the bounds at the root were narrowed by the case; the number of hints."""
+        for layer in trees.layers:
+            neurons = _neurons_of(trees.graph, layer.target)
+            side = 0 if layer.sign > 0 else 1
+            self._put("hint", [self._layer(neurons.label), side, len(layer.index)])
+            self._put("hint_row", neurons.at(layer.index))
+            self._put("hint_slope", layer.slopes.ravel())
+            self._put("multiplier", encode_multipliers(layer.multipliers).ravel())
+            self._put("weight", encode_multipliers(layer.weights[:, case.order]).ravel())
+        return len(trees.layers)
 
     def _planes(self, trees: NeuronTrees, root: int, disjunct: int) -> bool:
         """Write the planes of a root of the next group; whether it has any."""

@@ -73,6 +73,7 @@ class Brief:
         batch_limit, memory_bytes: of one batch.
         dtype: element type of the model's inputs.
         deadline: of the run; the clock of a system is the same for all its processes.
+        narrowing: see `onnxcert.search.regions.RegionSearch`.
     """
 
     brancher: NeuronSplit
@@ -82,6 +83,7 @@ class Brief:
     memory_bytes: float
     dtype: type[np.floating]
     deadline: Deadline
+    narrowing: bool = True
 
 
 def shared(brancher: NeuronSplit) -> list[object]:

@@ -56,6 +56,7 @@ class Member:
             brief.deadline,
             self._search_region,
             brief.brancher.execution_unit,
+            brief.narrowing,
         )
 
     def do(self, task: Subtrees | Region) -> tuple[Grown | Settled, list[Point]]:

@@ -39,6 +39,7 @@ from onnxcert.search.cases import Cases
 from onnxcert.search.deadline import Deadline
 from onnxcert.search.frontier import Batch
 from onnxcert.search.halving import Cut, Halving
+from onnxcert.search.narrowing import Narrower
 from onnxcert.search.neuron_split import NeuronSplit
 from onnxcert.sets import Box
 from onnxcert.verdict import Counterexample, Reason
@@ -181,6 +182,7 @@ class RegionSearch:
         deadline: when to stop.
         search: searches a region.
         execution_unit: see `onnxcert.search.neuron_split.NeuronSplit`.
+        narrowing: whether cases of regions may be refuted by narrowing.
         others: who else takes regions.
         seconds: spent here so far.
         work: the same, with what others spent.
@@ -195,6 +197,7 @@ class RegionSearch:
     deadline: Deadline
     search: Search
     execution_unit: float = 0.0
+    narrowing: bool = True
     others: Others | None = None
     seconds: float = 0.0
     work: float = 0.0
@@ -203,10 +206,21 @@ class RegionSearch:
     _away: int = 0
     _answer: Counterexample | Reason | None = None
 
+    def __post_init__(self) -> None:
+        self._narrower = Narrower(
+            self.graph,
+            self.cases,
+            self.layer_steps if self.narrowing else 0,
+            self.slope_steps,
+            self.deadline.expired,
+            self.execution_unit,
+        )
+
     def begin(self, region: Region, trees: NeuronTrees) -> bool:
         """Halve the first region; False if it has no neuron to split."""
         started = self.deadline.elapsed
-        self._wait_for(trees, self._halve(region, trees))
+        outcome = self._halve(region, self._bounds(region), trees)
+        self._wait_for(trees, outcome.halves)
         self._charge(started)
         return bool(self._waiting)
 
@@ -269,8 +283,8 @@ class RegionSearch:
         nodes, disjuncts = trees.roots.pop()
         closed = trees.closed(nodes)
         trees.roots.append((nodes[closed], disjuncts[closed]))
-        halves = self._halve(region.only(~closed), trees)
-        return Outcome(None if halves else Reason.INCOMPLETE, trees, halves)
+        region, found = self.narrow(region.only(~closed), trees, self.deadline.elapsed - started)
+        return self._halve(region, found, trees) if len(region.cases) else Outcome(None, trees)
 
     def _receive(self, region: Region, keep: Keep, settled: Settled | None) -> None:
         self._away -= 1
@@ -348,18 +362,31 @@ class RegionSearch:
                 batch["multiplier"][:, at] = region.start.multipliers[name][:, place]
         return batch
 
-    def _halve(self, region: Region, trees: NeuronTrees) -> tuple[Region, ...]:
-        """Hand the cases of a region to its halves; nothing if no neuron can be split in time."""
-        found = self._bounds(region)
+    def narrow(self, region: Region, trees: NeuronTrees, cost: float) -> tuple[Region, Optimised]:
+        """Refute cases of a region, if that takes less than its halves would; see `Narrower`.
+
+        Returns:
+            What is left of it, and bounds of its cases.
+        """
+        found, path = self._bounds(region), (region.path.neuron, self._splits(region))
+        refuted = self._narrower.run(region.boxes, region.cases, found, path, trees, cost)
+        if not refuted.any():
+            return region, found
+        return region.only(~refuted), found.take(np.flatnonzero(~refuted))
+
+    def _halve(self, region: Region, found: Optimised, trees: NeuronTrees) -> Outcome:
+        """Hand the cases of a region to its halves; there are none if no neuron can be split in
+        time."""
+        splits = self._splits(region)
         halving = Halving(self.graph, self.cases, self.deadline.expired, self.execution_unit)
-        cut = halving.choose(region.boxes, region.cases, found, self._splits(region))
+        cut = halving.choose(region.boxes, region.cases, found, splits)
         if cut is None:
-            return ()
+            return Outcome(Reason.INCOMPLETE, trees)
         region = replace(region, start=found.best)
         halves = tuple(self._half(region, cut, sign) for sign in (-1.0, 1.0))
         cases = self.cases.problem.case_disjunct[region.cases]
         trees.halve(int(halves[0].path.neuron[-1]), cut.point, cases)
-        return halves
+        return Outcome(None, trees, halves)
 
     def _bounds(self, region: Region) -> Optimised:
         """Bounds of the cases of a region."""

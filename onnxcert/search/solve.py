@@ -12,7 +12,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -172,6 +172,7 @@ class Solver:
         )
         self._seen = 0
         self._planes = settings.planes == "auto"
+        self._narrowing = settings.narrowing == "auto"
         self._phase = "attack"
         self._open_disjuncts = 0
         self._lap = self.deadline.elapsed
@@ -214,7 +215,7 @@ class Solver:
         """
         self._enter("repair", len(failures))
         # What the checker did not accept of these, it never will.
-        self.by_constants, self._planes = None, False
+        self.by_constants, self._planes, self._narrowing = None, False, False
         answer: Counterexample | Reason | None = None
         groups: dict[int, list[Failure]] = {}
         for failure in failures:
@@ -325,9 +326,8 @@ class Solver:
             return witness
         if not splits:
             return Reason.INCOMPLETE
-        missing = -float(root.lower.min())
         brancher = self._neuron_split(cases, root, root.trees)
-        return self._split_neurons(brancher, missing, _REGION_COST * root.seconds, candidates)
+        return self._split_neurons(brancher, root, candidates)
 
     def _refute_by_constants(self, problem: Problem, open_cases: Array) -> bool:
         """Whether Lipschitz constants refute all open cases of a few boxes."""
@@ -369,24 +369,32 @@ class Solver:
         )
 
     def _split_neurons(
-        self, brancher: NeuronSplit, missing: float, cost: float, candidates: Candidates
+        self, brancher: NeuronSplit, root: _Root, candidates: Candidates
     ) -> Counterexample | Reason | None:
-        """Linear programs where the network is small, then neuron splits and regions by turns.
+        """Narrow bounds; linear programs where the network is small; splits and regions by turns.
 
         Args:
-            brancher: the root of the search.
-            missing: by how much the lowest bound of its cases must rise.
-            cost: seconds that a region will take.
+            brancher: splits neurons below the root.
+            root: bounds over the box.
             candidates: tests points.
         """
+        self._enter("bounds", self._open_disjuncts)
+        regions = self._regions(brancher, candidates)
+        whole = Region(brancher.root, brancher.open_cases, brancher.start)
+        cost = _REGION_COST * root.seconds
+        whole, found = regions.narrow(whole, brancher.trees, cost)
+        narrowed = np.setdiff1d(brancher.open_cases, whole.cases)
+        self._record(brancher.cases.problem, narrowed, np.zeros(len(narrowed)))
+        if len(whole.cases) == 0:
+            return None
+        missing = -float(found.lower.min())
+        brancher = replace(brancher, open_cases=whole.cases, start=whole.start)
         patience = max(_LEAST_SECONDS, self.deadline.elapsed)
         if applicable(brancher.graph, brancher.root):
             answer = self._search_exactly(brancher, candidates)
             if not isinstance(answer, Reason) or self.deadline.expired():
                 return answer
-        whole = Region(brancher.root, brancher.open_cases, brancher.start)
         with self._crew(brancher, candidates) as crew:
-            regions = self._regions(brancher, candidates)
             regions.others = crew
             turns = Turns(regions, whole, brancher.trees, missing, patience, cost)
             answer = self._branch(
@@ -412,6 +420,7 @@ class Solver:
             settings.memory_gigabytes * 1e9,
             self.dtype,
             self.deadline,
+            self._narrowing,
         )
         alone = settings.parallel == "off" or array_module(candidates.cases.offset) is not np
         return Crew(brief, candidates.replay, most=0 if alone else math.inf)
@@ -436,6 +445,7 @@ class Solver:
             self.deadline,
             search,
             self.execution_unit,
+            self._narrowing,
         )
 
     def _split_inputs(

@@ -428,8 +428,8 @@ def _four(t: float) -> list[Disjunct]:
     return [(*lower, rows[0]), (*lower, rows[1]), (*upper, rows[1]), (*upper, rows[0])]
 
 
-_INPUT, _NEURON = {"splitting": "input"}, {"splitting": "neuron", "planes": "off"}
-_PLANES = {"splitting": "neuron"}
+_INPUT, _PLANES = {"splitting": "input"}, {"splitting": "neuron", "narrowing": "off"}
+_NEURON = _PLANES | {"planes": "off"}
 
 PLANS = {
     "inputs": _Plan(

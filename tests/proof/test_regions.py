@@ -19,7 +19,7 @@ from tests.proof.skeptic import Skeptic
 Arrays = dict[str, np.ndarray]
 
 REAL = "VERIFIED UNSAT (real)"
-NEURON = {"splitting": "neuron", "layer_steps": 4, "planes": "off"}
+NEURON = {"splitting": "neuron", "layer_steps": 4, "planes": "off", "narrowing": "off"}
 
 WAVES = ("sin", "cos", "softmax", "attention")
 """Lines of a half are far off beyond it, or products are not split at all, so that splits of

@@ -57,7 +57,7 @@ def test_trees_over_neurons_are_made_anew_with_a_margin(
     """One case is refused, in which every leaf then has a bound by so much better."""
     skeptic = doubt(monkeypatch, rounds)
     files = hard(tmp_path)
-    result = files.verify(splitting="neuron", planes="off")
+    result = files.verify(splitting="neuron", planes="off", narrowing="off")
     assert (result.word, skeptic.seen) == ("unsat", rounds + 1)
     assert skeptic.lowest[0] < 1.9 * LACKING <= skeptic.lowest[-1] < float("inf")
     assert files.check() == REAL
@@ -101,7 +101,7 @@ def test_bounds_of_a_repaired_proof_hold(tmp_path: Path, monkeypatch: pytest.Mon
     model = dense([4, 6, 6, 1], 4)
     _, spread = least(model, [1.0], [-1.0] * 4, [1.0] * 4)
     for splitting in ("input", "neuron"):
-        result = hard(tmp_path, margin).verify(splitting=splitting)
+        result = hard(tmp_path, margin).verify(splitting=splitting, narrowing="off")
         assert result.word == "unsat"
         assert 0 < result.bounds[0] <= margin * spread + 1e-9
 

@@ -226,7 +226,7 @@ def test_a_check_stops_between_batches(
             return method(prover, *arguments)
 
         monkeypatch.setattr(Prover, name, count)
-    result = hard(tmp_path).verify(splitting=splitting)
+    result = hard(tmp_path).verify(splitting=splitting, narrowing="off")
     assert (result.verdict, calls) == (Unknown(Reason.TIMEOUT), 3)
 
 

@@ -1,10 +1,10 @@
-"""Planes above relus of inputs: whole runs with them and without, by turns.
+"""A switch of the settings, as planes or narrowing: whole runs with it and without, by turns.
 
 ::
 
-    python benchmarks/planes.py SECONDS MODEL SPEC [MODEL SPEC ...]
+    python benchmarks/switches.py SWITCH SECONDS MODEL SPEC [MODEL SPEC ...]
 
-For each question, with planes and without: the answer, subproblems that were split, leaves
+For each question, with the switch and without: the answer, subproblems that were split, leaves
 and bytes of the certificate, and CPU seconds. One process does everything.
 """
 
@@ -19,14 +19,13 @@ from measuring import row
 
 import onnxcert
 from onnxcert import Settings
-from onnxcert.settings import Switch
 
-SWITCHES: tuple[Switch, Switch] = ("auto", "off")
+STATES = ("auto", "off")
 
 
-def run(model: str, spec: str, seconds: float, planes: Switch) -> tuple[object, ...]:
+def run(model: str, spec: str, seconds: float, switch: str) -> tuple[object, ...]:
     """Cells of one run."""
-    settings = Settings(planes=planes, parallel="off", watch="off")
+    settings = Settings.parse([switch, "parallel=off", "watch=off"])
     with tempfile.TemporaryDirectory() as folder:
         proof = Path(folder) / "proof.onnxcert"
         started = time.process_time()
@@ -38,14 +37,15 @@ def run(model: str, spec: str, seconds: float, planes: Switch) -> tuple[object, 
 
 
 def main() -> None:
-    seconds = float(sys.argv[1])
+    seconds = float(sys.argv[2])
     columns = ("answer", "split", "leaves", "bytes", "CPU s")
-    row("question", *(f"{name}, {switch}" for switch in ("with", "without") for name in columns))
+    row("question", *(f"{name}, {state}" for state in ("with", "without") for name in columns))
     row("---", *("---:" for _ in range(2 * len(columns))))
-    pairs = zip(sys.argv[2::2], sys.argv[3::2], strict=True)
+    pairs = zip(sys.argv[3::2], sys.argv[4::2], strict=True)
     for model, spec in pairs:
         name = f"{Path(model).name.split('.onnx')[0]} {Path(spec).name.split('.vnnlib')[0]}"
-        row(name, *(cell for planes in SWITCHES for cell in run(model, spec, seconds, planes)))
+        switches = [f"{sys.argv[1]}={state}" for state in STATES]
+        row(name, *(cell for switch in switches for cell in run(model, spec, seconds, switch)))
 
 
 if __name__ == "__main__":
