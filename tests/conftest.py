@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -20,6 +21,10 @@ settings.register_profile(
 )
 settings.register_profile("thorough", parent=settings.get_profile("onnxcert"), max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "onnxcert"))
+
+# Shells have what runs in their background ignore interrupts; here some are sent to be heeded.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Commands keep what they find for the next run; not in the folders of whoever runs the tests.
 _CACHE = tempfile.TemporaryDirectory()
