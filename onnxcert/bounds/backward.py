@@ -887,8 +887,10 @@ def _walk(run: _Pass, multipliers: Mapping[str, Multipliers], *, keep: bool) -> 
     fixed = run.relaxation.fixed
     for node in reversed(graph.nodes):
         if node.name not in run.pending:
-            # A multiplier may be a row that is wanted (`Sought`), so none may be lost.
-            if node.name not in multipliers or not multipliers[node.name].value.any():
+            # A multiplier may be a row that is wanted (`Sought`), so none may be lost; but where no
+            # curve that varies reads the value, none is, and constraints are as good as none.
+            seen = node.name in multipliers and node.name in run.relaxation.sums
+            if not seen or not multipliers[node.name].value.any():
                 continue
             value = multipliers[node.name].value
             zero = array_module(value).zeros((*run.shape, value.shape[1]), value.dtype)

@@ -91,8 +91,16 @@ def test_it_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_root:
     assert audited.audited > 2 * audited.leaves  # rows of narrowed layers are audited, too
 
 
-@pytest.mark.parametrize("semantics", ["real", "ieee32-any-order"])
-@pytest.mark.parametrize("layer", [layer for layer in LAYERS if layer not in UNSPLIT])
+@pytest.mark.parametrize(
+    ("layer", "semantics"),
+    [
+        (layer, semantics)
+        for layer in LAYERS
+        for semantics in ("real", "ieee32-any-order")
+        # Executions have no curves for tables, and far too many splits.
+        if layer not in UNSPLIT and (layer, semantics) != ("tables", "ieee32-any-order")
+    ],
+)
 def test_layers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layer: str, semantics: str
 ) -> None:

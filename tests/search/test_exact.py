@@ -255,8 +255,9 @@ def only_programs(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 
 def _verify(files: Files, **options: object) -> Result:
-    """Without planes, which leave little to do."""
-    few = {"splitting": "neuron", "attack_restarts": 0, "planes": "off"}
+    """Without planes and narrowing, which leave little to do."""
+    off = {"planes": "off", "narrowing": "off"}
+    few = {"splitting": "neuron", "attack_restarts": 0} | off
     return files.verify(**few | options)  # type: ignore[arg-type]
 
 
