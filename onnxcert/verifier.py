@@ -31,7 +31,7 @@ from onnxcert.arrays import (
 )
 from onnxcert.bounds.crown import Bounds, crown_bounds, output_bounds
 from onnxcert.continuity.first_pass import CasesByConstants
-from onnxcert.errors import InputError, SpecError, UnsupportedModel, UsageError
+from onnxcert.errors import InputError, ModelError, SpecError, UnsupportedModel, UsageError
 from onnxcert.files import check_writable, write_file
 from onnxcert.frontend.products import with_products
 from onnxcert.frontend.replay import Replayer, check_lowering
@@ -210,16 +210,21 @@ class _Run:
         if files.lowered.layout.products:
             raise error
         _log.warning("%s: nothing can be proved, but a witness may be found", error.cause)
-        tried = 0
+        tried, found = 0, None
         with self._timed("attack"):
-            for found, count in self._samples(files):
-                tried += count
-                if found:
-                    self._keep(files)
-                    if self.semantics == "auto":
-                        self.semantics = natural_semantics(files.query)
-                    self._attest(files, found)
-                    return Sat(found)
+            try:
+                for found, count in self._samples(files):
+                    tried += count
+                    if found:
+                        break
+            except ModelError:  # the runtime has no rule for them either
+                raise error from None
+        if found:
+            self._keep(files)
+            if self.semantics == "auto":
+                self.semantics = natural_semantics(files.query)
+            self._attest(files, found)
+            return Sat(found)
         tries = f"none of {tried} points is a witness; {error.help}"
         raise UnsupportedModel(error.cause, place=error.place, help=tries) from error
 

@@ -165,23 +165,12 @@ class Narrowing:
         start = found.best.take(every)
         multipliers = {key: rate * value for key, value in start.multipliers.items()}
         start = replace(start, multipliers=multipliers, weights=rate * start.weights, shares={})
-        input_rows = self.forms.input_rows
-        forms = Forms(
-            self.forms.rows[every],
-            None if input_rows is None else input_rows[every],
-            self.forms.offset[every],
-            self.forms.used[every],
-        )
-        splits = Splits(
-            {key: value[every] for key, value in self.splits.signs.items()},
-            {key: value[every] for key, value in self.splits.points.items()},
-        )
         return optimise(
             free,
-            forms,
+            self.forms.take(every),
             boxes[self.graph.output],
             start,
-            splits=splits,
+            splits=self.splits.take(every),
             steps=self.steps,
             expired=self.expired,
             sought=Sought(name, rows, rate),

@@ -521,6 +521,11 @@ class Forms:
         input_rows = None if self.input_rows is None else single(self.input_rows)
         return Forms(single(self.rows), input_rows, single(self.offset), self.used)
 
+    def take(self, index: Array) -> Forms:
+        """Those of some subproblems, which may occur again."""
+        input_rows = None if self.input_rows is None else self.input_rows[index]
+        return Forms(self.rows[index], input_rows, self.offset[index], self.used[index])
+
     def combine(self, weights: Array, output: Box, box: Box) -> tuple[Array, Array | None, Array]:
         """Non-negative combination: rows (B, 1, m), input rows, and a constant rounded down."""
         error = 2.0 * gamma(self.rows.shape[1] + 4, UNIT_ROUNDOFF)
@@ -694,6 +699,11 @@ class Splits:
     def single(self) -> Splits:
         """The same in binary32."""
         return Splits(singles(self.signs), singles(self.points), singles(self.others))
+
+    def take(self, index: Array) -> Splits:
+        """Those of some subproblems, which may occur again."""
+        parts = (self.signs, self.points, self.others)
+        return Splits(*({name: value[index] for name, value in part.items()} for part in parts))
 
     def charged(self, name: str, value: Array) -> Multipliers:
         """Signed multipliers (B, n) of a pre-activation with the points that they belong to."""
@@ -906,11 +916,8 @@ class _Variables:
         points = self._points[place]
         if self._others is None:
             return points
-        xp, value, others = (
-            array_module(height),
-            self.multipliers.values[place],
-            self._others[place],
-        )
+        xp, others = array_module(height), self._others[place]
+        value = self.multipliers.values[place]
         between = xp.minimum(xp.maximum(height, points), others)
         both = xp.where(value > 0, points, xp.where(value < 0, others, between))
         return xp.where(self._signs[place] == 2, both, points)  # type: ignore[no-any-return]

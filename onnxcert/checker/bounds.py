@@ -404,6 +404,11 @@ class Relaxation:
     empty: Array = field(default_factory=lambda: np.zeros(1, bool))
     balls: Balls | None = None
 
+    def meet(self, where: Array | slice, low: Array, high: Array) -> None:
+        """Intersect the bounds of some scalars with others that hold, too."""
+        self.lower[:, where] = np.maximum(self.lower[:, where], low)
+        self.upper[:, where] = np.minimum(self.upper[:, where], high)
+
     def settle(self, k: int, block: Block, floor: float) -> None:
         """The bounds of block k are final; its numbers count as at least ``floor`` large."""
         span = slice(block.start, block.start + block.size)
@@ -795,19 +800,16 @@ class Bounder:
                 if forms is not None:
                     apply = partial(self._sums, k)
                     sides = forms.affine(span, apply, block.offset, r.noise[:, span], self.gamma)
-                    r.lower[:, span] = np.maximum(r.lower[:, span], sides[0])
-                    r.upper[:, span] = np.minimum(r.upper[:, span], sides[1])
+                    r.meet(span, *sides)
             elif isinstance(block, Curve):
                 self._curve(r, k, block, forms)
             elif isinstance(block, Pair):
                 self._pair(r, k, block, forms, backward=backward)
             if known is not None:
                 there = slice(column, column := column + len(ids))
-                r.lower[:, ids] = np.maximum(r.lower[:, ids], known[0][:, there])
-                r.upper[:, ids] = np.minimum(r.upper[:, ids], known[1][:, there])
+                r.meet(ids, *(side[:, there] for side in known))
             if within is not None and k:
-                r.lower[:, span] = np.maximum(r.lower[:, span], within[0][:, span])
-                r.upper[:, span] = np.minimum(r.upper[:, span], within[1][:, span])
+                r.meet(span, *(side[:, span] for side in within))
             if splits is not None and k:
                 _split(r, block, *splits)
             for hint in hints.get(k, ()):
@@ -1018,9 +1020,7 @@ class Bounder:
             some = ids[self.block_of(ids) == k]
             for index in self._steps(some, len(r.lower)):
                 every = np.broadcast_to(index, (len(r.lower), len(index)))
-                low, high = self._units(r, k, every, 1.0), -self._units(r, k, every, -1.0)
-                r.lower[:, index] = np.maximum(r.lower[:, index], low)
-                r.upper[:, index] = np.minimum(r.upper[:, index], high)
+                r.meet(index, self._units(r, k, every, 1.0), -self._units(r, k, every, -1.0))
             crossed = r.lower[:, some] > r.upper[:, some]
             if crossed.any():
                 r.empty |= crossed.any(axis=1)
@@ -1074,8 +1074,7 @@ class Bounder:
                 x = self._read_by(r, block)
                 x = np.minimum(*x), np.maximum(*x)
                 below, above = curves.interval(block.kind, *x, block.slope, self.executed)
-                r.lower[:, span] = np.maximum(r.lower[:, span], below - self.flushed)
-                r.upper[:, span] = np.minimum(r.upper[:, span], above + self.flushed)
+                r.meet(span, below - self.flushed, above + self.flushed)
                 both = r.lower[:, span], r.upper[:, span]
                 r.lower[:, span], r.upper[:, span] = np.minimum(*both), np.maximum(*both)
             elif isinstance(block, Pair) and not r.ends(k):

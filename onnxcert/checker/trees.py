@@ -511,20 +511,8 @@ class Group:
         roots = prover.roots(region.cases)
         if len(roots.low) != 1:
             raise Rejected("R1", f"group {place}", "cases over different boxes")
-        bound = partial(self.bounder.bound, roots.low, roots.high, balls=roots.balls)
-        if region.known is None:
-            root = bound()
-            if given:
-                root = bound(self._known(root), backward=False, hints=given, columns=chosen)
-        else:
-            again = partial(bound, splits=region.path, backward=False)
-            root = again(within=region.known, hints=given, columns=chosen)
-            if region.narrowed:
-                wanted = self._narrowings(hints, columns, region)
-                for _, rows in groupby(wanted, lambda narrowing: narrowing.layer):
-                    self._look_at_the_clock()
-                    prover.narrow(root, rows, chosen, self.auditor)
-                root = again(within=(root.lower, root.upper))
+        wanted = self._narrowings(hints, columns, region) if region.narrowed else iter(())
+        root = self._bounds(prover, region, roots, chosen, (given, wanted))
         tilts = self._tilts(root, len(region.cases), place) if region.known is None else {}
         bounds = root.lower, root.upper
         halved, alone = (
@@ -551,6 +539,31 @@ class Group:
         batches = self._batches(self._leaves(region, op, tree, columns, tilts))
         jobs = self.jobs if self.refused is None else 1
         spread(refute, batches, jobs)
+
+    def _bounds(
+        self,
+        prover: Prover,
+        region: Region,
+        roots: Boxes,
+        chosen: Columns,
+        hints: tuple[Mapping[int, Sequence[Hint]], Iterator[Narrowing]],
+    ) -> Relaxation:
+        """Bounds of all scalars in a region, with the hints of its group of either kind."""
+        given, wanted = hints
+        bound = partial(self.bounder.bound, roots.low, roots.high, balls=roots.balls)
+        if region.known is None:
+            root = bound()
+            if given:
+                root = bound(self._known(root), backward=False, hints=given, columns=chosen)
+            return root
+        again = partial(bound, splits=region.path, backward=False)
+        root = again(within=region.known, hints=given, columns=chosen)
+        if not region.narrowed:
+            return root
+        for _, rows in groupby(wanted, lambda narrowing: narrowing.layer):
+            self._look_at_the_clock()
+            prover.narrow(root, rows, chosen, self.auditor)
+        return again(within=(root.lower, root.upper))
 
     def _known(self, root: Relaxation) -> tuple[Array, Array]:
         return root.lower[:, self.bounder.known_ids], root.upper[:, self.bounder.known_ids]

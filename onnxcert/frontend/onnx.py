@@ -18,7 +18,7 @@ import logging
 import math
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -161,27 +161,20 @@ def load_model(
     translation.run()
     _refuse_unsupported(model, translation.layers)
     _require_computed(model, hidden)
-    names = (*model.outputs, *hidden)
-    graph = translation.build.graph(translation.output(names))
+    graph = translation.build.graph(translation.output((*model.outputs, *hidden)))
     compared = None
     if translation.build.shares:
-        operand, families = translation.compared(names)
+        operand, families = translation.compared((*model.outputs, *hidden))
         compared = simplify(translation.build.graph(operand)), families
-    infos = [_tensor_info(model, name, translation.shape(name)) for name in names]
     return Model(
-        model.file.source,
-        model.file.sha256,
-        model.inputs,
-        tuple(infos[: len(model.outputs)]),
-        tuple(infos[len(model.outputs) :]),
-        source if isinstance(source, onnx.ModelProto) else None,
-        simplify(graph),
-        graph,
-        model.file_opset,
-        model.producer,
-        _parameters(model),
-        tuple(translation.layers),
-        compared,
+        **vars(_interface(model, source, hidden, translation.shape)),
+        graph=simplify(graph),
+        lowered=graph,
+        opset=model.file_opset,
+        producer=model.producer,
+        parameters=_parameters(model),
+        layers=tuple(translation.layers),
+        compared=compared,
     )
 
 
@@ -203,20 +196,26 @@ def load_interface(
     """
     model = canonical(ModelFile.read(source), input_shapes, input_elements)
     _require_computed(model, hidden)
-    names = (*model.outputs, *hidden)
-    for name in names:
+
+    def shape(name: str) -> Shape:
         if name not in model.shapes:
             cause = f"the shape of the tensor {name!r} is not known"
             raise ModelError(cause, place=model.file.source)
-    infos = [_tensor_info(model, name, model.shapes[name]) for name in names]
-    return Interface(
-        model.file.source,
-        model.file.sha256,
-        model.inputs,
-        tuple(infos[: len(model.outputs)]),
-        tuple(infos[len(model.outputs) :]),
-        source if isinstance(source, onnx.ModelProto) else None,
+        return model.shapes[name]
+
+    return _interface(model, source, hidden, shape)
+
+
+def _interface(
+    model: Canonical, source: Source, hidden: Sequence[str], shape: Callable[[str], Shape]
+) -> Interface:
+    """What a runtime shows, with the shapes of what it makes."""
+    outputs, inner = (
+        tuple(_tensor_info(model, name, shape(name)) for name in names)
+        for names in (model.outputs, hidden)
     )
+    proto = source if isinstance(source, onnx.ModelProto) else None
+    return Interface(model.file.source, model.file.sha256, model.inputs, outputs, inner, proto)
 
 
 def inspect_model(source: Source) -> Inspection:

@@ -102,9 +102,8 @@ class Narrower:
                 break
             started = time.monotonic()
             index = array_module(found.lower).asarray([number])
-            splits = Splits(*({n: v[index] for n, v in part.items()} for part in _parts(path[1])))
             case = numbers[number : number + 1]
-            first = self._refute(boxes, case, found.take(index), (path[0], splits))
+            first = self._refute(boxes, case, found.take(index), (path[0], path[1].take(index)))
             if first is None:
                 self.reach = min(self.reach, _LOWER * lacking)
                 break
@@ -176,7 +175,3 @@ class Narrower:
             if neuron not in neurons[place + 1 :] and name in multipliers:
                 result[:, place] = abs(to_host(multipliers[name][:, number]))
         return result
-
-
-def _parts(splits: Splits) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
-    return splits.signs, splits.points

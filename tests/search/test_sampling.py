@@ -13,6 +13,8 @@ from onnx import TensorProto, helper
 
 import onnxcert
 from onnxcert.arrays import Array, Device
+from onnxcert.errors import ModelError
+from onnxcert.frontend.replay import Replayer
 from onnxcert.search import sampling
 from onnxcert.search.candidates import Candidates
 from onnxcert.search.cases import Cases
@@ -154,4 +156,17 @@ def test_without_a_witness_the_operators_are_named(
     with pytest.raises(onnxcert.UnsupportedModel) as caught:
         onnxcert.verify(model, spec("(>= Y_0 1.5)", tmp_path / "s.vnnlib"))
     assert "none of 300 points is a witness" in caught.value.help
+    assert "cut" in caught.value.place
+
+
+def test_a_runtime_that_cannot_help_is_not_what_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(replayer: Replayer, point: Array) -> Array:
+        raise ModelError("onnxruntime cannot run the model")
+
+    monkeypatch.setattr(Replayer, "run_flat", refuse)
+    model = steps(tmp_path / "m.onnx")
+    with pytest.raises(onnxcert.UnsupportedModel) as caught:
+        onnxcert.verify(model, spec("(>= Y_0 0.5)", tmp_path / "s.vnnlib"))
     assert "cut" in caught.value.place
