@@ -2,12 +2,14 @@
 
 A child runs a module (``python -m``) and talks in pickled messages: those for it go through a
 thread, so that sending never waits for a child that is busy, and what it answers is collected by
-another one. A child that dies is noticed by the end of its answers.
+another one. Messages are pickled by whoever sends them, as objects that remember what they have
+computed change under the hands of a thread. A child that dies is noticed by the end of its answers.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import math
 import os
@@ -116,7 +118,8 @@ class Child:
             env=environment,
         )
         self._shared = shared
-        self._messages: queue.SimpleQueue[tuple[object] | None] = queue.SimpleQueue()
+        self._briefed = False
+        self._messages: queue.SimpleQueue[memoryview | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[tuple[Any] | None] = queue.SimpleQueue()
         self._threads = [
             threading.Thread(target=self._send, daemon=True),
@@ -126,8 +129,11 @@ class Child:
             thread.start()
 
     def tell(self, message: object) -> None:
-        """Send a message some time soon; it must not change until then."""
-        self._messages.put((message,))
+        """Send a message some time soon, as it is now."""
+        file = io.BytesIO()
+        write(file, message, self._shared if self._briefed else ())
+        self._briefed = True
+        self._messages.put(file.getbuffer())
 
     def answer(self, seconds: float = 0.0) -> Any:
         """The next answer, waiting for it so long.
@@ -151,13 +157,12 @@ class Child:
             thread.join()
 
     def _send(self) -> None:
-        shared: Sequence[object] = ()
         pipe = self._process.stdin
         assert pipe is not None
         try:
             while (message := self._messages.get()) is not None:
-                write(pipe, message[0], shared)
-                shared = self._shared
+                pipe.write(message)
+                pipe.flush()
         except (BrokenPipeError, ValueError):
             pass  # the child is gone; whoever waits for its answers will notice
         finally:

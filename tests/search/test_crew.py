@@ -267,6 +267,27 @@ def test_a_child_that_ends_is_noticed() -> None:
     child.close()
 
 
+def test_a_message_is_sent_as_it_was_when_it_was_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Objects of a search remember what they computed, and go on doing so while a thread sends."""
+    (tmp_path / "echo.py").write_text(
+        "import sys\n"
+        "from onnxcert.processes import read, write\n"
+        "while True:\n"
+        "    write(sys.stdout.buffer, read(sys.stdin.buffer))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    child = Child("echo")
+    message = {number: number for number in range(10**5)}
+    for number in range(20):
+        child.tell(message)
+        message[-1 - number] = number
+    first = [child.answer(30.0) for _ in range(20)]
+    child.close()
+    assert [len(answer) for answer in first] == [10**5 + number for number in range(20)]
+
+
 def test_what_is_no_message_is_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
