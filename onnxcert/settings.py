@@ -39,6 +39,7 @@ class Settings:
     batch_limit: int = _option(4096, "most subproblems bounded at once", 1)
     watch: Switch = _option("auto", "check on an idle processor while the search runs")  # noqa: RUF009
     parallel: Switch = _option("auto", "split neurons on idle processors, too")  # noqa: RUF009
+    mixing: Switch = _option("auto", "neuron splits in boxes that input splits have made")  # noqa: RUF009
     planes: Switch = _option("auto", "planes in place of chords above relus of inputs")  # noqa: RUF009
     narrowing: Switch = _option("auto", "bounds of layers where the case holds")  # noqa: RUF009
     constants: Switch = _option("auto", "whether global constants may refute cases")  # noqa: RUF009

@@ -22,7 +22,7 @@ from onnxcert.checker.errors import Rejected, Unusable
 from onnxcert.checker.model import read_network
 from onnxcert.checker.network import Network
 from onnxcert.checker.spec import Case, read_spec
-from onnxcert.checker.trees import Arrays, Group, InputGroup, Refusal
+from onnxcert.checker.trees import Arrays, Group, Known, Refusal
 
 REAL, EXECUTED = "real", "ieee32-any-order"
 _LARGEST_KEPT = 2**25 - 2**13  # bytes, a little less than the most that glibc can be brought to
@@ -131,7 +131,7 @@ class Session:
         jobs: int = 1,
         refused: list[Refusal] | None = None,
         expired: Callable[[], bool] = lambda: False,
-        known: Callable[[int, InputGroup], bool] = lambda place, group: False,
+        known: Known = lambda place, group: None,
     ) -> Verified:
         """Check a certificate; see `check`.
 
@@ -139,7 +139,7 @@ class Session:
             refused: takes leaves that are not refuted, instead of an exception at the first; what
                 is returned counts only if it stays empty.
             expired: asked now and then.
-            known: whether a group, by its number, has been walked before.
+            known: as for `onnxcert.checker.trees.Group`.
 
         Raises:
             Rejected: it does not prove its verdict.
@@ -172,7 +172,7 @@ class Session:
         jobs: int,
         refused: list[Refusal] | None,
         expired: Callable[[], bool],
-        known: Callable[[int, InputGroup], bool],
+        known: Known,
     ) -> Verified:
         stream = Arrays(arrays)
         executed = header["semantics"] == EXECUTED
@@ -183,7 +183,9 @@ class Session:
         if (headers[:, 0] == 3).sum() > 1:
             raise Rejected("R14", "group", "constants are used by more than one group")
         numbers = [stream.take("case", row[1]).astype(np.int64) for row in headers.tolist()]
-        owner = np.full(sum(map(len, numbers)), -1)
+        # The cases of a box that is handed on are named, but belong to the group that does so.
+        own = [m for m, kind in zip(numbers, headers[:, 0], strict=True) if kind != 5]
+        owner = np.full(sum(map(len, own)), -1)
         for g, members in enumerate(numbers):
             # The cases of parts of a region are those of the region.
             inherited = headers[g, 0] in (2, 4)
@@ -193,6 +195,8 @@ class Session:
                 or (members >= len(owner)).any()
             ):
                 raise Rejected("R0", f"group {g}", "its cases are not in order, or too many")
+            if headers[g, 0] == 5:
+                continue
             if (owner[members] >= 0).any():
                 raise Rejected("R0", f"group {g}", "one of its cases is in another group, too")
             owner[members] = g

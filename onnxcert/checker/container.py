@@ -16,7 +16,8 @@
                                   `onnxcert.checker.spec`
     op             uint8          per group: one tree per root in preorder, 0 leaf, 1 split, the
                                   lower half first; 2 for a root that is handed on to halves, 3
-                                  for one that is handed on alone
+                                  for one that is handed on alone; in a group that splits inputs, 2
+                                  for a node that is handed on
     arg            uint32         per split: the input, or the position of the neuron; the split of
                                   a group that hands cases on comes before those of its trees
     layer          uint16         per split of a neuron: its layer
@@ -73,6 +74,11 @@ alone: its hints are bounds of neurons where the case holds (rule R20), and each
 of other layers before it have found. What it hands on is as narrow. Such groups come before the
 halves, in the order of their cases, each followed by all that it hands on in turn; they have no
 entries in ``case`` either.
+
+Nodes of a group of kind 0 that are handed on are refuted by groups of kind 5, one for each of them
+in the order of the nodes, each followed by all that it hands on in turn. Such a group is like one
+of kind 1, but its set is the box of that node with the bounds known there. Its cases, which are
+among those of the group of kind 0, are all that are open at the node, and maybe more.
 
 A group of kind 3 has no trees: Lipschitz constants refute its cases (rule R14). There is one at
 most, for all cases that they refute: every other one would cost a factorisation again.

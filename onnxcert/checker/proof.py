@@ -12,7 +12,9 @@ R8   A case asks for g_m <= 0 for all its rows m. It has no solution on a set wh
      from the end where the form is least: the box is clipped to the hull over its open cases.
 R10  A set is split into x_d <= p and x_d >= p with p the middle of the clipped box, or into
      z <= p and z >= p for a scalar z: closed halves, nothing is lost. The tree is walked from its
-     root and the halves are made here, so that a certificate cannot express a gap.
+     root and the halves are made here, so that a certificate cannot express a gap. A node of a tree
+     over inputs may be handed on to trees over neurons: one for each case that is open there, over
+     its box and with the bounds known there.
 R11  Bounds of a set hold for its subsets.
 R12  (Reserved: derived cuts.)
 R13  A witness lies in the specification exactly, with the outputs that exact rational arithmetic

@@ -31,6 +31,9 @@ _NUMBERS = 1 << 20
 """Float64 numbers of bounds in one batch of nodes."""
 
 
+_OF_LAYERS = ("layer", "column", "hint")
+"""Arrays that number layers, in their first column."""
+
 _MOST_NODES = 1 << 24
 _DEEPEST = 4096
 """Splits on a path."""
@@ -60,6 +63,22 @@ class Arrays:
         others = np.flatnonzero(self._arrays[name][self._next[name] :, 0] != group)
         left = len(self._arrays[name]) - self._next[name]
         return self.take(name, int(others[0]) if len(others) else left)
+
+    def pass_over(self, others: Mapping[str, Array], layers: Array) -> bool:
+        """Pass over the entries of others if they come next; ``layers`` are numbers of theirs."""
+        places = dict(self._next)
+        for name in self._arrays.keys() & others.keys() - {"group", "case"}:
+            wanted = others[name]
+            if name in _OF_LAYERS and len(wanted):
+                wanted = wanted.copy()
+                column = wanted if wanted.ndim == 1 else wanted[:, 0]
+                column[:] = layers[column]
+            start = places[name]
+            places[name] = start + len(wanted)
+            if not np.array_equal(self._arrays[name][start : places[name]], wanted):
+                return False
+        self._next = places
+        return True
 
     def finish(self) -> None:
         """Everything must have been used."""
@@ -140,11 +159,50 @@ class Refusal:
 
 
 @dataclass(frozen=True, eq=False)
+class Checked:
+    """A group over the neurons of a node, without others behind it, that was refuted before.
+
+    Attributes:
+        arrays: of a certificate with nothing else.
+        layers: what these number.
+    """
+
+    arrays: Mapping[str, Array]
+    layers: Sequence[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """A node of a group over inputs that is handed on.
+
+    Attributes:
+        place, number: of the group, and of the node in it.
+        cases, numbers: (K,) all cases of that group, and their numbers in the specification.
+        box: the node with the cases open there (a batch of one); None where it is refuted already.
+        checked: what was refuted of it before.
+    """
+
+    place: int
+    number: int
+    cases: Sequence[Case]
+    numbers: Array
+    box: Boxes | None
+    checked: Checked | None = None
+
+    @property
+    def open_cases(self) -> Array:
+        """Positions of the cases that are open."""
+        row = np.zeros(0, np.int64) if self.box is None else self.box.cases[0]
+        return row[row >= 0]
+
+
+@dataclass(frozen=True, eq=False)
 class Region:
     """Where the cases of a neuron group are open.
 
     Attributes:
         cases: all over one box.
+        node: whose box that is; None for the box of the cases.
         known: bounds of all scalars that hold there for these cases, (1, scalars + 1) each; None
             for the whole box.
         scalar, side, point: (D,) the splits that make it, as in `Paths`.
@@ -152,6 +210,7 @@ class Region:
     """
 
     cases: Sequence[Case]
+    node: Node | None = None
     known: tuple[Array, Array] | None = None
     scalar: Array = field(default_factory=lambda: np.zeros(0, np.int64))
     side: Array = field(default_factory=lambda: np.zeros(0))
@@ -161,7 +220,9 @@ class Region:
     @property
     def kind(self) -> int:
         """Of its group."""
-        return 1 if self.known is None else 4 if self.narrowed else 2
+        if self.known is None:
+            return 1 if self.node is None else 5
+        return 4 if self.narrowed else 2
 
     @property
     def path(self) -> tuple[Array, Array, Array]:
@@ -175,7 +236,13 @@ class Region:
         scalar, side, point = (
             np.append(old, new) for old, new in zip(self.path, split, strict=True)
         )
-        return Region(cases, known, scalar, side, point)
+        return Region(cases, self.node, known, scalar, side, point)
+
+    def roots(self, prover: Prover) -> Boxes:
+        """The box, with all cases."""
+        if self.node is None or self.node.box is None:
+            return prover.roots(self.cases)
+        return replace(self.node.box, cases=np.arange(len(self.cases))[None])
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,6 +252,7 @@ class InputGroup:
     Attributes:
         roots: the boxes where its trees begin.
         tree, inputs: (nodes, 2) children of every node, and (nodes,) the inputs of splits.
+        handed: (nodes,) which are handed on.
         combined: sums of rows.
         numbers: (K,) the cases.
     """
@@ -192,8 +260,16 @@ class InputGroup:
     roots: Boxes
     tree: Array
     inputs: Array
+    handed: Array
     combined: Combined
     numbers: Array
+
+
+Known = Callable[[int, InputGroup], "Walked | None"]
+"""What is known of a group, by its number; None for nothing."""
+
+Walked = Mapping[int, tuple[Boxes | None, Checked | None]]
+"""Nodes of a group that are handed on: see `Node`."""
 
 
 class Group:
@@ -207,7 +283,8 @@ class Group:
         jobs: processes to share the work.
         refused: takes leaves that are not refuted; None to reject the certificate at the first.
         expired: asked now and then; once it says True, `Expired` is raised.
-        known: whether the caller has walked just this group with `Prover.boxes` before.
+        known: the nodes that are handed on, if the caller has walked just this group with
+            `Prover.boxes` before.
     """
 
     def __init__(
@@ -219,7 +296,7 @@ class Group:
         jobs: int,
         refused: list[Refusal] | None,
         expired: Callable[[], bool],
-        known: Callable[[int, InputGroup], bool],
+        known: Known,
     ) -> None:
         self.bounder, self.arrays, self.auditor, self.jobs = bounder, arrays, auditor, jobs
         self.refused, self.expired, self.known = refused, expired, known
@@ -229,8 +306,10 @@ class Group:
             if not isinstance(label, str) or label not in named:
                 raise Rejected("R10", "layers", f"the model has no layer {label!r}")
         self._layers = [named[label] for label in layers]
+        self._numbers = {label: number for number, label in enumerate(layers)}
         self._sizes = {k: block.size for k, block in curves}
         self._regions: list[Region] = []
+        self._refused_nodes: set[tuple[int, int]] = set()
         self.leaves = 0
 
     def refute(self, cases: Sequence[Case], numbers: Array, header: Array, place: int) -> None:
@@ -244,20 +323,21 @@ class Group:
             self._by_constants(cases, (nodes, combined, columns, hints), place)
             return
         parts = [region.kind for region in self._regions[-1:]]
-        if (kind in (2, 4)) != bool(parts) or parts not in ([], [kind]):
+        if (kind in (2, 4, 5)) != bool(parts) or parts not in ([], [kind]):
             raise Rejected("R10", f"group {place}", "what a region hands on must follow it")
         region = self._regions.pop() if self._regions else Region(cases)
+        if kind == 5:
+            if self._is_checked(region, header, numbers):
+                return
+            region = self._entered(region, numbers, place)
         cases, network = region.cases, self.bounder.network
         prover = Prover(self.bounder, Rows.of(cases, network.n_inputs, len(network.output)))
         op = self.arrays.take("op", nodes)
         if (kind == 0 and (columns or hints)) or (kind != 0 and combined):
             raise Rejected("container", f"group {place}", "counts that do not fit its kind")
         if kind == 0:
-            roots = prover.roots(cases)
-            tree = children(op, len(roots.low))
-            sums = self._combined(cases, numbers, combined, nodes)
-            self._over_inputs(prover, roots, tree, sums, numbers, place)
-        elif kind in (1, 2, 4):
+            self._over_inputs(prover, cases, op, combined, numbers, place)
+        elif kind in (1, 2, 4, 5):
             self._over_neurons(prover, region, op, columns, hints, place)
         else:
             raise Rejected("container", f"group {place}", f"unknown kind {kind}")
@@ -326,39 +406,63 @@ class Group:
     def _over_inputs(
         self,
         prover: Prover,
-        roots: Boxes,
-        tree: Array,
-        combined: Combined,
+        cases: Sequence[Case],
+        op: Array,
+        combined: int,
         numbers: Array,
         place: int,
     ) -> None:
+        if (op > 2).any():
+            raise Rejected("R10", f"group {place}", "an unknown code")
+        roots, handed = prover.roots(cases), op == 2
+        tree = children(np.where(handed, 0, op), len(roots.low))
+        sums = self._combined(cases, numbers, combined, len(op))
         split = tree[:, 0] >= 0
         inputs = np.zeros(len(tree), np.int64)
         inputs[split] = self.arrays.take("arg", int(split.sum()))
         if (inputs >= self.bounder.network.n_inputs).any():
             raise Rejected("R10", f"group {place}", "a split of an input that does not exist")
-        if self.known(place, InputGroup(roots, tree, inputs, combined, numbers)):
-            return
+        group = InputGroup(roots, tree, inputs, handed, sums, numbers)
+        walked = self.known(place, group)
+        if walked is None:
+            walked = self._walk(prover, group, place)
+        for number in reversed(np.flatnonzero(handed).tolist()):
+            box, checked = walked.get(number, (None, None))
+            self.enter(Node(place, number, cases, numbers, box, checked))
+
+    def enter(self, node: Node) -> None:
+        """Expect the group of a node that is handed on."""
+        self._regions.append(Region((), node))
+
+    def _walk(self, prover: Prover, group: InputGroup, place: int) -> Walked:
+        """Refute all nodes of a group but those that are handed on."""
+        tree, handed = group.tree, group.handed
         firsts = np.flatnonzero(~np.isin(np.arange(len(tree)), tree))
-        stack = [(firsts, roots)]
+        stack = [(firsts, group.roots)]
+        boxes: dict[int, tuple[Boxes | None, Checked | None]] = {}
 
         def walk(stack: list[tuple[Array, Boxes]], enough: float = np.inf) -> None:
             while stack and sum(len(ids) for ids, _ in stack) < enough:
                 ids, nodes = self._next(stack, prover.rows.used.shape[1])
                 self._look_at_the_clock()
-                self._step(prover, ids, nodes, tree, inputs, combined, place, stack)
+                for b in np.flatnonzero(handed[ids]).tolist():
+                    boxes[int(ids[b])] = nodes[b : b + 1], None
+                left = ~handed[ids]
+                if left.any():
+                    self._step(prover, ids[left], nodes[left], group, place, stack)
 
-        if self.jobs > 1:  # until there is enough to share
+        if self.jobs > 1 and not handed.any():  # until there is enough to share
             walk(stack, enough=32 * self.jobs)
         pieces = [
             [(ids[i : i + 8], nodes[i : i + 8])]
             for ids, nodes in stack
             for i in range(0, len(ids), 8)
         ]
-        if self.jobs == 1 or self.refused is not None:
+        if self.jobs == 1 or self.refused is not None or handed.any():
             walk(stack)
         else:
             spread(walk, pieces, self.jobs)
+        return boxes
 
     def _next(self, stack: list[tuple[Array, Boxes]], rows: int) -> tuple[Array, Boxes]:
         """Take a batch of nodes of bounded size."""
@@ -378,14 +482,13 @@ class Group:
         prover: Prover,
         ids: Array,
         nodes: Boxes,
-        tree: Array,
-        inputs: Array,
-        combined: Combined,
+        group: InputGroup,
         place: int,
         stack: list[tuple[Array, Boxes]],
     ) -> None:
+        tree = group.tree
         leaf = tree[ids, 0] < 0
-        open_nodes, rest, lower = prover.boxes(ids, nodes, leaf, combined, self.auditor)
+        open_nodes, rest, lower = prover.boxes(ids, nodes, leaf, group.combined, self.auditor)
         still = ids[open_nodes]
         leaf = leaf[open_nodes]
         for b in np.flatnonzero(leaf):
@@ -393,10 +496,52 @@ class Group:
             self._refuse(Refusal(place, int(still[b]), cases, *box, float(lower[b])))
         if not leaf.all():
             still = still[~leaf]
-            for side, half in enumerate(prover.halves(rest[~leaf], inputs[still])):
+            for side, half in enumerate(prover.halves(rest[~leaf], group.inputs[still])):
                 stack.append((tree[still, side], half))
 
     # Trees over neurons
+
+    def _is_checked(self, region: Region, header: Array, numbers: Array) -> bool:
+        """Whether just this group was refuted before; then it is passed over."""
+        assert region.node is not None
+        checked = region.node.checked
+        if checked is None or not all(label in self._numbers for label in checked.layers):
+            return False
+        found = checked.arrays["group"], checked.arrays["case"]
+        if not (np.array_equal(found[0], header[None]) and np.array_equal(found[1], numbers)):
+            return False
+        layers = np.array([self._numbers[label] for label in checked.layers], np.int64)
+        if not self.arrays.pass_over(checked.arrays, layers):
+            return False
+        self.leaves += int((checked.arrays["op"] == 0).sum())
+        return True
+
+    def _entered(self, region: Region, numbers: Array, place: int) -> Region:
+        """A box that is handed on, with the cases that its group names."""
+        node = region.node
+        assert node is not None
+        position = np.minimum(np.searchsorted(node.numbers, numbers), len(node.numbers) - 1)
+        if (node.numbers[position] != numbers).any():
+            raise Rejected("R0", f"group {place}", "a case that was not handed on")
+        if not np.isin(node.open_cases, position).all():
+            self._refuse_in(Region((), node), Refusal(place, 0, position, *self._box(node), 0.0))
+        return replace(region, cases=[node.cases[i] for i in position])
+
+    @staticmethod
+    def _box(node: Node) -> tuple[Array, Array]:
+        assert node.box is not None  # a case is open
+        return node.box.low[0], node.box.high[0]
+
+    def _refuse_in(self, region: Region, refusal: Refusal) -> None:
+        """A leaf of a region is not refuted; a node that was handed on is refused as a whole."""
+        node = region.node
+        if node is None or self.refused is None:
+            self._refuse(refusal)
+        elif (node.place, node.number) not in self._refused_nodes:
+            self._refused_nodes.add((node.place, node.number))
+            self._refuse(
+                replace(refusal, place=node.place, node=node.number, cases=node.open_cases)
+            )
 
     def _named(self, number: int, position: Array) -> tuple[int, Curve | Pair]:
         """The block of a layer that has neurons or pairs at these positions."""
@@ -508,21 +653,21 @@ class Group:
             raise Rejected("R10", f"group {place}", "part of a tree is handed on")
         chosen = self._columns(columns)
         given = {} if region.narrowed else self._hints(hints, chosen)
-        roots = prover.roots(region.cases)
+        wanted = self._narrowings(hints, columns, region) if region.narrowed else iter(())
+        codes = op[first]
+        if region.node is not None and region.node.box is None:  # there is nothing left to refute
+            for _ in wanted:
+                pass
+            self._hand_on(region, codes, (op[:0], op[:0]), place)
+            for _ in self._leaves(region, op, tree, columns, {}):
+                pass
+            return
+        roots = region.roots(prover)
         if len(roots.low) != 1:
             raise Rejected("R1", f"group {place}", "cases over different boxes")
-        wanted = self._narrowings(hints, columns, region) if region.narrowed else iter(())
         root = self._bounds(prover, region, roots, chosen, (given, wanted))
-        tilts = self._tilts(root, len(region.cases), place) if region.known is None else {}
-        bounds = root.lower, root.upper
-        halved, alone = (
-            [case for case, code in zip(region.cases, op[first], strict=True) if code == wanted]
-            for wanted in (2, 3)
-        )
-        if halved:
-            self._hand_on(region, halved, bounds, place)
-        for case in reversed(alone):
-            self._regions.append(replace(region, cases=[case], known=bounds, narrowed=True))
+        tilts = self._tilts(root, len(region.cases), place) if region.kind == 1 else {}
+        self._hand_on(region, codes, (root.lower, root.upper), place)
         leaf_nodes = np.flatnonzero(op == 0)
 
         def refute(item: tuple[int, list[Paths]]) -> None:
@@ -534,7 +679,8 @@ class Group:
                 if case in tilts and not tilts[case]:
                     continue  # refused as a whole: its planes could not be made
                 node, box = int(leaf_nodes[done + b]), (roots.low[0], roots.high[0])
-                self._refuse(Refusal(place, node, batch[b].case, *box, float(lower[b])))
+                refusal = Refusal(place, node, batch[b].case, *box, float(lower[b]))
+                self._refuse_in(region, refusal)
 
         batches = self._batches(self._leaves(region, op, tree, columns, tilts))
         jobs = self.jobs if self.refused is None else 1
@@ -552,7 +698,7 @@ class Group:
         given, wanted = hints
         bound = partial(self.bounder.bound, roots.low, roots.high, balls=roots.balls)
         if region.known is None:
-            root = bound()
+            root = bound(roots.known)
             if given:
                 root = bound(self._known(root), backward=False, hints=given, columns=chosen)
             return root
@@ -569,16 +715,28 @@ class Group:
         return root.lower[:, self.bounder.known_ids], root.upper[:, self.bounder.known_ids]
 
     def _hand_on(
-        self, region: Region, cases: Sequence[Case], known: tuple[Array, Array], place: int
+        self, region: Region, codes: Array, known: tuple[Array, Array], place: int
     ) -> None:
-        """Read where a region is split, and note its halves for the groups that follow."""
+        """Note what a region hands on, by the codes of its roots, for the groups that follow."""
+        halved, alone = (
+            [case for case, code in zip(region.cases, codes, strict=True) if code == wanted]
+            for wanted in (2, 3)
+        )
+        if halved:
+            scalar, point = self._split_of(place)
+            for side in (1.0, -1.0):
+                self._regions.append(region.half(halved, known, (scalar, side, point)))
+        for case in reversed(alone):
+            self._regions.append(replace(region, cases=[case], known=known, narrowed=True))
+
+    def _split_of(self, place: int) -> tuple[int, float]:
+        """Read where a region is split: scalar and point."""
         position = self.arrays.take("arg", 1).astype(np.int64)
         layer, point = int(self.arrays.take("layer", 1)[0]), float(self.arrays.take("point", 1)[0])
         scalar = int(self._layer(layer, position)[1][0])
         if not math.isfinite(point) or scalar < 0:
             raise Rejected("R10", f"group {place}", "no number, or a neuron that reads no scalar")
-        for side in (1.0, -1.0):
-            self._regions.append(region.half(cases, known, (scalar, side, point)))
+        return scalar, point
 
     def _batches(self, leaves: Iterator[Paths]) -> Iterator[tuple[int, list[Paths]]]:
         """Leaves in batches of bounded size, each with the number of leaves before it."""

@@ -83,15 +83,18 @@ class InputTrees:
         problem: where the cases come from.
         roots: (R,) nodes, and for each the cases open there, (R, C) with -1 for none.
         steps: all batches in order.
-        planted, stepped: told of new roots and of every batch.
+        handed: nodes whose cases trees of neuron splits over their boxes refute.
+        planted, stepped, handed_on: told of new roots, of every batch, and of what is handed.
     """
 
     problem: Problem
     nodes: _Nodes = field(default_factory=_Nodes)
     roots: list[tuple[IntArray, IntArray]] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
+    handed: dict[int, NeuronTrees] = field(default_factory=dict)
     planted: Callable[[IntArray, IntArray], None] = lambda nodes, cases: None
     stepped: Callable[[Step], None] = lambda step: None
+    handed_on: Callable[[int, NeuronTrees], None] = lambda node, trees: None
 
     def plant(self, cases: IntArray) -> IntArray:
         """New roots with their cases (R, C); their numbers."""
@@ -109,12 +112,19 @@ class InputTrees:
     ) -> tuple[IntArray, IntArray]:
         """Note a batch (see `Step`): the numbers of the lower and upper halves."""
         parents = to_host(cut)
+        for node in self.handed.keys() & set(parents.tolist()):
+            del self.handed[node]  # what was handed was not accepted
         low, high = self.nodes.link(parents)
         nodes, cases, weights = map(to_host, combined)
         step = Step(to_host(closed), parents, to_host(inputs), low, high, (nodes, cases, weights))
         self.steps.append(step)
         self.stepped(step)
         return low, high
+
+    def hand(self, node: int, trees: NeuronTrees) -> None:
+        """Note that trees of neuron splits, of which every leaf is closed, do a node."""
+        self.handed[node] = trees
+        self.handed_on(node, trees)
 
 
 @dataclass(frozen=True, eq=False)

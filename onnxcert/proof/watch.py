@@ -16,7 +16,7 @@ import logging
 import queue
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,15 +24,16 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from onnxcert.arrays import IntArray
+from onnxcert.arrays import Array, IntArray
 from onnxcert.checker.audit import Auditor
 from onnxcert.checker.certificate import EXECUTED, Session, Verified
 from onnxcert.checker.errors import Expired, Rejected, Unusable
 from onnxcert.checker.proof import Boxes, Combined, Prover, Rows
-from onnxcert.checker.trees import InputGroup, Refusal
+from onnxcert.checker.spec import Case, read_spec
+from onnxcert.checker.trees import Arrays, Checked, Group, InputGroup, Node, Refusal, Walked
 from onnxcert.processes import Child, IdleProcessors, end_with_parent, read, write
 from onnxcert.proof.trace import InputTrees, NeuronTrees, Step
-from onnxcert.proof.writer import CaseNumbers
+from onnxcert.proof.writer import CaseNumbers, Writer
 from onnxcert.spec import Problem
 
 _NUMBERS = 1 << 19
@@ -62,23 +63,27 @@ class WatchedTrees:
 
     Attributes:
         prover: for the cases of these trees.
-        numbers: (K,) the checker's numbers of those cases, in the prover's order.
+        numbers, cases: (K,) the checker's numbers of those cases, in the prover's order, and they
+            themselves.
         auditor: audits nothing.
         boxes: open nodes; None below a node that is refuted already.
         decision: node -> input and halves; -1 for leaves.
         roots: node -> numbers of its cases.
         refuted: whether all leaves so far were.
         sums: (node, number of a case) -> weights.
+        handed: nodes that are handed on, with what was checked of them.
     """
 
     prover: Prover
     numbers: IntArray
+    cases: Sequence[Case]
     auditor: Auditor
     boxes: dict[int, Boxes | None] = field(default_factory=dict)
     decision: dict[int, tuple[int, int, int]] = field(default_factory=dict)
     roots: dict[int, frozenset[int]] = field(default_factory=dict)
     refuted: bool = True
     sums: dict[tuple[int, int], bytes] = field(default_factory=dict)
+    handed: dict[int, tuple[Boxes | None, Checked | None]] = field(default_factory=dict)
 
     def step(self, step: Step, combined: Combined) -> None:
         """Walk a batch."""
@@ -115,6 +120,38 @@ class WatchedTrees:
         for place, node in enumerate(nodes.tolist()):
             self._hand_on(node, *(half[place : place + 1] for half in halves))
 
+    def hand(self, node: int, arrays: Mapping[str, Array], layers: Sequence[str]) -> None:
+        """Check the trees over neurons of a node."""
+        self.decision[node] = (-1, -1, -1)
+        box, checked = self.boxes.pop(node), Checked(arrays, layers)
+        # Nothing is left to refute of a node without a box, but then its group must be read.
+        known = box is not None and self._is_refuted(box, checked)
+        self.handed[node] = box, checked if known else None
+
+    def _is_refuted(self, box: Boxes, checked: Checked) -> bool:
+        stream, refused = Arrays(dict(checked.arrays)), list[Refusal]()
+        header = stream.take("group", 1)[0]
+        numbers = stream.take("case", int(header[1])).astype(np.int64)
+        group = Group(
+            self.prover.bounder,
+            checked.layers,
+            stream,
+            self.auditor,
+            1,
+            refused,
+            lambda: False,
+            lambda place, group: None,
+        )
+        group.enter(Node(0, 0, self.cases, self.numbers, box))
+        try:
+            group.refute((), numbers, header, 0)
+            group.finish()
+            stream.finish()
+        except Rejected as error:
+            _log.info("a box that is handed on is not refuted: %s", error)
+            return False
+        return not refused
+
     def _inputs(self, nodes: IntArray) -> IntArray:
         return np.array([self.decision[node][0] for node in nodes.tolist()], np.int64)
 
@@ -122,6 +159,13 @@ class WatchedTrees:
         _, left, right = self.decision[node]
         if left >= 0:
             self.boxes[left], self.boxes[right] = low, high
+
+    def known(self, order: IntArray, group: InputGroup) -> Walked | None:
+        """The nodes that are handed on, if a group says what was walked; arguments as `agrees`."""
+        if not self.agrees(order, group):
+            return None
+        handed = np.flatnonzero(group.handed).tolist()
+        return {number: self.handed[int(order[number])] for number in handed}
 
     def agrees(self, order: IntArray, group: InputGroup) -> bool:
         """Whether a group of a certificate says what was walked, and all of it was refuted.
@@ -135,6 +179,8 @@ class WatchedTrees:
         if not len(np.unique(order)) == len(order) == len(tree) == len(self.decision):
             return False
         if self.boxes or not self.refuted:
+            return False
+        if set(order[group.handed].tolist()) != self.handed.keys():
             return False
         firsts = np.flatnonzero(~np.isin(np.arange(len(tree)), tree))
         rows = [frozenset(group.numbers[row[row >= 0]].tolist()) for row in group.roots.cases]
@@ -174,7 +220,8 @@ class _Child:
         cases = [self.cases[number] for number in numbers]
         network = self.session.network
         rows = Rows.of(cases, network.n_inputs, len(network.output))
-        trees = WatchedTrees(Prover(self.bounder, rows), numbers, Auditor(self.bounder, 0, 0))
+        auditor = Auditor(self.bounder, 0, 0)
+        trees = WatchedTrees(Prover(self.bounder, rows), numbers, cases, auditor)
         roots = trees.prover.roots(cases)
         place = {frozenset(numbers[r[r >= 0]].tolist()): k for k, r in enumerate(roots.cases)}
         for node, row in zip(nodes.tolist(), known, strict=True):
@@ -201,12 +248,16 @@ class _Child:
         trees.step(step, Combined(node[order], position[order], table[order]))
         trees.prover.ahead.clear()
 
+    def hand(self, uid: int, node: int, arrays: Mapping[str, Array], layers: Sequence[str]) -> None:
+        """The search has handed a node on."""
+        self.trees[uid].hand(node, arrays, layers)
+
     def finish(self, data: bytes, groups: Sequence[tuple[int, IntArray]]) -> Reply:
         """Check the certificate; groups are numbers of trees (-1 for others) and their nodes."""
 
-        def known(place: int, group: InputGroup) -> bool:
+        def known(place: int, group: InputGroup) -> Walked | None:
             uid, order = groups[place]
-            return uid in self.trees and self.trees[uid].agrees(order, group)
+            return self.trees[uid].known(order, group) if uid in self.trees else None
 
         refused: list[Refusal] = []
         try:
@@ -232,9 +283,12 @@ class Watch:
         self._lock = threading.RLock()
         self._starter: threading.Thread | None = None
         self._trees: dict[int, int] = {}
+        self._problems: list[Problem] = []
+        self._numbers: CaseNumbers | None = None
 
     def problem(self, problem: Problem) -> None:
         """A problem is about to be solved."""
+        self._problems.append(problem)
         self._tell("problem", problem.portable())
 
     def follow(self, trees: InputTrees) -> None:
@@ -242,6 +296,19 @@ class Watch:
         uid = self._trees[id(trees)] = len(self._trees)
         trees.planted = partial(self._tell, "plant", uid)
         trees.stepped = partial(self._tell, "step", uid)
+        trees.handed_on = partial(self._hand, uid)
+
+    def _hand(self, uid: int, node: int, trees: NeuronTrees) -> None:
+        """Send what a certificate will say of a node that is handed on."""
+        if self._closed.is_set():
+            return
+        if self._numbers is None:
+            self._numbers = CaseNumbers(read_spec(self._begin()[1]))
+        for problem in self._problems:
+            self._numbers.add(problem)
+        self._problems.clear()
+        writer = Writer(self._numbers)
+        self._tell("hand", uid, node, writer.arrays_of_trees(trees), tuple(writer.layers))
 
     def _tell(self, *message: Any) -> None:
         """Send a message, or keep it until the search has taken long enough for a child to pay.

@@ -155,6 +155,11 @@ class Writer:
                 self._neuron_trees(group)
         return self._joined_all()
 
+    def arrays_of_trees(self, trees: NeuronTrees) -> dict[str, Array]:
+        """All arrays of a certificate that has nothing but trees over one handed box."""
+        self._neuron_trees(trees, kind=5)
+        return self._joined_all()
+
     def arrays_of_constants(self, constant: FloatArray) -> dict[str, Array]:
         """All arrays of a certificate that refutes every case by the same constants.
 
@@ -237,16 +242,23 @@ class Writer:
         cases = sorted(number for known, _ in roots for number in known)
         self._group(0, cases, len(order), len(combined), 0, 0)
         self.groups.append((trees, order, np.array(cases)))
-        self._put("op", split)
+        handed = [trees.handed.get(node) for node in order.tolist()]
+        self._put(
+            "op",
+            [2 if part is not None else code for part, code in zip(handed, split, strict=True)],
+        )
         self._put("arg", inputs[order[split]])
         for key in sorted(combined):
             self._put("combine", key)
             self._weights(*combined[key])
-        self.leaves += int((~split).sum())
+        self.leaves += int((~split).sum()) - len(trees.handed)
+        for part in handed:
+            if part is not None:
+                self._neuron_trees(part, kind=5)
 
-    def _neuron_trees(self, whole: NeuronTrees) -> None:
+    def _neuron_trees(self, whole: NeuronTrees, kind: int = 1) -> None:
         """Trees of a box, then those that it hands cases on to, each followed by its own."""
-        todo = [(1, whole)]
+        todo = [(kind, whole)]
         while todo:
             kind, trees = todo.pop()
             self._region(kind, trees)
@@ -292,7 +304,7 @@ class Writer:
             case = self.cases[disjunct]
             self._tree(trees, splits, order, children, case, has_planes=has_planes)
         numbers = [number for number, _, _ in roots]
-        self._group(kind, numbers if kind == 1 else [], nodes, 0, len(columns.table), hints)
+        self._group(kind, numbers if kind in (1, 5) else [], nodes, 0, len(columns.table), hints)
         self.groups.append((trees, _NOTHING, np.array(numbers)))
 
     def _tree(

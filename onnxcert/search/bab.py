@@ -119,7 +119,7 @@ class BranchAndBound:
             frontier: where to begin, None for the brancher's roots; what is left when the search
                 is given up.
             enough: asked before each batch with the lowest open score; once True, the search is
-                given up as if its time were over.
+                given up as if its time were over. It may take from the frontier what it refutes.
             lending: takes part of the frontier.
 
         Returns:
@@ -156,8 +156,8 @@ class BranchAndBound:
                 lending.exchange(size)
                 if lending.found:
                     return lending.found
-                if not len(frontier):
-                    continue
+            if not len(frontier):
+                continue
             batch = frontier.pop(size)
             started = time.monotonic()
             try:

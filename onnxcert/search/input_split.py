@@ -260,16 +260,24 @@ class InputSplit(Brancher):
         numbers: IntArray = self.cases.problem.case_disjunct[cases]
         return np.where(cases >= 0, numbers, -1)
 
-    def bound(self, batch: Batch, expired: Callable[[], bool]) -> Bounded:
-        """CROWN bounds per box, one pass for the rows of all open cases, an ascent for the rest."""
-        box = self._inputs(batch)
+    def bounds(self, batch: Batch, expired: Callable[[], bool]) -> Bounds:
+        """CROWN bounds of every value over each box, and what its parent knew."""
         known = {
             name: Box(batch["known_lower"][:, columns], batch["known_upper"][:, columns])
             for name, columns in self._layers.items()
         }
-        bounds = crown_bounds(
-            self.graph, box, known=known, expired=expired, execution_unit=self.execution_unit
+        return crown_bounds(
+            self.graph,
+            self._inputs(batch),
+            known=known,
+            expired=expired,
+            execution_unit=self.execution_unit,
         )
+
+    def bound(self, batch: Batch, expired: Callable[[], bool]) -> Bounded:
+        """CROWN bounds per box, one pass for the rows of all open cases, an ascent for the rest."""
+        bounds = self.bounds(batch, expired)
+        box = bounds.boxes[self.graph.input]
         cases = batch["cases"]
         xp = array_module(cases)
         forms = self.cases.forms(cases)

@@ -36,9 +36,10 @@ from onnxcert.search.deadline import Deadline
 from onnxcert.search.exact import LinearSearch, applicable
 from onnxcert.search.frontier import Batch, Frontier, batch_length, take
 from onnxcert.search.input_split import InputSplit
+from onnxcert.search.mixing import BoxCloser, Mixing
 from onnxcert.search.neuron_split import NeuronSplit
 from onnxcert.search.regions import Region, RegionSearch, Turns
-from onnxcert.sets import Box
+from onnxcert.sets import Ball, Box
 from onnxcert.settings import Settings
 from onnxcert.spec import Problem
 from onnxcert.verdict import Counterexample, Progress, Reason
@@ -127,6 +128,33 @@ class _Root:
     lower: Array
     seconds: float
     tilts: Tilts | None = None
+
+
+class _WorstLeaves:
+    """The lowest bound of a leaf for each case of a problem.
+
+    Args:
+        problem: of the cases.
+        keep: told of cases and their bounds on the whole of their boxes.
+        parts: whether the search begins with parts of boxes, so that there are none.
+    """
+
+    def __init__(
+        self, problem: Problem, keep: Callable[[Array, Array], None], *, parts: bool
+    ) -> None:
+        self._keep = keep
+        self.lower = np.full(len(problem), np.inf)
+        self._seen = np.full(len(problem), parts)
+
+    def record(self, cases: Array, lower: Array) -> None:
+        """Take bounds (B, C) of cases (B, C), -1 for none, of subproblems."""
+        cases, lower = to_host(cases), to_host(lower)
+        known = cases >= 0
+        first = known & ~self._seen[cases]  # a case is first bounded on the whole of its box
+        self._keep(cases[first], lower[first])
+        self._seen[cases[first]] = True
+        refuted = known & (lower > 0)
+        np.minimum.at(self.lower, cases[refuted], lower[refuted])
 
 
 @dataclass
@@ -454,19 +482,53 @@ class Solver:
         trees = InputTrees(cases.problem)
         self.follow(trees)
         brancher = InputSplit(graph, cases, open_cases, trees, self.execution_unit)
+        frontier = Frontier(brancher.roots())
+        worst = self._worst_leaves(candidates, parts=False)
+        mixing = self._mixing(brancher, candidates, frontier, worst)
         calls = itertools.count()
 
         def enough(lowest: float) -> bool:
             """After the first batch, which are the boxes themselves, constants are asked once."""
             del lowest
-            return next(calls) == 1 and self._refute_by_constants(cases.problem, open_cases)
+            if next(calls) == 1 and self._refute_by_constants(cases.problem, open_cases):
+                return True
+            return mixing is not None and mixing.enough()
 
-        answer = self._branch(brancher, candidates, open_cases, enough=enough)
+        answer = self._run(brancher, candidates, frontier, worst, enough)
+        if mixing is not None and mixing.found is not None:
+            return mixing.found
         if self.trace.constant.issuperset(cases.problem.case_disjunct[open_cases].tolist()):
             return None
         if answer is None:
             self.trace.groups.append(trees)
+            self._record(cases.problem, open_cases, worst.lower[open_cases])
         return answer
+
+    def _mixing(
+        self,
+        brancher: InputSplit,
+        candidates: Candidates,
+        frontier: Frontier,
+        worst: _WorstLeaves,
+    ) -> Mixing | None:
+        """Neuron splits in boxes of a search by input splits; None where there are ellipsoids."""
+        if self.settings.mixing == "off" or isinstance(brancher.cases.problem.inputs, Ball):
+            return None
+
+        def search(
+            inner: NeuronSplit, roots: Batch, expired: Callable[[], bool]
+        ) -> Counterexample | Reason | None:
+            begin = Frontier(roots)
+            return self._run(inner, candidates, begin, worst, lambda lowest: expired())
+
+        def race(rivals: Frontier, seconds: float) -> bool | Counterexample:
+            limit = self.deadline.slice(seconds)
+            answer = self._run(brancher, candidates, rivals, worst, lambda lowest: limit.expired())
+            return answer if isinstance(answer, Counterexample) else answer is None
+
+        steps = self.settings.slope_steps, self.settings.branch_steps
+        closer = BoxCloser(brancher, *steps, worst.record, search)
+        return Mixing(frontier, closer, race, self.deadline)
 
     def _search_exactly(
         self, brancher: NeuronSplit, candidates: Candidates
@@ -696,34 +758,39 @@ class Solver:
         crew: Crew | None = None,
     ) -> Counterexample | Reason | None:
         """Branch and bound; when it refutes everything, the bound of a case is its worst leaf."""
-        self._enter("search", self._open_disjuncts)
+        worst = self._worst_leaves(candidates, parts=roots is not None)
+        frontier = Frontier(brancher.roots() if roots is None else roots)
+        lending: Lending | None = None
+        if crew is not None and isinstance(brancher, NeuronSplit):
+            lending = Lending(crew, brancher, frontier, self.statistics, worst.record)
+        answer = self._run(brancher, candidates, frontier, worst, enough, lending)
+        if answer is None and roots is None:
+            self._record(candidates.cases.problem, open_cases, worst.lower[open_cases])
+        return answer
+
+    def _worst_leaves(self, candidates: Candidates, *, parts: bool) -> _WorstLeaves:
         problem = candidates.cases.problem
-        leaves = np.full(len(problem), np.inf)
-        seen = np.full(len(problem), roots is not None)  # given roots are parts of boxes
+        return _WorstLeaves(problem, partial(self._record, problem), parts=parts)
 
-        def record(cases: Array, lower: Array) -> None:
-            cases, lower = to_host(cases), to_host(lower)
-            known = cases >= 0
-            first = known & ~seen[cases]  # a case is first bounded on the whole of its box
-            self._record(problem, cases[first], lower[first])
-            seen[cases[first]] = True
-            refuted = known & (lower > 0)
-            np.minimum.at(leaves, cases[refuted], lower[refuted])
-
+    def _run(
+        self,
+        brancher: Brancher,
+        candidates: Candidates,
+        frontier: Frontier,
+        worst: _WorstLeaves,
+        enough: Callable[[float], bool],
+        lending: Lending | None = None,
+    ) -> Counterexample | Reason | None:
+        """The loop of branch and bound, from what is open."""
+        self._enter("search", self._open_disjuncts)
         loop = BranchAndBound(
             self.settings.batch_limit,
             self.settings.memory_gigabytes * 1e9,
             lambda statistics: self._progress(),
-            record,
+            worst.record,
             self.statistics,
         )
-        frontier = Frontier(brancher.roots() if roots is None else roots)
-        lending: Lending | None = None
-        if crew is not None and isinstance(brancher, NeuronSplit):
-            lending = Lending(crew, brancher, frontier, self.statistics, record)
         answer = loop.run(brancher, candidates, self.deadline, frontier, enough, lending)
-        if answer is None and roots is None:
-            self._record(problem, open_cases, leaves[open_cases])
         self._enter("search", self._open_disjuncts)
         return answer
 

@@ -84,6 +84,7 @@ def _accepted() -> Iterator[Entry]:
         "boxes": "splits of inputs, two boxes with two cases each",
         "combined": "splits of inputs, and leaves that only a sum of two rows refutes",
         "sums": "splits of inputs, and sums of rows for which the checker finds better lines",
+        "mixed": "splits of inputs that hand boxes on to splits of neurons",
         "neurons": "splits of neurons with stored slopes, and hints for the second layer",
         "groups": "cases that plain bounds refute, and two groups of neuron trees",
         "weights": "splits of neurons where leaves are refuted by weighted sums of rows",

@@ -14,7 +14,7 @@ import signal
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import cache, cached_property
@@ -38,6 +38,7 @@ from onnxcert.frontend.vnnlib import read_query
 from onnxcert.graph import Graph
 from onnxcert.spec import Problem
 from tests.frontend.onnx_models import model_of
+from tests.mixed import early
 from tests.oracles import satisfied_case
 
 Rows = Sequence[tuple[Sequence[float], float]]
@@ -293,6 +294,7 @@ class _Plan:
         solution: of the latter.
         settings: of the search.
         semantics: of the claim.
+        mixed: whether boxes of input splits are handed to neuron splits.
     """
 
     model: onnx.ModelProto
@@ -302,6 +304,7 @@ class _Plan:
     outputs: int = 1
     settings: Mapping[str, Any] = field(default_factory=dict)
     semantics: str = REAL
+    mixed: bool = False
 
     def make(self) -> Made:
         """Run the search."""
@@ -309,7 +312,8 @@ class _Plan:
         asked = [
             Instance(data, spec(*self.disjuncts(t), outputs=self.outputs)) for t in self.thresholds
         ]
-        certificate = prove(asked[0], semantics=self.semantics, **self.settings)
+        with early() if self.mixed else nullcontext():
+            certificate = prove(asked[0], semantics=self.semantics, **self.settings)
         return Made(asked[0], certificate, asked[1], self.solution)
 
 
@@ -462,6 +466,14 @@ PLANS = {
         (-1.0, 1.0, -0.15625),
         outputs=2,
         settings=_INPUT,
+    ),
+    "mixed": _Plan(
+        dense([3, 5, 4, 1], 4),
+        lambda t: [(*_CUBE, [([1], t)])],
+        (0.484375, 0.5),
+        (1.0, 1.0, 1.0),
+        settings=_INPUT,
+        mixed=True,
     ),
     "neurons": _Plan(
         dense([3, 5, 4, 1], 4),

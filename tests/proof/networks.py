@@ -221,3 +221,12 @@ VERSION_2 = """(vnnlib-version <2.0>)
 def version_2(asked: str, kind: str = "real", hidden: str = "") -> bytes:
     """VNN-LIB 2.0 text over the cube for the networks here; ``asked`` are further assertions."""
     return VERSION_2.format(asked=asked, kind=kind, hidden=hidden).encode()
+
+
+def halves(folder: Path, model: onnx.ModelProto, row: list[float], margin: float) -> Files:
+    """Two questions about each half of a box."""
+    size, boxes = model.graph.input[0].type.tensor_type.shape.dim[1].dim_value, list[Any]()
+    for low, high in (([-1.0] * size, [0.0] + [1.0] * (size - 1)), ([0.0] * size, [1.0] * size)):
+        bound, spread = least(model, row, low, high)
+        boxes += [(low, high, [(row, bound - part * margin * spread)]) for part in (1, 2)]
+    return Files.write(folder, model, spec(*boxes, outputs=len(row)))

@@ -27,7 +27,8 @@ from onnxcert.proof import watch
 from onnxcert.proof.trace import InputTrees
 from onnxcert.proof.watch import Reply, Watch, WatchedTrees
 from tests.checker.makers import Arrays, Header, coarse, dense, edited, spec
-from tests.proof.networks import Files, hard, least
+from tests.mixed import early
+from tests.proof.networks import Files, halves, hard, least
 from tests.proof.skeptic import Skeptic
 from tests.strategies import make_problem
 
@@ -200,6 +201,45 @@ def test_another_certificate_is_checked_like_any_other(
     verified = session.check(changed, refused=refused)
     assert answer[0] == verified
     assert [r.node for r in answer[1]] == [r.node for r in refused]
+
+
+@pytest.mark.parametrize("semantics", ["real", "ieee32-any-order"])
+def test_boxes_that_are_handed_on_are_checked_meanwhile(
+    tmp_path: Path, inside: Inside, monkeypatch: pytest.MonkeyPatch, semantics: str
+) -> None:
+    files = halves(tmp_path, dense([4, 6, 6, 1], 4), [1.0], 0.02)
+    with early(batches=1):
+        result = files.verify(splitting="input", watch="auto", semantics=semantics)
+    assert (result.word, inside.agreed, inside.bounded) == ("unsat", [True], 0)
+    verified, refused = inside.answer
+    assert (str(verified), refused) == (f"VERIFIED UNSAT ({semantics})", [])
+    (trees,) = inside.child.trees.values()
+    assert len(trees.handed) > 1
+    assert all(checked is not None for _, checked in trees.handed.values())
+    paths: list[int] = []
+    right = Prover.paths
+
+    def counted(prover: Prover, root: Any, batch: Any, *rest: Any) -> Any:
+        paths.append(len(batch.case))
+        return right(prover, root, batch, *rest)
+
+    monkeypatch.setattr(Prover, "paths", counted)
+    found, answer = inside.again(inside.data)
+    assert (found, paths, answer[0]) == (True, [], verified)
+
+    def other_slope(header: Header, arrays: Arrays) -> None:
+        arrays["slope"][-1] ^= 1
+
+    def fewer(header: Header, arrays: Arrays) -> None:
+        """A box that was handed on is claimed to be refuted by itself."""
+        nodes = int(arrays["group"][0, 2])
+        arrays["op"][np.flatnonzero(arrays["op"][:nodes] == 2)[0]] = 0
+
+    assert inside.again(edited(inside.data, other_slope))[0]
+    assert len(paths) > 0  # of that box only
+    found, answer = inside.again(edited(inside.data, fewer))
+    assert not found
+    assert isinstance(answer[0], Rejected)
 
 
 def test_a_node_cannot_stand_for_two(tmp_path: Path, inside: Inside) -> None:
