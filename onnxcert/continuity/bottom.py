@@ -337,7 +337,6 @@ class _Writer:
         diagonal = np.eye(self.form.classes, dtype=bool)
         slack = np.where(diagonal, np.float32(-np.inf), self.table.slack)
         constants = np.where(diagonal, np.float32(1.0), self.table.constants)
-        claimed = self._claimed()
         winner = self._node("ArgMax", [logits], axis=axis, keepdims=0)
         own_constants = self._node("Gather", [self._constant("constants", constants), winner])
         if eps_input:
@@ -356,6 +355,9 @@ class _Writer:
         beyond = self._node("Div", [lead, own_constants])
         beyond = self._reduced("ReduceMin", beyond, [axis], keep=False)
         radius = self._clipped(self._node("Add", [beyond, proved]), min(self.table.reach, _REFUSAL))
+        # Last, as onnxruntime then sums up the first layer before it computes the next ones, whose
+        # values may take the place of the first one's.
+        claimed = self._claimed()
         for test in self._radius_tests(eps) if eps_input else ():
             claimed = self._node("And", [claimed, test])
         self._where(claimed, radius, 0.0, "radius")
