@@ -3,8 +3,8 @@
 A NaN or an infinity among the numbers of a sum makes it NaN or infinite, in any order of summation.
 So it does the values of a dense layer that weigh it with something other than zero, and the sum of
 those. Behind rectifiers, where runtimes may turn NaN into zero, it still holds if no weight is zero
-and the sum has to be above zero: then none of the layer's values is a number, each rectifier's is
-NaN, infinite or zero, and so is their sum. Reading what a rectifier made costs a runtime nothing
+and the sum has to be above zero: all values of the layer are NaN or infinite then, each rectifier's
+is NaN, infinite or zero, and so is their sum. Reading what a rectifier made costs a runtime nothing
 more than the sum, as it may go on to compute the layer and the rectifier in one.
 """
 
@@ -27,11 +27,12 @@ _FEWEST_RECTIFIERS = 32
 
 @dataclass(frozen=True)
 class Watched:
-    """A tensor whose sum is a number if and only if the input's entries are numbers.
+    """A tensor whose sum is in a range only where all entries of the input are finite numbers.
 
     Attributes:
         name: of the tensor; rank: of it; the first axis is the batch, if there is one.
-        low, high: strictly between them the sum of one row is a number that the domain allows.
+        low, high: strictly between them lie all sums of one row that the domain allows, but for
+            rectifiers that are all zero.
     """
 
     name: str
