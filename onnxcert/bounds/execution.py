@@ -24,13 +24,13 @@ from onnxcert.graph import Graph, Node
 from onnxcert.ops.base import Affine, Bivariate, Elementwise, gamma
 from onnxcert.sets import Box
 
-_FLUSH = 2.0**-124
+FLUSH = 2.0**-124
 """Lost per rounding and unit of the operands where a result or an operand is flushed to zero."""
 
 SMALLEST = 2.0**-102
 """An operand flushed to zero loses 2^-126, which is 2^-24 of this."""
 
-_LARGEST = 2.0**127
+LARGEST = 2.0**127
 """Sums of absolute values below half the overflow threshold never overflow in any order."""
 
 SLACK = 1.0 + 1e-9
@@ -101,7 +101,7 @@ def flushing_error(size: Array, count: int, largest: Array) -> Array:
         largest: no less than any operand, (B, n) or (B, 1).
     """
     xp = array_module(size)
-    return xp.where(size < _LARGEST, _FLUSH * count * (1.0 + largest), xp.inf)  # type: ignore[no-any-return]
+    return xp.where(size < LARGEST, FLUSH * count * (1.0 + largest), xp.inf)  # type: ignore[no-any-return]
 
 
 def enclose(graph: Graph, node: Node, boxes: Mapping[str, Box], unit: float) -> Box:

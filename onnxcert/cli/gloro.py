@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 
 from onnxcert.cli import arguments
@@ -11,7 +12,7 @@ from onnxcert.cli.lipschitz import add_bound_options
 
 _DESCRIPTION = """\
 Add to a classifier a logit for "not certified at this radius", and the outputs `certified` (whether
-no input of the domain within the radius has another class, in any binary32 execution) and `radius`.
+no input within the radius has another class, in any binary32 execution) and `radius`.
 The result is an ordinary ONNX model: any runtime certifies with it at the price of a forward pass.
 """
 
@@ -29,8 +30,14 @@ def run(words: Sequence[str], console: Console, clock: Clock) -> int:
         help="make the radius an input of the new model, at most E",
     )
     parser.add_domain(
-        "of every input that the claim speaks of; others are never certified (default: 0 1)",
+        "of every input; the claim speaks of pairs of which one lies in it (default: 0 1)",
         default=(0.0, 1.0),
+    )
+    parser.add_argument(
+        "--test-domain",
+        action=argparse.BooleanOptionalAction,
+        help="never certify an input outside of the domain, which reads inputs twice more "
+        "(default: where the domain makes constants smaller)",
     )
     add_bound_options(parser)
     parser.add_argument("-o", "--out", required=True, metavar="FILE", help="where to write")
@@ -50,6 +57,7 @@ def run(words: Sequence[str], console: Console, clock: Clock) -> int:
         options.eps,
         domain=tuple(options.domain),
         eps_input=options.eps_input,
+        test_domain=options.test_domain,
         method=options.method,
         norm=options.norm,
         cache=None if options.no_cache else default_folder(),

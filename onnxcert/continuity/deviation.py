@@ -23,6 +23,17 @@ the outputs from node k is the least of three: by the product of norms; by the m
 absolute values of the weights where nothing but affine maps follows. Instead of the sum over all
 nodes the absolute values of all weights may be taken at once.
 
+At a distance d from the box, all of this is larger by no more than d times a constant. Let e*_k be
+the errors of an execution at such a point x, cut down entry by entry to what the nearest point of
+the box allows: gamma_n(u) (|W| |h*| + |b|), h* the values there with the errors e*. These are
+errors that all bounds above cover. From there to the execution at x the input moves by d and the
+errors by b_k, in length at most s_k d, so that every value moves by at most g(v) d,
+
+    g(v) = L(v) + sum_k C_k(v) s_k,    s_k = gamma_n(u) ||W_k|| g(h_k),
+
+node after node, and the outputs deviate from the real ones by what they may on the box and
+sum_k C_k s_k d more (`Growth`). It holds as long as nothing overflows.
+
 A bias that is a node of its own is charged together with the products before it: whichever of them
 an executor begins with, each term takes part in no more roundings than the last node counts.
 """
@@ -40,6 +51,8 @@ import numpy as np
 from onnxcert.arrays import UNIT_ROUNDOFF, Array, FloatArray
 from onnxcert.bounds.crown import crown_bounds
 from onnxcert.bounds.execution import (
+    FLUSH,
+    LARGEST,
     SLACK,
     SMALLEST,
     enclose,
@@ -86,7 +99,7 @@ def execution_deviation(graph: Graph, box: Box, unit: float) -> tuple[FloatArray
         UnsupportedModel: an operator has no Lipschitz constant.
     """
     executions = Executions.over(graph, box, unit)
-    return executions.deviations(), float(executions.boxes[graph.output].magnitude.max())
+    return executions.deviations(), executions.largest
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,10 +109,27 @@ class Error:
     Attributes:
         entries: (1, n).
         length: Euclidean.
+        summed: no less than any sum of absolute values that is rounded.
     """
 
     entries: Array
     length: float
+    summed: float
+
+
+@dataclass(frozen=True, eq=False)
+class Growth:
+    """What is added for inputs outside of the box, per unit of Euclidean distance from it.
+
+    Attributes:
+        pairs: to the bounds of the deviations of y_i - y_j, (m, m).
+        outputs: to the bound of all |y_i|.
+        reach: up to this distance nothing overflows.
+    """
+
+    pairs: FloatArray
+    outputs: float
+    reach: float
 
 
 @dataclass(eq=False)
@@ -227,13 +257,18 @@ class Executions:
         """What is charged to a node."""
         if isinstance(node.op, Elementwise):
             found = execution_error(self.graph, node, self.boxes, self.unit)
-            return None if found is None else Error(found, float(np.linalg.norm(found)) * _UP)
+            if found is None:
+                return None
+            values = node.op.interval([self.boxes[node.inputs[0]]], UNIT_ROUNDOFF).magnitude
+            summed = float(values.max(initial=1.0))
+            return Error(found, float(np.linalg.norm(found)) * _UP, summed)
         chain = self.chains.get(node.name)
         if chain is None or not self.unit:
             return None
         read = [self.boxes[name].magnitude for name in chain[0].inputs]
         lengths = [self.lengths[name] for name in chain[0].inputs]
         flushed: Array = np.zeros((1, 1))
+        summed = 0.0
         for part in chain:
             op, count = part.op, self.graph.roundings[part.name]
             assert isinstance(op, Affine)
@@ -246,6 +281,7 @@ class Executions:
                 length += float(np.linalg.norm(op.bias_parts))
             lengths = [length * _UP]
             size = np.fmin(size, lengths[0])  # no entry is longer than the vector
+            summed = max(summed, float(size.max(initial=0.0)))
             largest = sum(values.sum(axis=1, keepdims=True) for values in read)
             lost = flushing_error(size, count, largest)
             flushed = lost if part is chain[0] else op.magnitude.apply([flushed]) + lost
@@ -255,9 +291,57 @@ class Executions:
         entries = np.where(np.isnan(entries), np.inf, entries)
         length = share * lengths[0] + float(np.linalg.norm(flushed))
         # Where some sum may overflow there is no bound at all.
-        return Error(entries, _least(length, np.linalg.norm(entries)) * _UP)
+        return Error(entries, _least(length, np.linalg.norm(entries)) * _UP, summed)
 
     # Outputs
+
+    @property
+    def largest(self) -> float:
+        """A bound of all |y_i|."""
+        return float(self.boxes[self.graph.output].magnitude.max())
+
+    def growth(self) -> Growth:
+        """What inputs outside of the box add; infinite where there is no bound."""
+        graph = self.graph
+        size = graph.output_size
+        moves, pairs, reach = {graph.input: 1.0}, np.zeros((size, size)), math.inf
+        shares: dict[str, float] = {}
+        with _quiet():
+            for node in graph.nodes:
+                name = node.name
+                if name in self.errors:
+                    share, summed = self._error_growth(node, moves)
+                    shares[name] = share
+                    pairs += self._pairs_behind(name) * share
+                    room = 0.5 * LARGEST - self.errors[name].summed
+                    reach = min(reach, room / summed if summed > 0.0 else math.inf)
+                moved = sum(self._behind[at].constant(name) * share for at, share in shares.items())
+                moves[name] = (self.calculus.constant(name) + moved) * _UP
+        pairs = np.where(np.isfinite(pairs), pairs * _UP, np.inf)
+        return Growth(pairs, moves[graph.output], reach)
+
+    def _error_growth(self, node: Node, moves: Mapping[str, float]) -> tuple[float, float]:
+        """How the length of an error, and the sums that are rounded, grow as values do."""
+        if isinstance(node.op, Elementwise):
+            read = moves[node.inputs[0]]
+            slope = float(self.network.slopes[node.name].largest.max(initial=0.0))
+            summed, count = slope * read * _UP, node.op.error_terms
+            lost = FLUSH * count * read
+            return (gamma(count, self.unit) * summed + lost) * SLACK * _UP, summed
+        chain = self.chains[node.name]
+        summed, lost, lengths = 0.0, 0.0, [moves[name] for name in chain[0].inputs]
+        for part in chain:
+            op, count = part.op, self.graph.roundings[part.name]
+            assert isinstance(op, Affine)
+            # Absolute sums of n numbers are at most sqrt(n) times as long; one for each output.
+            widest = math.sqrt(max(op.input_sizes) * op.output_size)
+            fresh = FLUSH * count * widest * float(sum(lengths))
+            passed = 0.0 if part is chain[0] else _combined(op.magnitude, [lost], operator_norm)
+            lost = passed + fresh
+            lengths = [_combined(op.magnitude, lengths, operator_norm)]
+            summed = max(summed, lengths[0])
+        length = gamma(count, self.unit) * lengths[0] + 2.0 * lost
+        return length * SLACK * _UP, summed
 
     def deviations(self) -> FloatArray:
         """Bounds of the deviations of y_i - y_j, (m, m), infinite where there are none."""
@@ -284,15 +368,22 @@ class Executions:
 
     def _through(self, name: str, error: Error, plan: Plan | None) -> FloatArray:
         """What the error of one node may change, by the best of the ways to the output, (m, m)."""
-        behind, size = self._behind[name], self.graph.output_size
-        single = behind.outputs(np.eye(size)) * error.length
+        single = self._behind[name].outputs(np.eye(self.graph.output_size)) * error.length
         if name in self._last:
             single = np.fmin(single, self._carried_to_output(name, error))
-        best = single[:, None] + single
+        best: FloatArray = single[:, None] + single
+        best = np.fmin(best, self._pairs_behind(name) * error.length)
+        return best if plan is None else np.fmin(best, _pushed(plan, name, error))
+
+    def _pairs_behind(self, name: str) -> FloatArray:
+        """Constants of y_i - y_j behind a node, by the product of norms, (m, m)."""
+        behind, size = self._behind[name], self.graph.output_size
+        single = behind.outputs(np.eye(size))
+        best: FloatArray = single[:, None] + single
         if size <= _MOST_PAIRED:
             forms = (pair_forms(size, first) for first in range(size))
-            best = np.fmin(best, np.stack([behind.outputs(f) for f in forms]) * error.length)
-        return best if plan is None else np.fmin(best, _pushed(plan, name, error))
+            best = np.fmin(best, np.stack([behind.outputs(f) for f in forms]))
+        return best
 
     @cached_property
     def _last(self) -> set[str]:

@@ -154,6 +154,66 @@ def test_inputs_outside_the_domain_are_not_certified() -> None:
     assert (radius[1:] == 0.0).all()
 
 
+@pytest.mark.parametrize("opset", [7, 18])
+@pytest.mark.parametrize("eps", [0.05, 0.3])
+def test_without_a_test_of_the_domain_one_of_two_inputs_has_to_be_in_it(
+    opset: int, eps: float
+) -> None:
+    """Certified points inside keep their class everywhere, those outside keep it inside."""
+    plain = classifier(opset=opset)
+    x = 3.0 * grid(61) - 1.0
+    (expected,) = run(plain, x=x)
+    logits, certified, radius = run(extend(plain, eps, test_domain=False), x=x)
+    assert np.array_equal(logits[:, :-1], expected)
+    label = expected.argmax(axis=1)
+    inside = ((x >= 0.0) & (x <= 1.0)).all(axis=1)
+    assert certified[inside].any()
+    assert certified[~inside].any()
+    distance = np.linalg.norm(x[:, None].astype(float) - x.astype(float), axis=2)
+    other = (label[:, None] != label) & (inside[:, None] | inside)
+    nearest = np.where(other, distance, np.inf).min(axis=1)
+    assert (nearest[certified] > eps).all()
+    assert (nearest >= radius).all()
+    tested, radius_tested = run(extend(plain, eps, test_domain=True), x=x)[1:]
+    assert not tested[~inside].any()
+    assert not radius_tested[~inside].any()
+
+
+def test_inputs_are_tested_where_constants_rest_on_the_domain() -> None:
+    """There two rectifiers never change their sign; elsewhere the domain makes no difference."""
+
+    def reads_of_input(model: onnx.ModelProto) -> int:
+        new = [node for node in model.graph.node if node.name.startswith("onnxcert/")]
+        return sum("x" in node.input for node in new)
+
+    weight = np.eye(2, dtype=np.float32)
+    for bias, domain, reads in ((5.0, (0.0, 1.0), 3), (0.0, (-1.0, 1.0), 1)):
+        nodes = [
+            helper.make_node("Gemm", ["x", "w", "b"], ["z"]),
+            helper.make_node("Relu", ["z"], ["y"]),
+        ]
+        constants = {"w": weight, "b": np.full(2, bias, np.float32)}
+        model = model_of(nodes, {"x": ("N", 2)}, ["y"], constants)
+        assert reads_of_input(extend(model, 0.1, domain=domain)) == reads
+        assert reads_of_input(extend(model, 0.1, domain=domain, test_domain=True)) == 3
+    there = lipschitz(model, domain=(-1.0, 1.0))
+    assert reads_of_input(extend(model, 0.1, bound=there)) == 3
+    with pytest.raises(UsageError, match="has to be tested"):
+        extend(model, 0.1, bound=there, test_domain=False)
+
+
+def test_radii_end_before_anything_overflows() -> None:
+    weight = {"w": np.array([[100, 0], [0, 100]], np.float32)}
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    model = model_of(nodes, {"x": (1, 2)}, ["y"], weight)
+    with pytest.raises(UnsupportedModel, match="within the radius"):
+        extend(model, 5.5e27)
+    wide = model_of(nodes, {"x": (1, 2)}, ["y"], {"w": 1e-20 * weight["w"]})
+    extended = extend(wide, 0.1, domain=(0.0, 1e25))
+    radius = run(extended, x=np.array([[1e25, 0.0]], np.float32))[2]
+    assert 1e24 < radius[0] <= 1e30
+
+
 @pytest.mark.parametrize("opset", [8, 13])
 def test_what_is_no_number_is_not_certified(opset: int) -> None:
     """Runtimes may take the maximum of a number and NaN to be the number; nor is infinity one."""
@@ -241,7 +301,7 @@ def test_logits_may_have_more_axes() -> None:
         helper.make_node("Unsqueeze", ["h", "one"], ["y"]),
     ]
     constants = {"w": np.eye(3, dtype=np.float32), "one": np.array([1])}
-    model = extend(model_of(nodes, {"x": ("N", 3)}, ["y"], constants), 0.1)
+    model = extend(model_of(nodes, {"x": ("N", 3)}, ["y"], constants), 0.1, test_domain=True)
     x = np.array([[1, 0, 0], [0, 0, 0], [2, 0, 0], [0, 1, 0.5]], np.float32)
     logits, certified, radius = run(model, x=x)
     assert logits.shape == (4, 1, 4)

@@ -14,7 +14,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from onnx import helper
 
-from onnxcert import load_model
+from onnxcert import lipschitz, load_model
 from onnxcert.arrays import UNIT_ROUNDOFF_FLOAT32, Array
 from onnxcert.bounds.crown import crown_bounds
 from onnxcert.bounds.execution import execution_error
@@ -114,6 +114,84 @@ def test_values_and_errors_of_executions_are_enclosed(graph: Graph, seed: int, u
     gap = values[graph.output] - exact[graph.output]
     difference = np.abs(gap[:, :, None] - gap[:, None])
     assert (difference <= bound * (1.0 + 1e-9) + 1e-9 * largest).all()
+
+
+@given(
+    graph=strategies.graphs(layers=LAYERS, curves=(*CURVES, "sigmoid")),
+    seed=strategies.seeds,
+    unit=st.sampled_from([2.0**-10, UNIT_ROUNDOFF_FLOAT32]),
+    far=st.sampled_from([1e-3, 1.0, 100.0]),
+)
+def test_deviations_outside_of_the_box_grow_with_the_distance(
+    graph: Graph, seed: int, unit: float, far: float
+) -> None:
+    """Errors as large as the values outside allow, of any sign, at every node."""
+    rng = np.random.default_rng(seed)
+    graph, box = compared(graph), input_box(graph, -1.0, 1.0)
+    x = far * rng.normal(size=(4, graph.input_size))
+    distance = np.linalg.norm(x - np.clip(x, -1.0, 1.0), axis=1)
+    with np.errstate(all="ignore"):
+        executions = Executions.over(graph, box, unit)
+        bound, growth = executions.deviations(), executions.growth()
+
+        def rounded(node: Node, value: Array) -> Array:
+            if node.name not in executions.errors:
+                return value
+            if isinstance(node.op, Elementwise):
+                size = np.maximum(abs(value), 1.0 if node.op.saturates else 0.0)
+                error = gamma(node.op.error_terms, unit) * size
+            else:
+                error = sized(executions, node, values)
+            error = (1.0 - 1e-9) * np.where(np.isfinite(error), error, 0.0)
+            return value + error * rng.choice([-1, 1], size=value.shape)
+
+        values: dict[str, Array] = {graph.input: x}
+        for node in graph.nodes:
+            read = [values[name] for name in node.inputs]
+            value = np.maximum(*read[:2]) if node.op.takes_maximum else node.op.forward(read)
+            values[node.name] = rounded(node, value)
+        exact = executed(graph, x, lambda node, value: value)
+    assume(all(np.abs(value).max(initial=0.0) < 1e5 for value in exact.values()))
+    assume((distance < growth.reach).all())
+    found = values[graph.output]
+    room = 1e-9 * (1.0 + np.abs(found).max(initial=0.0))
+    assert (abs(found) <= executions.largest + distance[:, None] * growth.outputs + room).all()
+    gap = found - exact[graph.output]
+    difference = np.abs(gap[:, :, None] - gap[:, None])
+    assert (difference <= bound + distance[:, None, None] * growth.pairs + room).all()
+
+
+@pytest.mark.parametrize("far", [0.5, 30.0])
+def test_executions_outside_of_the_box_are_within_what_grows(far: float) -> None:
+    """Sums in single precision, in three orders, against binary64."""
+    rng = np.random.default_rng(7)
+    weights = [rng.normal(size=shape).astype(np.float32) for shape in ((50, 40), (40, 3))]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w0"], ["z"]),
+        helper.make_node("Relu", ["z"], ["h"]),
+        helper.make_node("MatMul", ["h", "w1"], ["y"]),
+    ]
+    model = load_model(
+        model_of(nodes, {"x": (1, 50)}, ["y"], {f"w{k}": w for k, w in enumerate(weights)})
+    )
+    graph = model.lowered
+    executions = Executions.over(graph, input_box(graph, 0.0, 1.0), UNIT_ROUNDOFF_FLOAT32)
+    bound, growth = executions.deviations(), executions.growth()
+    x = (far * rng.normal(size=(20, 50))).astype(np.float32)
+    distance = np.linalg.norm(x - np.clip(x, 0.0, 1.0), axis=1)
+    exact = graph.forward(x.astype(np.float64))
+    for order in (np.arange(50), np.arange(50)[::-1], rng.permutation(50)):
+        z = np.zeros((20, 40), np.float32)
+        for k in order:
+            z = z + x[:, k : k + 1] * weights[0][k]
+        y = np.zeros((20, 3), np.float32)
+        for k in range(40):
+            y = y + np.maximum(z, 0.0)[:, k : k + 1] * weights[1][k]
+        gap = y - exact
+        difference = np.abs(gap[:, :, None] - gap[:, None])
+        assert (difference <= bound + distance[:, None, None] * growth.pairs).all()
+    # The bound is of rounding, not of everything.
+    assert growth.pairs.max() < 1e-2 * lipschitz(model).pairs.max()
 
 
 @given(
