@@ -21,13 +21,13 @@ from onnxcert.arrays import Array, FloatArray
 from onnxcert.errors import SpecError
 from onnxcert.frontend.lower import Lowered, lower_query
 from onnxcert.frontend.onnx import Interface, Model, TensorInfo, load_interface, load_model
-from onnxcert.frontend.products import with_products
+from onnxcert.frontend.products import columns_read, with_products
 from onnxcert.frontend.replay import Replayer
 from onnxcert.frontend.rows import only_compares
 from onnxcert.frontend.vnnlib import read_query
 from onnxcert.frontend.write import format_vnnlib
 from onnxcert.graph import Graph
-from onnxcert.passes import join_relus, simplify
+from onnxcert.passes import drop_unread, join_relus, simplify
 from onnxcert.search.candidates import Confirm
 from onnxcert.spec import Query, Tensor
 from onnxcert.spec.build import Specification
@@ -163,7 +163,7 @@ class Instance(Files):
     @property
     def executed(self) -> Graph:
         """The graph that answers the query for every execution in binary32."""
-        return with_products(self.model.lowered, self.lowered.layout)
+        return self._needed(with_products(self.model.lowered, self.lowered.layout))
 
     @property
     def compared(self) -> Graph:
@@ -180,12 +180,24 @@ class Instance(Files):
 
     @property
     def joined(self) -> Graph:
-        """`compared` with curves in place of sums of relus of one number."""
+        """What the query needs of `compared`, with curves in place of sums of relus of one number.
+
+        Neurons of such a curve are numbered among all of its layer: what is not needed goes last.
+        """
         compared = self.compared
         if compared is not self.model.graph:
-            return join_relus(compared)
+            return self._simplified(join_relus(compared))
         joined = join_relus(self.model.lowered)
-        return compared if joined is self.model.lowered else simplify(joined)
+        return self._simplified(compared if joined is self.model.lowered else simplify(joined))
+
+    def _simplified(self, graph: Graph) -> Graph:
+        """What the query needs of a graph over the reals."""
+        needed = self._needed(graph)
+        return graph if needed is graph else simplify(needed)
+
+    def _needed(self, graph: Graph) -> Graph:
+        """A graph without what the query does not read."""
+        return drop_unread(graph, columns_read(self.query, self.lowered.layout))
 
 
 def _check_fit(query: Query, model: Interface) -> None:
