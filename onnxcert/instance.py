@@ -163,7 +163,7 @@ class Instance(Files):
     @property
     def executed(self) -> Graph:
         """The graph that answers the query for every execution in binary32."""
-        return self._needed(with_products(self.model.lowered, self.lowered.layout))
+        return with_products(self.model.lowered, self.lowered.layout)
 
     @property
     def compared(self) -> Graph:
@@ -180,24 +180,21 @@ class Instance(Files):
 
     @property
     def joined(self) -> Graph:
-        """What the query needs of `compared`, with curves in place of sums of relus of one number.
-
-        Neurons of such a curve are numbered among all of its layer: what is not needed goes last.
-        """
+        """`compared` with curves in place of sums of relus of one number."""
         compared = self.compared
         if compared is not self.model.graph:
-            return self._simplified(join_relus(compared))
+            return join_relus(compared)
         joined = join_relus(self.model.lowered)
-        return self._simplified(compared if joined is self.model.lowered else simplify(joined))
+        return compared if joined is self.model.lowered else simplify(joined)
 
-    def _simplified(self, graph: Graph) -> Graph:
-        """What the query needs of a graph over the reals."""
-        needed = self._needed(graph)
-        return graph if needed is graph else simplify(needed)
+    def searched(self, *, executed: bool) -> Graph:
+        """What the query reads of `executed` or `joined`; outputs that it does not read are zero.
 
-    def _needed(self, graph: Graph) -> Graph:
-        """A graph without what the query does not read."""
-        return drop_unread(graph, columns_read(self.query, self.lowered.layout))
+        Curves are joined before, as the neurons of one are numbered among all of the file's layer.
+        """
+        whole = self.executed if executed else self.joined
+        needed = drop_unread(whole, columns_read(self.query, self.lowered.layout))
+        return needed if executed or needed is whole else simplify(needed)
 
 
 def _check_fit(query: Query, model: Interface) -> None:

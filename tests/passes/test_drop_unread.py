@@ -6,12 +6,16 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from onnxcert.frontend.vnnlib import parse_query
 from onnxcert.graph import Graph, Neurons, Node
+from onnxcert.instance import Instance
 from onnxcert.ops import Concat, Linear, Relu, Select
 from onnxcert.passes import drop_unread, simplify
+from tests.checker.makers import tables
 from tests.oracles import exact_values
 from tests.strategies import LAYERS, STEEP, graphs
 
+BOX = [f"(assert (and (<= X[0,{i}] 1.0) (>= X[0,{i}] -1.0)))" for i in range(2)]
 KINDS = (*LAYERS, "convolution", *STEEP)
 
 
@@ -73,6 +77,26 @@ def test_nothing_to_drop() -> None:
     graph = towers()
     assert drop_unread(graph, np.ones(4, bool)) is graph
     assert drop_unread(graph, np.zeros(4, bool)) is graph
+
+
+def test_joined_curves_keep_their_positions() -> None:
+    """A curve is the number of its sum among all of the layer, also of those that are dropped."""
+    rng = np.random.default_rng(0)
+    proto = tables(
+        rng.choice([-1.5, 0.5, 2.0], size=(5, 3)), rng.normal(size=5), np.array([2, 0, 1])
+    )
+    lines = ["(vnnlib-version <2.0>) (declare-network f (declare-input X real [1,2])"]
+    lines += ['(declare-hidden H real [1,3] "h") (declare-output Y real [1,2]))', *BOX]
+    instance = Instance.read(proto, parse_query("\n".join([*lines, "(assert (>= H[0,0] 1e3))"])))
+    whole, searched = instance.joined, instance.searched(executed=False)
+    (before,), (after,) = (
+        [node.neurons for node in graph.nodes if node.neurons] for graph in (whole, searched)
+    )
+    assert before.at(np.arange(3)).tolist() == [2, 0, 1]
+    assert after.at(np.arange(1)).tolist() == [2]
+    x = rng.normal(size=(4, 2))
+    expected = whole.forward(x) * [0, 0, 1, 0, 0]
+    np.testing.assert_allclose(searched.forward(x), expected, atol=1e-12)
 
 
 def test_executions_round_as_before() -> None:
