@@ -1,4 +1,4 @@
-"""Drop entries of values that nothing depends on which is read: neurons, and columns of matrices.
+"""Drop entries of values that nothing read depends on: neurons, and rows and columns of matrices.
 
 A query may be about one of thousands of outputs. What only the others are made from needs no
 bounds, no slopes and no branching. Entries are followed from the output to the input, operator by
@@ -25,11 +25,11 @@ def drop_unread(graph: Graph, read: BoolArray) -> Graph:
         read: (output_size,) which entries of the output anybody reads.
 
     Returns:
-        A graph with as many outputs, of which those that are not read are zero unless they come
-        along with others; the same one if there is nothing to be dropped.
+        A graph with as many outputs, of which those that are not read are zero if any had to go;
+        the same graph if there is nothing to be dropped.
 
-    Ensures: the same function at the entries that are read, with no larger matrix. Executors of the
-    file still make all roundings of the whole.
+    Ensures: the same function at the entries that are read, with no larger matrix, and the
+    roundings that an executor of the file makes there.
     """
     if not read.any():
         return graph
@@ -51,8 +51,7 @@ def drop_unread(graph: Graph, read: BoolArray) -> Graph:
             nodes += _cut(node, parts[node.name], kept, graph.roundings.get(node.name))
     output = graph.output
     if not kept[output].all():
-        wanted = read & kept[output]
-        index = np.where(wanted, np.cumsum(kept[output]) - 1, -1)
+        index = np.where(read, np.cumsum(kept[output]) - 1, -1)
         output = f"{output} where it is read"
         op = Select.of(index, int(kept[graph.output].sum()))
         nodes.append(Node(output, op, (graph.output,)))
