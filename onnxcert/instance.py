@@ -21,13 +21,13 @@ from onnxcert.arrays import Array, FloatArray
 from onnxcert.errors import SpecError
 from onnxcert.frontend.lower import Lowered, lower_query
 from onnxcert.frontend.onnx import Interface, Model, TensorInfo, load_interface, load_model
-from onnxcert.frontend.products import with_products
+from onnxcert.frontend.products import columns_read, with_products
 from onnxcert.frontend.replay import Replayer
 from onnxcert.frontend.rows import only_compares
 from onnxcert.frontend.vnnlib import read_query
 from onnxcert.frontend.write import format_vnnlib
 from onnxcert.graph import Graph
-from onnxcert.passes import join_relus, simplify
+from onnxcert.passes import drop_unread, join_relus, simplify
 from onnxcert.search.candidates import Confirm
 from onnxcert.spec import Query, Tensor
 from onnxcert.spec.build import Specification
@@ -186,6 +186,15 @@ class Instance(Files):
             return join_relus(compared)
         joined = join_relus(self.model.lowered)
         return compared if joined is self.model.lowered else simplify(joined)
+
+    def searched(self, *, executed: bool) -> Graph:
+        """What the query reads of `executed` or `joined`; outputs that it does not read are zero.
+
+        Curves are joined before, as the neurons of one are numbered among all of the file's layer.
+        """
+        whole = self.executed if executed else self.joined
+        needed = drop_unread(whole, columns_read(self.query, self.lowered.layout))
+        return needed if executed or needed is whole else simplify(needed)
 
 
 def _check_fit(query: Query, model: Interface) -> None:

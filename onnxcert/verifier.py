@@ -295,13 +295,10 @@ class _Run:
         """One search; its ``Unsat`` is proved to the checker, if ``prove`` and the user say so."""
         rng = np.random.default_rng(self.seed)
         executed = semantics == EXECUTED
-        graph = instance.executed if executed else instance.compared
         if not executed and self.settings.constants == "auto":
-            self.constants = CasesByConstants(graph)
-        if not executed:
-            graph = instance.joined
+            self.constants = CasesByConstants(instance.compared)
         self.solver = solver = Solver(
-            graph.to(self.device),
+            instance.searched(executed=executed).to(self.device),
             instance.confirmation(replayer),
             self.settings,
             self.device,

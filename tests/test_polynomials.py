@@ -17,6 +17,7 @@ from onnxcert import Sat, Unsat
 from onnxcert.checker.certificate import Session
 from onnxcert.errors import UnsupportedSpec
 from onnxcert.frontend.onnx import load_model
+from onnxcert.frontend.products import columns_read
 from onnxcert.frontend.vnnlib import parse_query
 from onnxcert.instance import Instance
 from onnxcert.region.condition import from_specification
@@ -111,6 +112,12 @@ def test_both_networks_compute_the_products_of_the_query(seed: int, data: st.Dat
     (problem,) = instance.lowered.cases
     if not len(problem.output_rows):
         return  # it bounds an input
+    read = columns_read(instance.query, instance.lowered.layout)
+    for reads in (read, session.query.read):
+        assert reads[(problem.output_rows != 0).any(axis=0)].all()
+    for executed in (False, True):
+        found = instance.searched(executed=executed).forward(x)
+        np.testing.assert_allclose(found[:, read], outputs[:, read], rtol=1e-9, atol=1e-9)
     if problem.input_rows is None:
         found = outputs @ problem.output_rows[0] + problem.offset[0]
     else:

@@ -26,6 +26,7 @@ R16 Where |h_i - m_i| <= r_i holds on S for all scalars of a block, A h >= A m -
 R18 Relus below planes over what their sums read (`onnxcert.checker.tilts`), instead of chords.
 R19 Sums of relus of one number as curves (`onnxcert.checker.pieces`).
 R20 Bounds where a case holds (`onnxcert.checker.proof`).
+R21 Scalars that no row depends on are left out (`onnxcert.checker.needed`).
 R9  A scalar whose lower bound exceeds its upper bound: S is empty.
 """
 
@@ -44,6 +45,7 @@ from onnxcert.checker.balls import Balls
 from onnxcert.checker.curves import TINY, Array, U
 from onnxcert.checker.errors import Expired
 from onnxcert.checker.forward import Forms, parallel
+from onnxcert.checker.needed import needed
 from onnxcert.checker.network import (
     Affine,
     Block,
@@ -629,6 +631,12 @@ class Bounder:
         spherical: whether inputs may lie in ellipsoids; intervals are exact for sums of the inputs
             of a box only.
         joined: whether rule R19 applies; then nothing is said of relus that became a curve.
+        read: (n_out,) which outputs rows are about; the others, and what only they are made from,
+            are left out (rule R21). None for all, and for everything in the network.
+
+    Attributes:
+        whole: the network given.
+        network: what bounds are made for, with scalars numbered anew if something is left out.
     """
 
     def __init__(
@@ -639,12 +647,18 @@ class Bounder:
         expired: Callable[[], bool] = lambda: False,
         spherical: bool = False,
         joined: bool = True,
+        read: Array | None = None,
     ) -> None:
-        self.network, self.executed, self._expired = network, executed, expired
+        self.whole, self.executed, self._expired = network, executed, expired
         # Executors may take numbers below 2^-126 for zero, before and after every step. As the size
         # of what is read, this charges a product with 2^-24 2^-100 |W|, which is more.
         self.flushed = 2.0**-100 if executed else 0.0
         self.blocks: Sequence[Block] = merged(network, executed=executed, joined=joined)
+        if read is not None:
+            network = replace(network, blocks=[*self.blocks])
+            network = needed(network, read, executed=executed)
+            self.blocks = network.blocks
+        self.network = network
         self.ends = np.array([block.start + block.size for block in self.blocks])
         self.parts: dict[int, list[Part]] = {}
         self.outputs = Part(Pick(ids=network.output), self.ends)
@@ -669,10 +683,10 @@ class Bounder:
         self.widest = max(block.size for block in self.blocks)
         self.widest_read = max((b.size for b in self.blocks if isinstance(b, Curve)), default=0)
         # Curves that make what products and quotients read.
-        read = [
+        factors = [
             p.reads for k, b in enumerate(self.blocks) if isinstance(b, Pair) for p in self.parts[k]
         ]
-        self.factors = {k for reads in read for k in reads}
+        self.factors = {k for reads in factors for k in reads}
         # Blocks that only curves read: what they lose is charged there, with the rows at hand.
         self.deferred = set(range(1, len(self.blocks))) - by_others
         self.at_curves = np.zeros(network.size + 1)

@@ -20,6 +20,7 @@ from onnxcert.checker.builder import with_products
 from onnxcert.checker.curves import Array
 from onnxcert.checker.errors import Rejected, Unusable
 from onnxcert.checker.model import read_network
+from onnxcert.checker.needed import Unread
 from onnxcert.checker.network import Network
 from onnxcert.checker.spec import Case, read_spec
 from onnxcert.checker.trees import Arrays, Group, Known, Refusal
@@ -117,10 +118,22 @@ class Session:
             network = network.compared()
         return with_products(network, self.query.products)
 
-    def bounder(self, *, executed: bool, expired: Callable[[], bool] = lambda: False) -> Bounder:
-        """Bounds for the network over the inputs of the specification."""
-        network, spherical = self.proved(executed=executed), self.query.has_balls
-        return Bounder(network, executed=executed, expired=expired, spherical=spherical)
+    def bounder(
+        self,
+        *,
+        executed: bool,
+        expired: Callable[[], bool] = lambda: False,
+        whole: bool = False,
+    ) -> Bounder:
+        """Bounds for what the specification reads of the network, or for all of it, over its
+        inputs."""
+        return Bounder(
+            self.proved(executed=executed),
+            executed=executed,
+            expired=expired,
+            spherical=self.query.has_balls,
+            read=None if whole else self.query.read,
+        )
 
     def check(
         self,
@@ -161,8 +174,15 @@ class Session:
             raise Rejected("R0", "semantics", f"proved for {claimed}")
         if claimed == EXECUTED and not self.network.binary32:
             raise Unusable("the model does not compute in binary32 throughout")
+        attempt = partial(self._refute, header, arrays, audit, jobs, refused, expired)
         with np.errstate(all="ignore"):
-            return self._refute(header, arrays, audit, jobs, refused, expired, known)
+            try:
+                return attempt(known, whole=False)
+            except Unread:
+                if refused is not None:
+                    refused.clear()
+                # What was walked before was the smaller network, whose bounds are other ones.
+                return attempt(lambda place, group: None, whole=True)
 
     def _refute(
         self,
@@ -173,10 +193,12 @@ class Session:
         refused: list[Refusal] | None,
         expired: Callable[[], bool],
         known: Known,
+        *,
+        whole: bool,
     ) -> Verified:
         stream = Arrays(arrays)
         executed = header["semantics"] == EXECUTED
-        bounder = self.bounder(executed=executed, expired=expired)
+        bounder = self.bounder(executed=executed, expired=expired, whole=whole)
         auditor = Auditor(bounder, audit, int((arrays["op"] == 0).sum()))
         group = Group(bounder, header["layers"], stream, auditor, jobs, refused, expired, known)
         headers = stream.take("group", len(arrays["group"]))

@@ -67,7 +67,8 @@ where a line from the far end touches it, to the outer end of the interval; for 
 two planes (`onnxcert.checker.pairs`); for sums of relus that are one curve between three slopes
 (`onnxcert.checker.pieces`). Multipliers and weights are the upper 16 bits of a binary32.
 Planes above relus are in the order of groups, roots and, without repetition, layers (rule R18).
-A neuron is a label and a position: see `onnxcert.checker.model`.
+A neuron is a label and a position: see `onnxcert.checker.model`. Neurons that no case depends on
+need no slopes; where some are named all of the network is bounded (rule R21).
 
 A group of kind 4 is about the same set as the one that hands its case on, and about that case
 alone: its hints are bounds of neurons where the case holds (rule R20), and each may use what those

@@ -84,6 +84,11 @@ class Product(Term):
     image: Array | None = None
     where: Array | None = None
 
+    @property
+    def is_matrix(self) -> bool:
+        """Whether there is one group and one position, and no window."""
+        return self.ids.shape[0] == self.ids.shape[2] == 1 and self.image is None
+
     def apply(self, v: Array, size: int) -> Array:
         """See `Term`; exact numbers are multiplied as integers over a common denominator."""
         if v.dtype != object:
@@ -154,8 +159,24 @@ class Affine(Block):
         return self.offset_error is None and all(term.error is None for term in self.terms)
 
 
+class Named:
+    """Blocks whose scalars certificates name by their positions: curves and pairs."""
+
+    size: int
+    order: Array | None
+
+    @property
+    def positions(self) -> int:
+        """How many there are in the file."""
+        return self.size if self.order is None else len(self.order)
+
+    def at(self, position: Array) -> Array:
+        """Numbers in the block of the neurons at positions, -1 for those that are left out."""
+        return position if self.order is None else self.order[position]
+
+
 @dataclass(frozen=True, eq=False)
-class Curve(Block):
+class Curve(Named, Block):
     """y = f(v[ids]).
 
     Attributes:
@@ -166,7 +187,8 @@ class Curve(Block):
         slope: (size,) for leaky and, the same whole number everywhere, for power; (size, .) for
             pieces; else None.
         label: first output of the ONNX node; ``label/1``, ``label/2``, ... for its further curves.
-        order: (size,) number in the block of the neuron at each position; None where both are one.
+        order: (positions,) number in the block of the neuron at each position, -1 where it is left
+            out (`onnxcert.checker.needed`); None where both are one.
     """
 
     kind: str
@@ -174,10 +196,6 @@ class Curve(Block):
     slope: Array | None
     label: str
     order: Array | None = None
-
-    def at(self, position: Array) -> Array:
-        """Numbers in the block of the neurons at positions."""
-        return position if self.order is None else self.order[position]
 
     def values(self, v: Array) -> Array:
         """See `Block`."""
@@ -209,7 +227,7 @@ class Curve(Block):
 
 
 @dataclass(frozen=True, eq=False)
-class Pair(Block):
+class Pair(Named, Block):
     """y = v[first] v[second], or v[first] / v[second].
 
     Attributes:
@@ -217,7 +235,7 @@ class Pair(Block):
         first, second: (size,) numbers of scalars.
         roundings: those of an execution, as for `Affine`; a quotient may be the product with a
             rounded reciprocal.
-        label: as that of a `Curve`, with which it is counted.
+        label, order: as those of a `Curve`, with which it is counted.
     """
 
     kind: str
@@ -225,6 +243,7 @@ class Pair(Block):
     second: Array
     roundings: int
     label: str
+    order: Array | None = None
 
     def values(self, v: Array) -> Array:
         """See `Block`."""

@@ -22,7 +22,7 @@ R13  A witness lies in the specification exactly, with the outputs that exact ra
 R14  Lipschitz constants (`onnxcert.checker.lipschitz`).
 R15  Products and quotients (`onnxcert.checker.pairs`), and R16 (`onnxcert.checker.bounds`).
 R18  Planes above relus (`onnxcert.checker.tilts`), and R19, sums of relus of one number as curves
-     (`onnxcert.checker.pieces`).
+     (`onnxcert.checker.pieces`). R21, scalars that no row depends on (`onnxcert.checker.needed`).
 R20  A case asks for g_m <= 0 for all its rows m, so where it holds, s z >= s z + sum_m w_m g_m
      - sum_d beta_d s_d (z_d - p_d) for a scalar z, s = +1 or -1, weights w_m >= 0, and splits
      s_d (z_d - p_d) >= 0 of the set with beta_d >= 0. The right side is a linear form, whose lower

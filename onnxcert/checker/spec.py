@@ -221,6 +221,18 @@ class Spec:
         return tuple(sorted(found, key=rank))
 
     @cached_property
+    def read(self) -> NDArray[Any]:
+        """Which outputs rows are about, and all products behind them."""
+        nodes, read = [self.formula], np.zeros(self.n_outputs + len(self.products), bool)
+        read[self.n_outputs :] = True
+        for node in nodes:
+            nodes += (child for child in node.children if isinstance(child, _Node))
+            rows = (child.row for child in node.children if isinstance(child, _Atom))
+            for row in rows:
+                read[[i for i, _ in row.outputs] if row else []] = True
+        return read
+
+    @cached_property
     def has_balls(self) -> bool:
         """Whether there are ellipsoids anywhere."""
         nodes = [self.formula]

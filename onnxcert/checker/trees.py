@@ -21,6 +21,7 @@ from onnxcert.checker.container import EXTRA
 from onnxcert.checker.curves import Array
 from onnxcert.checker.errors import Expired, Rejected
 from onnxcert.checker.lipschitz import refute
+from onnxcert.checker.needed import Unread
 from onnxcert.checker.network import Curve, Pair, distinct
 from onnxcert.checker.proof import Boxes, Combined, Narrowing, Paths, Prover, Rows
 from onnxcert.checker.quadratic import Quadratic
@@ -303,6 +304,12 @@ class Group:
         curves = [(k, b) for k, b in enumerate(bounder.blocks) if isinstance(b, Curve | Pair)]
         named = {block.label: (k, block) for k, block in curves}
         for label in layers:
+            if (
+                isinstance(label, str)
+                and label not in named
+                and bounder.network is not bounder.whole
+            ):
+                raise Unread
             if not isinstance(label, str) or label not in named:
                 raise Rejected("R10", "layers", f"the model has no layer {label!r}")
         self._layers = [named[label] for label in layers]
@@ -353,7 +360,7 @@ class Group:
             raise Rejected("R14", f"group {place}", "constants are those of the real numbers")
         network = self.bounder.network
         self._look_at_the_clock()
-        form = Quadratic(network)
+        form = Quadratic(self.bounder.whole)
         weights, multipliers = (
             self.arrays.take("constant", count) for count in (network.n_inputs, form.neurons)
         )
@@ -543,29 +550,33 @@ class Group:
                 replace(refusal, place=node.place, node=node.number, cases=node.open_cases)
             )
 
-    def _named(self, number: int, position: Array) -> tuple[int, Curve | Pair]:
-        """The block of a layer that has neurons or pairs at these positions."""
-        if not 0 <= number < len(self._layers) or (position >= self._layers[number][1].size).any():
+    def _named(self, number: int, position: Array) -> tuple[int, Curve | Pair, Array]:
+        """The block of a layer that has neurons or pairs at these positions, and which they are."""
+        if (
+            not 0 <= number < len(self._layers)
+            or (position >= self._layers[number][1].positions).any()
+        ):
             raise Rejected("R10", f"layer {number}", "there is no such neuron")
-        return self._layers[number]
+        k, block = self._layers[number]
+        neurons = block.at(position)
+        if (neurons < 0).any():
+            raise Unread
+        return k, block, neurons
 
     def _layer(self, number: int, position: Array) -> tuple[int, Array]:
         """Block and scalars read at positions of a layer."""
-        k, block = self._named(number, position)
+        k, block, neurons = self._named(number, position)
         if not isinstance(block, Curve):
             raise Rejected("R10", f"layer {number}", "only positions may be named for products")
-        return k, block.ids[block.at(position)]
+        return k, block.ids[neurons]
 
     def _columns(self, count: int) -> Columns:
         table = self.arrays.take("column", count).astype(np.int64)
         of: dict[int, tuple[Array, Array]] = {}
         for number in distinct(table[:, 0]):
             where = np.flatnonzero(table[:, 0] == number)
-            k, block = self._named(int(number), table[where, 1])
-            of[k] = (
-                block.at(table[where, 1]) if isinstance(block, Curve) else table[where, 1],
-                where,
-            )
+            k, _, neurons = self._named(int(number), table[where, 1])
+            of[k] = neurons, where
         blocks = [k for k in sorted(of) for _ in of[k][1]]
         if not np.array_equal(
             np.concatenate([of[k][1] for k in sorted(of)] or [table[:, 0]]), np.arange(len(blocks))
@@ -620,12 +631,12 @@ class Group:
             last = case, layer
             position = self.arrays.take("tilt_row", count).astype(np.int64)
             codes = self.arrays.take("tilt_share", shares)
-            k, _ = self._layer(layer, position)
-            if not count or (np.diff(position) <= 0).any():
+            k, _, neurons = self._named(layer, position)
+            if not count or (np.diff(neurons) <= 0).any():
                 raise Rejected("R18", f"group {place}", "neurons that are not in order")
             of_case = tilts.setdefault(case, {})
             try:
-                of_case[k] = Tilt.build(self.bounder, root, k, position, codes)
+                of_case[k] = Tilt.build(self.bounder, root, k, neurons, codes)
             except Rejected:
                 if self.refused is None:
                     raise

@@ -13,6 +13,7 @@ from collections import Counter
 
 import numpy as np
 
+from onnxcert.arrays import BoolArray
 from onnxcert.errors import UnsupportedSpec
 from onnxcert.frontend.quadrics import is_quadric
 from onnxcert.frontend.rows import Factors, Layout, place
@@ -50,6 +51,19 @@ def find_products(query: Query, layout: Layout) -> tuple[Factors, ...]:
         return len(set(product)), sorted(_rank(variable, layout) for variable in product)
 
     return tuple(sorted(found, key=rank))
+
+
+def columns_read(query: Query, layout: Layout) -> BoolArray:
+    """Which outputs, hidden tensors and products comparisons are about, (layout.n_columns,)."""
+    read = np.zeros(layout.n_columns, bool)
+    for atom in atoms(query.assertions):
+        if is_quadric(atom, layout):
+            continue
+        for term in atom.polynomial.terms:
+            is_input, position = layout.place(term.variables)
+            if not is_input:
+                read[position] = True
+    return read
 
 
 def with_products(graph: Graph, layout: Layout) -> Graph:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -24,6 +24,7 @@ import numpy as np
 
 from onnxcert.arrays import (
     Array,
+    BoolArray,
     Device,
     Gather,
     Window,
@@ -50,6 +51,22 @@ OPERATORS: list[type[Operator]] = []
 def gamma(count: float, unit: float) -> float:
     """Higham's gamma_n: the relative error of a sum of ``count`` roundings of size ``unit``."""
     return count * unit / (1.0 - count * unit)
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What is left of an operator when only some entries of its output are wanted.
+
+    Attributes:
+        op: from the entries that are read to those that are made, in their order.
+        reads: (n_i,) per input of the whole operator which entries ``op`` reads; ``op`` does not
+            have the inputs of which it reads nothing.
+        makes: (m,) which entries of the whole output it makes: those wanted, and maybe more.
+    """
+
+    op: Operator
+    reads: tuple[BoolArray, ...]
+    makes: BoolArray
 
 
 class Operator(ABC):
@@ -93,6 +110,12 @@ class Operator(ABC):
     def examples(cls, rng: np.random.Generator) -> list[Self]:
         """Two or three instances for the tests that walk the registry."""
 
+    def part(self, wanted: BoolArray) -> Part:
+        """What makes some entries of the output, (m,) with at least one: here all of it."""
+        del wanted
+        reads = tuple(np.ones(size, bool) for size in self.input_sizes)
+        return Part(self, reads, np.ones(self.output_size, bool))
+
     def to(self, device: Device, dtype: Any = np.float64) -> Self:
         """The same operator with its arrays on a device and its floats in another precision."""
         changes: dict[str, object] = {}
@@ -105,6 +128,22 @@ class Operator(ABC):
             elif isinstance(value, Operator):
                 changes[field.name] = value.to(device, dtype)
         return replace(self, **changes) if changes else self  # type: ignore[type-var]
+
+
+def entrywise_part(op: Operator, wanted: BoolArray) -> Part:
+    """`Operator.part` where entry i of the output comes from the entries i of the inputs alone.
+
+    Args:
+        op: its ``size`` is the length n; arrays are (n, ...), or (1, ...) and () for all entries.
+        wanted: (n,).
+    """
+    changes: dict[str, object] = {"size": int(wanted.sum())}
+    for field in fields(op):  # type: ignore[arg-type]
+        value = getattr(op, field.name)
+        if isinstance(value, np.ndarray) and value.shape[:1] == wanted.shape:
+            changes[field.name] = value[wanted]
+    count = len(op.input_sizes)
+    return Part(replace(op, **changes), (wanted,) * count, wanted)  # type: ignore[type-var]
 
 
 _Final = TypeVar("_Final", bound=type[Operator])
@@ -331,6 +370,10 @@ class Elementwise(Operator):
         """The number of neurons."""
         return self.size
 
+    def part(self, wanted: BoolArray) -> Part:
+        """Those entries."""
+        return entrywise_part(self, wanted)
+
     @abstractmethod
     def value(self, x: Array) -> Array:
         """f(x), entry by entry."""
@@ -452,6 +495,10 @@ class Bivariate(Operator):
     def output_size(self) -> int:
         """The number of pairs."""
         return self.size
+
+    def part(self, wanted: BoolArray) -> Part:
+        """Those entries."""
+        return entrywise_part(self, wanted)
 
     @abstractmethod
     def relax(self, boxes: Sequence[Box], made: Box, position: Array | None = None) -> Planes:

@@ -8,8 +8,8 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from onnxcert.arrays import Array, concatenate
-from onnxcert.ops.base import Affine, register
+from onnxcert.arrays import Array, BoolArray, concatenate
+from onnxcert.ops.base import Affine, Part, register
 
 
 @register
@@ -58,6 +58,12 @@ class Concat(Affine):
             here = (columns >= end - size) & (columns < end)
             parts.append((rows[:, here], columns[here] - (end - size)))
         return parts
+
+    def part(self, wanted: BoolArray) -> Part:
+        """What is wanted of each input, without those of which nothing is."""
+        reads = tuple(np.split(wanted, np.cumsum(self.sizes)[:-1]))
+        sizes = tuple(int(some.sum()) for some in reads if some.any())
+        return Part(Concat(sizes), reads, wanted)
 
     def absolute(self) -> Concat:
         """The map itself is non-negative."""

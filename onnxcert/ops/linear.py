@@ -9,8 +9,8 @@ from typing import Self
 
 import numpy as np
 
-from onnxcert.arrays import Array, FloatArray, array_module
-from onnxcert.ops.base import EXTRA_ROUNDINGS, Affine, register
+from onnxcert.arrays import Array, BoolArray, FloatArray, array_module
+from onnxcert.ops.base import EXTRA_ROUNDINGS, Affine, Part, register
 from onnxcert.sets import Box
 
 
@@ -109,6 +109,20 @@ class Linear(Affine):
         if self.rows == 1:
             return [(self.weight.T[index], None)]
         return super().one_hot_rows(index)
+
+    def part(self, wanted: BoolArray) -> Part:
+        """The rows of X, and the columns of W, of which something is wanted."""
+        table = wanted.reshape(self.rows, -1)
+        rows, columns = table.any(axis=1), table.any(axis=0)
+        if rows.all() and columns.all():
+            return super().part(wanted)
+        weight = self.weight[:, columns]
+        reads = (weight != 0).any(axis=1)
+        if not reads.any():
+            reads[0] = True
+        offset = None if self.offset is None else self.offset[columns]
+        made = Linear(weight[reads], offset, int(rows.sum()))
+        return Part(made, (np.outer(rows, reads).ravel(),), np.outer(rows, columns).ravel())
 
     def absolute(self) -> Linear:
         """|W| and |b|."""

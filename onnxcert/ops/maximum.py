@@ -14,8 +14,8 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from onnxcert.arrays import Array, array_module
-from onnxcert.ops.base import Affine, register
+from onnxcert.arrays import Array, BoolArray, array_module
+from onnxcert.ops.base import Affine, Part, entrywise_part, register
 from onnxcert.sets import Box
 
 
@@ -47,6 +47,10 @@ class Maximum(Affine):
     def roundings(self) -> int:
         """None: executors compare."""
         return 0
+
+    def part(self, wanted: BoolArray) -> Part:
+        """Those entries."""
+        return entrywise_part(self, wanted)
 
     def apply(self, inputs: Sequence[Array]) -> Array:
         """b + r."""

@@ -8,8 +8,8 @@ from typing import Self
 
 import numpy as np
 
-from onnxcert.arrays import Array, FloatArray, array_module
-from onnxcert.ops.base import EXTRA_ROUNDINGS, Affine, register
+from onnxcert.arrays import Array, BoolArray, FloatArray, array_module
+from onnxcert.ops.base import EXTRA_ROUNDINGS, Affine, Part, entrywise_part, register
 
 
 @register
@@ -64,6 +64,10 @@ class Scale(Affine):
     def bias_parts(self) -> Array | None:
         """The parts of the offset."""
         return self.offset if self.parts is None else self.parts
+
+    def part(self, wanted: BoolArray) -> Part:
+        """Those entries."""
+        return entrywise_part(self, wanted)
 
     def apply(self, inputs: Sequence[Array]) -> Array:
         """Factor x."""

@@ -8,8 +8,8 @@ from typing import Self
 
 import numpy as np
 
-from onnxcert.arrays import Array, FloatArray, Gather, IntArray, array_module
-from onnxcert.ops.base import Affine, register
+from onnxcert.arrays import Array, BoolArray, FloatArray, Gather, IntArray, array_module
+from onnxcert.ops.base import Affine, Part, register
 
 
 @register
@@ -81,6 +81,17 @@ class Select(Affine):
     def locality(self, ranks: Sequence[Array | None]) -> Array | None:
         """The rank of what is picked."""
         return None if ranks[0] is None else ranks[0][self.gather.index]
+
+    def part(self, wanted: BoolArray) -> Part:
+        """The indices of those entries."""
+        index = self.gather.index[wanted]
+        reads = np.zeros(self.gather.size, bool)
+        reads[index[index >= 0]] = True
+        if not reads.any():
+            reads[0] = True
+        number = np.where(index >= 0, (np.cumsum(reads) - 1)[index], -1)
+        fill = None if self.fill is None else self.fill[wanted]
+        return Part(Select(Gather.build(number, int(reads.sum())), fill), (reads,), wanted)
 
     def absolute(self) -> Select:
         """The map itself is non-negative."""

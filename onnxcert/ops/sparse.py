@@ -14,8 +14,15 @@ from typing import Any, Self
 
 import numpy as np
 
-from onnxcert.arrays import Array, FloatArray, IntArray, array_module, sparse_module
-from onnxcert.ops.base import Affine, register
+from onnxcert.arrays import (
+    Array,
+    BoolArray,
+    FloatArray,
+    IntArray,
+    array_module,
+    sparse_module,
+)
+from onnxcert.ops.base import Affine, Part, register
 
 
 @register
@@ -76,6 +83,21 @@ class SparseLinear(Affine):
         part = self._matrices[0][columns]
         used = xp.unique(part.indices)
         return [(xp.ascontiguousarray((part[:, used].T @ rows.T).T), used)]
+
+    def part(self, wanted: BoolArray) -> Part:
+        """The entries in those columns."""
+        kept = wanted[self.column] & (self.values != 0)
+        reads = np.zeros(self.shape[0], bool)
+        reads[self.row[kept]] = True
+        if not reads.any():
+            reads[0] = True
+        row, column = (np.cumsum(some) - 1 for some in (reads, wanted))
+        shape = int(reads.sum()), int(wanted.sum())
+        offset = None if self.offset is None else self.offset[wanted]
+        made = SparseLinear(
+            row[self.row[kept]], column[self.column[kept]], self.values[kept], shape, offset
+        )
+        return Part(made, (reads,), wanted)
 
     def absolute(self) -> SparseLinear:
         """|W| and |b|."""

@@ -8,8 +8,8 @@ from typing import Self
 
 import numpy as np
 
-from onnxcert.arrays import Array
-from onnxcert.ops.base import Affine, register
+from onnxcert.arrays import Array, BoolArray
+from onnxcert.ops.base import Affine, Part, entrywise_part, register
 
 
 @register
@@ -44,6 +44,10 @@ class Sum(Affine):
     def adds_entries(self) -> bool:
         """Nothing else."""
         return True
+
+    def part(self, wanted: BoolArray) -> Part:
+        """Those entries."""
+        return entrywise_part(self, wanted)
 
     def apply(self, inputs: Sequence[Array]) -> Array:
         """Add up."""

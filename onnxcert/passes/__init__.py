@@ -1,7 +1,7 @@
 """Simplifications of a graph, one per file, all exact over the reals.
 
 `simplify` runs those that hold everywhere; `drop_dead_neurons` specialises a graph to one input
-box, `join_relus` to bounds over the reals.
+box, `drop_unread` to the outputs that are read, `join_relus` to bounds over the reals.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from onnxcert.graph import Graph
 from onnxcert.passes.drop_dead_neurons import drop_dead_neurons
 from onnxcert.passes.drop_identities import drop_identities
+from onnxcert.passes.drop_unread import drop_unread
 from onnxcert.passes.drop_unused import drop_unused
 from onnxcert.passes.fuse_linears import fuse_linears
 from onnxcert.passes.fuse_scales import fuse_scales
@@ -22,6 +23,7 @@ __all__ = [
     "PASSES",
     "drop_dead_neurons",
     "drop_identities",
+    "drop_unread",
     "drop_unused",
     "fuse_linears",
     "fuse_scales",

@@ -28,6 +28,7 @@ from onnxcert.arrays import Array, IntArray
 from onnxcert.checker.audit import Auditor
 from onnxcert.checker.certificate import EXECUTED, Session, Verified
 from onnxcert.checker.errors import Expired, Rejected, Unusable
+from onnxcert.checker.needed import Unread
 from onnxcert.checker.proof import Boxes, Combined, Prover, Rows
 from onnxcert.checker.spec import Case, read_spec
 from onnxcert.checker.trees import Arrays, Checked, Group, InputGroup, Node, Refusal, Walked
@@ -132,24 +133,26 @@ class WatchedTrees:
         stream, refused = Arrays(dict(checked.arrays)), list[Refusal]()
         header = stream.take("group", 1)[0]
         numbers = stream.take("case", int(header[1])).astype(np.int64)
-        group = Group(
-            self.prover.bounder,
-            checked.layers,
-            stream,
-            self.auditor,
-            1,
-            refused,
-            lambda: False,
-            lambda place, group: None,
-        )
-        group.enter(Node(0, 0, self.cases, self.numbers, box))
         try:
+            group = Group(
+                self.prover.bounder,
+                checked.layers,
+                stream,
+                self.auditor,
+                1,
+                refused,
+                lambda: False,
+                lambda place, group: None,
+            )
+            group.enter(Node(0, 0, self.cases, self.numbers, box))
             group.refute((), numbers, header, 0)
             group.finish()
             stream.finish()
         except Rejected as error:
             _log.info("a box that is handed on is not refuted: %s", error)
             return False
+        except Unread:
+            return False  # for the end, where the whole network is at hand
         return not refused
 
     def _inputs(self, nodes: IntArray) -> IntArray:
