@@ -52,7 +52,7 @@ class ForwardForms:
     def begin(cls, graph: Graph, box: Box, unit: float) -> ForwardForms | None:
         """Forms of the inputs (B, n_in); None where too many of them vary to pay."""
         xp = array_module(box.lower)
-        varies = box.upper > box.lower
+        varies = box.varies
         most = int(varies.sum(axis=1).max())  # each box has columns for its own inputs
         widest = max((graph.sizes[name] for name in graph.pre_activations), default=0)
         if NEURONS_PER_INPUT * (most + 2) > widest:
@@ -64,7 +64,8 @@ class ForwardForms:
         terms[:, 0] = center
         each = xp.arange(len(box))[:, None]
         terms[each, 1 + xp.arange(most), slots] = xp.take_along_axis(radius, slots, axis=1)
-        return cls(graph, unit, {graph.input: (terms, xp.zeros_like(center))})
+        radius[each, slots] = 0.0  # what is left is that of inputs that hardly vary
+        return cls(graph, unit, {graph.input: (terms, radius)})
 
     def add_affine(self, number: int, node: Node, boxes: Mapping[str, Box]) -> Box:
         """Move forms through an affine node: bounds (B, n) of its output.

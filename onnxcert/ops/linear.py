@@ -110,6 +110,10 @@ class Linear(Affine):
             return [(self.weight.T[index], None)]
         return super().one_hot_rows(index)
 
+    def reading(self, entries: Array) -> Linear | None:
+        """Some rows of W, where it is applied to one vector."""
+        return Linear(self.weight[entries]) if self.rows == 1 else None
+
     def absolute(self) -> Linear:
         """|W| and |b|."""
         xp = array_module(self.weight)

@@ -33,7 +33,7 @@ def choose_plan(graph: Graph, problem: Problem, settings: Settings) -> Plan:
     Halving a box d times along each of k inputs makes 2^(k d) boxes, so input splits pay only for
     small k; there they beat neuron splits because all bounds of the network tighten at once.
     """
-    free = int((problem.upper > problem.lower).sum(axis=1).max(initial=0))
+    free = int(problem.inputs.varies.sum(axis=1).max(initial=0))
     neurons = sum(n.op.output_size for n in graph.nodes if isinstance(n.op, Elementwise))
     splitting = settings.splitting
     if splitting == "auto":
