@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from onnxcert.checker.bounds import Bounder, Form
 from onnxcert.checker.certificate import EXECUTED, REAL
+from onnxcert.checker.forward import Forms
 from onnxcert.checker.network import Entries, Network
 from onnxcert.frontend.onnx import load_model
 from tests.bounds.executions import Execution
@@ -206,6 +207,22 @@ def test_what_is_false_by_the_width_of_a_decimal_is_refused(semantics: str) -> N
         text = spec((low.tolist(), high.tolist(), [([-1.0], -limit)]))
         it = Instance(model.SerializeToString(), text)
         assert it.outcome(by_hand(it, semantics=semantics)) == expected
+
+
+def test_forward_forms_have_no_column_for_decimals() -> None:
+    """Their width is in the radius, for each box that of its own."""
+    low = np.tile(np.array([1.0, 2.0, 4.0, 8.0]), (2, 1))
+    high = np.nextafter(low, np.inf)
+    high[0, 1] = high[1, 2] = 5.0
+    forms = Forms.begin(low, high, size=5, widest=1000)
+    assert forms is not None
+    assert forms.terms.shape == (2, 2, 6)
+    terms, radius = forms.terms[:, :, :4], forms.radius[:, :4]
+    vary = np.array([[False, True, False, False], [False, False, True, False]])
+    assert ((terms[:, 1] != 0) == vary).all()
+    inside = (terms[:, 0] - radius <= low) & (terms[:, 0] + radius >= high)
+    assert (inside | vary).all()
+    assert ((radius > 0) != vary).all()
 
 
 def test_audits_agree() -> None:
