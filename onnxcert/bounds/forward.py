@@ -15,8 +15,8 @@ discriminator over four varying inputs, 2,800 instead of 20 thousand, in 6 secon
 
 Rounding. Each coefficient of a product is off by at most ``gamma_n |W| |T_j|``, all together by
 ``gamma_n |W| sum_j |T_j|``, which is added to what the product of absolute values reads. What
-executions round (`onnxcert.bounds.execution`) is a part of the radius as well, and so is what little
-inputs vary that are decimals between two floats.
+executions round (`onnxcert.bounds.execution`) is a part of the radius as well, and so is what
+little inputs vary that are decimals between two floats.
 """
 
 from __future__ import annotations
