@@ -12,6 +12,9 @@ from typing import Self
 
 from onnxcert.arrays import UNIT_ROUNDOFF, Array, Device, array_module, to_device
 
+_POINT = 2.0**-45
+"""A coordinate whose range is no larger than this share of it is a decimal between two floats."""
+
 _STEPS = 8
 """Newton steps of `Ball.divide`; three to five are enough for most forms."""
 
@@ -31,6 +34,11 @@ class Box:
         """The largest absolute value of each coordinate, (B, n)."""
         xp = array_module(self.lower)
         return xp.maximum(xp.abs(self.lower), xp.abs(self.upper))  # type: ignore[no-any-return]
+
+    @property
+    def varies(self) -> Array:
+        """Which coordinates are more than a decimal between two floats: (B, n)."""
+        return self.upper - self.lower > _POINT * self.magnitude
 
     @property
     def empty(self) -> Array:

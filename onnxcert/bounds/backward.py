@@ -22,6 +22,10 @@ Constants. Where all that a value depends on is fixed by the specification, or n
 are a number and its roundings in every subproblem. Rows over it end there, with the middle and the
 radius of those bounds: a part of a network that does not vary costs nothing behind that point.
 
+Inputs that hardly vary end before the product of an affine node that reads them: where
+``|x_i - c_i| <= r_i`` for these i in F, ``A W_F x_F >= A . (W_F c_F) - |A| . (|W_F| r_F)``, two
+vectors of the node, and only the columns of the others are multiplied (`FixedInputs`).
+
 Splits. A constraint ``s (z - p) >= 0`` with multiplier beta >= 0 may be subtracted, ``A z - beta s
 (z - p)``, when the pass reaches z (Wang et al., *Beta-CROWN*, 2021); signed multipliers ``beta s``
 and points p arrive as dense arrays.
@@ -34,7 +38,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from onnxcert.arrays import UNIT_ROUNDOFF, Array, array_module, single, singles
+import numpy as np
+
+from onnxcert.arrays import UNIT_ROUNDOFF, Array, Device, array_module, single, singles
 from onnxcert.bounds.execution import execution_error
 from onnxcert.graph import Graph, MatrixProduct, Node
 from onnxcert.ops.base import TINY, Affine, Bivariate, Elementwise, gamma
@@ -44,14 +50,17 @@ _FIXED = 2.0**-36
 """An entry whose range is no larger than this share of the value's largest one is a number and its
 roundings."""
 
-_POINT = 2.0**-45
-"""An input whose range is no larger than this share of it is a decimal between two floats."""
-
 _UNDERFLOWN = 1e-150
 """More than a length loses where squares underflow."""
 
 _NARROW = 0.5
 """Rows with more than this share of columns are stored densely."""
+
+_FEW = 0.5
+"""Inputs are ended before products where no larger share of them varies."""
+
+_PER_NODE = 8
+"""At most so many times a pass adds to its constant on its way through a node."""
 
 SLACK = 1.0 + 1e-9
 """Covers the rounding of the error terms themselves."""
@@ -316,6 +325,36 @@ class Fixed:
         return Fixed(self.center[index], self.radius[index], self.others[index])
 
 
+@dataclass(frozen=True)
+class FixedInputs:
+    """What an affine node that reads the inputs makes of those that hardly vary.
+
+    The rounding vector of the node holds that of the products with the others, and says nothing of
+    the order used here: first ``t = A_F c_F``, which is off by ``gamma_n |A_F| |c_F|`` for n
+    products in a sum, then the rows times t, off by ``gamma_m |rows| |A_F| |c_F|`` for m outputs.
+    Both, and the additions to a pass's constant, are charged in the radius.
+
+    Attributes:
+        center, radius: (B, m) of the sums over the inputs that hardly vary, radius with rounding.
+        others: (c,) the inputs that vary in some subproblem, increasing.
+        op: the products with those.
+    """
+
+    center: Array
+    radius: Array
+    others: Array
+    op: Affine
+
+    def single(self) -> FixedInputs:
+        """The same in binary32."""
+        op = self.op.to(Device(), np.float32)
+        return FixedInputs(single(self.center), single(self.radius), self.others, op)
+
+    def take(self, index: Array) -> FixedInputs:
+        """The same for some subproblems."""
+        return replace(self, center=self.center[index], radius=self.radius[index])
+
+
 @dataclass
 class Relaxation:
     """A graph over a batch of subproblems with every nonlinearity replaced by lines.
@@ -334,6 +373,7 @@ class Relaxation:
         sums: value name -> rounding of one addition of rows, for values with several readers and
             for those that split constraints may speak about.
         fixed: values of which much hardly varies in any subproblem; rows over that end there.
+        fixed_inputs: nodes that read the inputs, of which few vary -> what the rest adds to them.
         tilts: relu -> upper planes of some of its neurons.
         left_out: nodes without lines or rounding vectors, because no row gets behind their value.
         to_inputs: whether all rows go on to the input, as derivatives by the box need it.
@@ -347,6 +387,7 @@ class Relaxation:
     errors: dict[str, Array] = field(default_factory=dict)
     sums: dict[str, Array] = field(default_factory=dict)
     fixed: dict[str, Fixed] = field(default_factory=dict)
+    fixed_inputs: dict[str, FixedInputs] = field(default_factory=dict)
     tilts: dict[str, Tilt] = field(default_factory=dict)
     left_out: set[str] = field(default_factory=set)
     to_inputs: bool = False
@@ -377,6 +418,7 @@ class Relaxation:
             errors=singles(self.errors),
             sums=singles(self.sums),
             fixed={name: fixed.single() for name, fixed in self.fixed.items()},
+            fixed_inputs={name: ended.single() for name, ended in self.fixed_inputs.items()},
             tilts={name: tilt.single() for name, tilt in self.tilts.items()},
             _at_start=singles(self._at_start),
             _varies={},
@@ -391,6 +433,7 @@ class Relaxation:
         op = node.op
         assert isinstance(op, Affine)
         self._note_magnitude(node, boxes)
+        self._end_inputs(node)
         if op.error_terms == 0 and op.bias is None and self.graph.consumers[node.name] <= 1:
             return
         magnitude = op.magnitude.forward([boxes[name].magnitude for name in node.inputs])
@@ -399,6 +442,33 @@ class Relaxation:
         self._at_start[node.name] = error if executed is None else error + executed
         if node.name not in self._deferred:
             self.errors[node.name] = self._at_start[node.name]
+
+    def _end_inputs(self, node: Node) -> None:
+        """Prepare to end rows at inputs that hardly vary, where a node reads these and few others.
+
+        Which they are depends on the batch; what a row loses there is nearly the same either way.
+        """
+        op = node.op
+        assert isinstance(op, Affine)
+        if self.to_inputs or isinstance(self.box, Ball) or node.inputs != (self.graph.input,):
+            return
+        xp = array_module(self.box.lower)
+        others = xp.flatnonzero(self._input_varies.any(axis=0))
+        reduced = op.reading(others) if len(others) <= _FEW * self.graph.input_size else None
+        if reduced is None:
+            return
+        center, radius = (part.copy() for part in self.center_and_radius)
+        center[:, others] = radius[:, others] = 0.0
+        count = op.error_terms + op.output_size + _PER_NODE * len(self.graph.nodes) + 16
+        spread = radius + 2.0 * gamma(count, UNIT_ROUNDOFF) * (abs(center) + radius)
+        radius = SLACK * (op.magnitude.apply([spread]) + TINY)
+        ended = FixedInputs(op.apply([center]), radius, others, reduced)
+        self.fixed_inputs[node.name] = ended
+
+    @cached_property
+    def _input_varies(self) -> Array:
+        """Which inputs vary, (B, input_size)."""
+        return self.box.varies
 
     def add_elementwise(self, node: Node, boxes: Mapping[str, Box], lines: Lines) -> None:
         """Store the lines of an elementwise node."""
@@ -497,8 +567,7 @@ class Relaxation:
         """
         varies = self._varies
         if not varies:
-            size = self.box.magnitude
-            varies[self.graph.input] = self.box.upper - self.box.lower > _POINT * size
+            varies[self.graph.input] = self._input_varies
         whole = varies[self.graph.input].all(axis=1, keepdims=True)
         if whole.all():
             return None
@@ -514,7 +583,7 @@ class Relaxation:
     def _gamma(self, node: Node) -> float:
         op = node.op
         graph = self.graph
-        count = max(op.error_terms, op.output_size) + 4 * len(graph.nodes) + 8
+        count = max(op.error_terms, op.output_size) + _PER_NODE * len(graph.nodes) + 8
         return gamma(count + graph.consumers[node.name], UNIT_ROUNDOFF)
 
     @cached_property
@@ -558,14 +627,22 @@ class Pulled:
 
     Attributes:
         lower: (B, R) lower bounds; NaN never, -inf where nothing is known.
-        coefficients: (B, R, input_size) of the form over the input.
+        rows, columns: of the form over the input, (B, R, c) and where they may be non-zero.
+        input_size: length of the input.
         activations: name of a node with lines or planes -> rows over its output, (B, R, n), if
             asked for.
     """
 
     lower: Array
-    coefficients: Array
+    rows: Array
+    columns: Columns
+    input_size: int
     activations: dict[str, Array]
+
+    @cached_property
+    def coefficients(self) -> Array:
+        """The form over all inputs, (B, R, input_size); zero where `FixedInputs` has the rest."""
+        return _widen(self.rows, self.columns, self.input_size)
 
 
 Columns = Array | None
@@ -588,7 +665,7 @@ class _Pass:
             return
         size = self.relaxation.graph.sizes[name]
         if columns is not None and len(columns) > _NARROW * size:
-            rows, columns = self.widen(rows, columns, size), None
+            rows, columns = _widen(rows, columns, size), None
         if name in self.pending:
             rows, columns = self._add(self.pending[name], (rows, columns), size)
             self.charge(abs(rows), _part(self._sum_error(name), columns), -SLACK)
@@ -605,14 +682,6 @@ class _Pass:
                 return tilt.meeting
         return 2.0 * UNIT_ROUNDOFF * relaxation.box.magnitude + TINY
 
-    def widen(self, rows: Array, columns: Columns, size: int) -> Array:
-        """Rows over all columns."""
-        if columns is None:
-            return rows
-        dense = array_module(rows).zeros((*self.shape, size), rows.dtype)
-        dense[:, :, columns] = rows
-        return dense  # type: ignore[no-any-return]
-
     def _add(
         self, first: tuple[Array, Columns], second: tuple[Array, Columns], size: int
     ) -> tuple[Array, Columns]:
@@ -626,7 +695,7 @@ class _Pass:
             total[:, :, xp.searchsorted(union, columns)] = rows
             total[:, :, xp.searchsorted(union, where)] += others
             return total, union
-        return self.widen(rows, columns, size) + self.widen(others, where, size), None
+        return _widen(rows, columns, size) + _widen(others, where, size), None
 
     def charge(self, rows: Array, vector: Array, factor: float = 1.0) -> None:
         """Add factor x rows . vector to the constant; the vector is (n,) or (B, n)."""
@@ -677,13 +746,22 @@ class _Pass:
             self.charge(rows, op.bias if columns is None else op.bias[columns])
         planes = self.relaxation.planes_of_sums(node.name)
         if planes is not None:
-            self._through_matrices(planes, self.widen(rows, columns, op.output_size), keep=keep)
+            self._through_matrices(planes, _widen(rows, columns, op.output_size), keep=keep)
             return
+        ended = self.relaxation.fixed_inputs.get(node.name)
+        if ended is not None:
+            self.charge(rows, _part(ended.center, columns))
+            self.charge(abs(rows), _part(ended.radius, columns), -1.0)
+            op = ended.op
         flat = rows.reshape(self.shape[0] * self.shape[1], rows.shape[-1])
         if columns is None:
-            self.push_all(node, [(part, None) for part in op.transpose(flat)])
+            parts: list[tuple[Array, Columns]] = [(part, None) for part in op.transpose(flat)]
         else:
-            self.push_all(node, op.transpose_on(flat, columns))
+            parts = op.transpose_on(flat, columns)
+        if ended is not None:
+            others = ended.others
+            parts = [(part, others if some is None else others[some]) for part, some in parts]
+        self.push_all(node, parts)
 
     def push_all(
         self, node: Node, parts: Sequence[tuple[Array, Columns]], sign: float = 1.0
@@ -705,7 +783,7 @@ class _Pass:
     def _through_curve(self, node: Node, rows: Array, columns: Columns) -> None:
         tilt = self.relaxation.tilts.get(node.name)
         if tilt is not None:
-            rows = self.widen(rows, columns, self.relaxation.graph.sizes[node.name])
+            rows = _widen(rows, columns, self.relaxation.graph.sizes[node.name])
             rows, columns = self._through_planes(tilt, rows), None
         curve = self.relaxation.curves[node.name]
         absolute = abs(rows)
@@ -741,18 +819,21 @@ class _Pass:
     def finish(self, *, all_rows: bool) -> Pulled:
         """Minimise the form over the input box."""
         relaxation = self.relaxation
-        size = relaxation.graph.input_size
-        rows = self.widen(*self.pending.pop(relaxation.graph.input), size)
-        xp = array_module(rows)
+        name, size = relaxation.graph.input, relaxation.graph.input_size
         box, before = relaxation.box, self.constant
+        xp = array_module(box.lower)
+        nothing = xp.zeros((*self.shape, 0), box.lower.dtype), xp.arange(0)
+        rows, columns = self.pending.pop(name, nothing)
+        if isinstance(box, Ball):
+            rows, columns = _widen(rows, columns, size), None
         center, radius = relaxation.center_and_radius
-        self.charge(rows, center)
-        self.charge(abs(rows), radius, -1.0)
+        self.charge(rows, _part(center, columns))
+        self.charge(abs(rows), _part(radius, columns), -1.0)
         if isinstance(box, Ball):
             self.constant, over_box = before, self.constant
             self.constant = xp.fmax(over_box, self._over_ball(box, rows))
         lower = xp.nan_to_num(self.constant, nan=-xp.inf, posinf=-xp.inf, neginf=-xp.inf)
-        return Pulled(lower, rows, self.kept if all_rows else {})
+        return Pulled(lower, rows, columns, size, self.kept if all_rows else {})
 
     def _over_ball(self, ball: Ball, rows: Array) -> Array:
         """The least value over the part of the box in the ellipsoid, (B, R).
@@ -805,8 +886,6 @@ def pull_back(
     _walk(run, multipliers or {}, keep=keep)
     if input_rows is not None:
         run.push(relaxation.graph.input, input_rows)
-    elif relaxation.graph.input not in run.pending:
-        _push_zero(run, rows)
     return run.finish(all_rows=keep)
 
 
@@ -826,7 +905,8 @@ def pull_units(
     producer = next(node for node in graph.nodes if node.name == start)
     xp = array_module(index)
     run = _Pass(relaxation, (index.shape[0], index.shape[1]))
-    if not isinstance(producer.op, Affine) or start in relaxation.left_out:
+    ends_at_once = start in relaxation.left_out or start in relaxation.fixed_inputs
+    if not isinstance(producer.op, Affine) or ends_at_once:
         rows = xp.zeros((*index.shape, graph.sizes[start]))
         batch, row = index.shape
         rows[xp.arange(batch)[:, None], xp.arange(row), index] = sign
@@ -839,8 +919,6 @@ def pull_units(
         run.constant = run.constant + sign * producer.op.bias[index]
     run.push_all(producer, producer.op.one_hot_rows(index.ravel()), sign)
     _walk(run, {}, keep=keep)
-    if graph.input not in run.pending:
-        _push_zero(run, index)
     return run.finish(all_rows=keep)
 
 
@@ -866,8 +944,6 @@ def pull_differences(
             run.charge(abs(rows), error, -SLACK)
         run.push(name, rows)
     _walk(run, {}, keep=False)
-    if graph.input not in run.pending:
-        _push_zero(run, index)
     return run.finish(all_rows=False).lower
 
 
@@ -876,10 +952,13 @@ def _part(vector: Array, columns: Columns) -> Array:
     return vector if columns is None else vector[:, columns]
 
 
-def _push_zero(run: _Pass, like: Array) -> None:
-    """Rows over the input for a value that does not depend on it."""
-    xp = array_module(like)
-    run.push(run.relaxation.graph.input, xp.zeros((*run.shape, run.relaxation.graph.input_size)))
+def _widen(rows: Array, columns: Columns, size: int) -> Array:
+    """Rows over all columns."""
+    if columns is None:
+        return rows
+    dense = array_module(rows).zeros((*rows.shape[:-1], size), rows.dtype)
+    dense[:, :, columns] = rows
+    return dense  # type: ignore[no-any-return]
 
 
 def _walk(run: _Pass, multipliers: Mapping[str, Multipliers], *, keep: bool) -> None:
@@ -897,7 +976,7 @@ def _walk(run: _Pass, multipliers: Mapping[str, Multipliers], *, keep: bool) -> 
             run.pending[node.name] = zero, None
         rows, columns = run.pending.pop(node.name)
         if node.name in multipliers or keep:
-            rows, columns = run.widen(rows, columns, graph.sizes[node.name]), None
+            rows, columns = _widen(rows, columns, graph.sizes[node.name]), None
         if node.name in multipliers:
             rows = run.subtract(node.name, rows, multipliers[node.name])
         bent = isinstance(node.op, Elementwise | Bivariate)

@@ -360,6 +360,7 @@ def _subset(relaxation: Relaxation, index: Array) -> Relaxation:
         box=box.take(index),
         curves=curves,
         fixed={name: some.take(index) for name, some in relaxation.fixed.items()},
+        fixed_inputs={name: some.take(index) for name, some in relaxation.fixed_inputs.items()},
         surfaces={name: some.take(index) for name, some in relaxation.surfaces.items()},
         errors=taken(relaxation.errors),
         sums=taken(relaxation.sums),

@@ -15,7 +15,8 @@ discriminator over four varying inputs, 2,800 instead of 20 thousand, in 6 secon
 
 Rounding. Each coefficient of a product is off by at most ``gamma_n |W| |T_j|``, all together by
 ``gamma_n |W| sum_j |T_j|``, which is added to what the product of absolute values reads. What
-executions round (`onnxcert.bounds.execution`) is a part of the radius as well.
+executions round (`onnxcert.bounds.execution`) is a part of the radius as well, and so is what
+little inputs vary that are decimals between two floats.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class ForwardForms:
     def begin(cls, graph: Graph, box: Box, unit: float) -> ForwardForms | None:
         """Forms of the inputs (B, n_in); None where too many of them vary to pay."""
         xp = array_module(box.lower)
-        varies = box.upper > box.lower
+        varies = box.varies
         most = int(varies.sum(axis=1).max())  # each box has columns for its own inputs
         widest = max((graph.sizes[name] for name in graph.pre_activations), default=0)
         if NEURONS_PER_INPUT * (most + 2) > widest:
@@ -64,7 +65,8 @@ class ForwardForms:
         terms[:, 0] = center
         each = xp.arange(len(box))[:, None]
         terms[each, 1 + xp.arange(most), slots] = xp.take_along_axis(radius, slots, axis=1)
-        return cls(graph, unit, {graph.input: (terms, xp.zeros_like(center))})
+        radius[each, slots] = 0.0  # what is left is that of inputs that hardly vary
+        return cls(graph, unit, {graph.input: (terms, radius)})
 
     def add_affine(self, number: int, node: Node, boxes: Mapping[str, Box]) -> Box:
         """Move forms through an affine node: bounds (B, n) of its output.

@@ -80,7 +80,7 @@ class Ascent:
                 point = r.balls.divide(found.rows, low, high)[1][:, 0]
             else:
                 radius = 0.5 * (high - low)
-                side = _signs(found.rows[:, 0] * radius, least)
+                side = _signs(found.wide(low.shape[1])[:, 0] * radius, least)
                 point = 0.5 * (low + high) - side * radius
             values, rate = self._path(r, rows, point, least), _RATE * _DECAY**number
             for k in rows.keys() & steps.keys():

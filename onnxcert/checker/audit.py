@@ -4,8 +4,10 @@ The lines of the curves are taken as the floats they are. Each is tested where i
 a piecewise-linear curve or from stairs is extreme, with the bounds of the neuron as they are; from
 a power or a reciprocal, where it is extreme from a tangent that lies between the two. Planes are
 tested on the edges of the region of a product or a quotient. Then the form is pulled back and
-minimised without any rounding, and what comes out must be positive. Meant for a few leaves: it
-takes hundreds of times as long as float64.
+minimised without any rounding, and what comes out must be positive. It goes on to all inputs, also
+where the pass ended at those that hardly vary (rule R16): the least value over their box is no
+lower than what the rule leaves of it. Meant for a few leaves: it takes hundreds of times as long as
+float64.
 """
 
 from __future__ import annotations

@@ -22,7 +22,14 @@ R15 Products and quotients are replaced by planes (`onnxcert.checker.pairs`) in 
 R6  Forward linear forms of few inputs, before the backward ones (`onnxcert.checker.forward`).
 R7  If s (z - p) >= 0 on S, then A z >= A z - beta s (z - p) for every beta >= 0.
 R16 Where |h_i - m_i| <= r_i holds on S for all scalars of a block, A h >= A m - |A| r. A form ends
-    with that at scalars that hardly vary on its set.
+    with that at scalars that hardly vary on its set. At inputs it may do so one block earlier,
+    where few others vary: a form A over sums W h + b of inputs has at those of F, which hardly
+    vary on any set of the batch, A (W_F h_F + b) >= A (W_F m_F + b) - |A| (|W_F| r_F), and goes on
+    to the others only. The floats c that stand for W_F m_F + b are off by at most
+    gamma_{N+1} (|W_F| |m_F| + |b|), and A c, a sum of n, by gamma_n of the same; so
+    gamma (|W_F| |m_F| + |b|) is added to |W_F| r_F with `Bounder.gamma`, four times the gamma of
+    any sum. What the block may be off (`Relaxation.noise`) is charged as ever: that bounds the
+    coefficients of the others, inexact factors, and executions, whose error is one of the sum.
 R18 Relus below planes over what their sums read (`onnxcert.checker.tilts`), instead of chords.
 R19 Sums of relus of one number as curves (`onnxcert.checker.pieces`).
 R20 Bounds where a case holds (`onnxcert.checker.proof`).
@@ -44,7 +51,7 @@ from onnxcert.checker import curves, pairs, pieces
 from onnxcert.checker.balls import Balls
 from onnxcert.checker.curves import TINY, Array, U
 from onnxcert.checker.errors import Expired
-from onnxcert.checker.forward import Forms, parallel
+from onnxcert.checker.forward import Forms, parallel, varies
 from onnxcert.checker.needed import needed
 from onnxcert.checker.network import (
     Affine,
@@ -87,8 +94,11 @@ _FIXED = 2.0**-36
 """A scalar whose range is no larger than this share of its block's largest number is a number and
 its roundings."""
 
-_DECIMAL = 2.0**-45
-"""An input whose range is no larger than this share of it is a decimal between two floats."""
+_AT_FEW = -1
+"""Where rows over the few inputs that vary stand among those over blocks."""
+
+_FEW = 0.5
+"""Forms end at inputs before a block that reads them where no larger share of the inputs varies."""
 
 _LARGEST_MATRIX = 1 << 24
 
@@ -322,6 +332,18 @@ class Part:
         """Blocks of increasing scalars."""
         return np.searchsorted(self.ends, ids, side="right")
 
+    def over(self, inputs: Array) -> Array | None:
+        """Factors (m, I) of some inputs (I,), increasing; None unless the term is one matrix over
+        inputs that has each of them once."""
+        matrix = isinstance(self.term, Product) and self.factors.shape[0] == self.ids.shape[1] == 1
+        if not matrix or self.reads != [0] or self.tally.most > 1:
+            return None
+        ids = self.ids.ravel()
+        there = np.isin(ids, inputs)
+        made = np.zeros((self.factors.shape[1], len(inputs)))
+        made[:, np.searchsorted(inputs, ids[there])] = self.factors[0][:, there]
+        return made
+
     def push_units(self, pending: dict[int, Array], index: Array, sign: float, size: int) -> None:
         """As `push` for rows that are ``sign`` at one of ``size`` outputs each: index (R,)."""
         if isinstance(self.term, Product) and self.factors.shape[0] == self.ids.shape[1] == 1:
@@ -386,6 +408,9 @@ class Relaxation:
         planes: block number -> `pairs.Planes`, with noise in the last.
         tilts: block number -> planes above some of its neurons, and which take them, (B, N).
         fixed: block number -> (B, n) which of its scalars hardly vary on which sets, if any do not.
+        few: (I,) the inputs that vary on some set, where they are few, else None.
+        ended: block number -> what its offset and inputs other than ``few`` add to its sums, the
+            middle (B, n) and by how much it may be off, and the factors (n, I) of the few.
         varies: (B, scalars + 1) one for scalars that hang on an input that varies, else zero; None
             where all inputs do.
         empty: (B,) whether bounds contradict each other.
@@ -402,6 +427,8 @@ class Relaxation:
     planes: dict[int, pairs.Planes] = field(default_factory=dict)
     tilts: dict[int, list[tuple[Above, Array]]] = field(default_factory=dict)
     fixed: dict[int, Array] = field(default_factory=dict)
+    few: Array | None = None
+    ended: dict[int, tuple[Array, Array, Array]] = field(default_factory=dict)
     varies: Array | None = None
     empty: Array = field(default_factory=lambda: np.zeros(1, bool))
     balls: Balls | None = None
@@ -428,6 +455,7 @@ class Relaxation:
         names = ("lower", "upper", "noise", "center", "radius", "reach", "empty")
         taken = {name: getattr(self, name)[index] for name in names}
         fixed = {k: some[index] for k, some in self.fixed.items()}
+        ended = {k: (c[index], r[index], matrix) for k, (c, r, matrix) in self.ended.items()}
         items = self.curves.items() if lines else ()
         chosen = {
             k: (mean[index], half[index], middle[index], gap[index])
@@ -435,15 +463,38 @@ class Relaxation:
         }
         planes = {k: pairs.take(planes, index) for k, planes in self.planes.items()}
         balls = self.balls and self.balls[index]
-        return Relaxation(**taken, curves=chosen, planes=planes, fixed=fixed, balls=balls)
+        return Relaxation(
+            **taken,
+            curves=chosen,
+            planes=planes,
+            fixed=fixed,
+            few=self.few,
+            ended=ended,
+            balls=balls,
+        )
 
 
 @dataclass(frozen=True)
 class Form:
-    """g(x) >= rows . x + constant on the input boxes: rows (B, R, n_in), constant (B, R)."""
+    """g(x) >= rows . x + constant on the input boxes: constant (B, R).
+
+    Attributes:
+        rows: (B, R, n_in), or (B, R, I) over some of the inputs.
+        constant: (B, R).
+        few: (I,) those inputs, or None for all.
+    """
 
     rows: Array
     constant: Array
+    few: Array | None = None
+
+    def wide(self, n_inputs: int) -> Array:
+        """The rows over all inputs, (B, R, n_in)."""
+        if self.few is None:
+            return self.rows
+        made = np.zeros((*self.rows.shape[:2], n_inputs))
+        made[:, :, self.few] = self.rows
+        return made
 
     def least(self, low: Array, high: Array, balls: Balls | None = None) -> Array:
         """A lower bound over boxes (B, n_in): (B, R); -inf where arithmetic gave no number.
@@ -452,6 +503,8 @@ class Form:
             balls: ellipsoids in which the inputs lie as well, of a batch of B or 1.
         """
         rows = self.rows
+        if self.few is not None:
+            low, high = low[:, self.few], high[:, self.few]
         if balls is not None:
             used = np.asarray(rows.any(axis=(0, 1)))
             if 2 * used.sum() < len(used):  # rows of a few neurons read a window of an image
@@ -796,10 +849,12 @@ class Bounder:
         empty = np.zeros(len(low), bool) if balls is None else balls.apart(low, high)
         r = Relaxation(lower, upper, noise, center, radius, reach, empty=empty, balls=balls)
         r.lower[:, : low.shape[1]], r.upper[:, : low.shape[1]] = low, high
-        varies = high - low > _DECIMAL * np.maximum(abs(low), abs(high))
-        if not varies.all():
+        vary = varies(low, high)
+        if not vary.all():
             r.varies = np.zeros(shape)
-            r.varies[:, : low.shape[1]] = varies
+            r.varies[:, : low.shape[1]] = vary
+        few = np.flatnonzero(vary.any(axis=0))
+        r.few = few if balls is None and len(few) <= _FEW * low.shape[1] else None
         forms = Forms.begin(low, high, self.network.size, self.widest_read)
         column = 0
         for k, block in enumerate(self.blocks):
@@ -811,6 +866,7 @@ class Bounder:
                 column += len(ids)
                 continue
             if isinstance(block, Affine):
+                self._end_inputs(r, k, block)
                 if forms is not None:
                     apply = partial(self._sums, k)
                     sides = forms.affine(span, apply, block.offset, r.noise[:, span], self.gamma)
@@ -858,6 +914,25 @@ class Bounder:
         if forms is not None:
             forms.constant(span, low, high)
         return True
+
+    def _end_inputs(self, r: Relaxation, k: int, block: Block) -> None:
+        """Prepare rule R16 for the inputs that a block reads."""
+        if r.few is None or len(self.onward[k]) != 1:
+            return
+        (part,) = self.onward[k]
+        matrix = part.over(r.few)
+        if matrix is None:
+            return
+        n = self.network.n_inputs
+        center, spread = np.zeros(r.center.shape), np.zeros(r.center.shape)
+        center[:, :n] = r.center[:, :n]
+        spread[:, :n] = r.radius[:, :n] + self.gamma * r.reach[:, :n] + TINY
+        center[:, r.few] = spread[:, r.few] = 0.0
+        middle = part.apply(center, part.factors, block.size)
+        radius = part.apply(spread, part.absolute, block.size)
+        if (offset := self.offsets[k]) is not None:
+            middle, radius = middle + offset, radius + self.gamma * abs(offset)
+        r.ended[k] = middle, radius * _SLACK + TINY, matrix
 
     def _varying(self, r: Relaxation, k: int, block: Block) -> Array | None:
         """Which scalars of a block (B, n) hang on inputs that vary; None where all inputs do.
@@ -1247,12 +1322,13 @@ class Bounder:
                 constant = constant + (moved - lost)
                 size += abs(moved) + abs(lost)
             elif isinstance(block, Affine):
-                if k not in self.deferred:
-                    noise = r.noise[:, block.start : block.start + block.size][:, here]
-                    error += _times(abs(rows), noise)
-                if (offset := self.offsets[k]) is not None:
-                    constant = constant + (moved := rows @ offset[here])
-                    size += abs(moved)
+                moved, lost = self._in_sums(r, k, block, rows, here)
+                constant, error = constant + moved, error + lost
+                size += abs(moved)
+            if k in r.ended:
+                made = a @ r.ended[k][2][here]
+                pending[_AT_FEW] = pending[_AT_FEW] + made if _AT_FEW in pending else made
+                continue
             for last, part in enumerate(self.onward[k], 1 - len(self.onward[k])):
                 # What a plain term hands on is the array itself, and to that others add in place.
                 own = parts[-1] if last == 0 else parts[0]
@@ -1260,11 +1336,31 @@ class Bounder:
         error = error * _SLACK + gamma(8 * len(self.blocks) + 16) * size + TINY
         # Coefficients that underflow are off by up to 2^-1074 for each product in them.
         error += 1e-300 * r.reach.sum(axis=1)[:, None]
+        few = pending.get(_AT_FEW)
+        if few is not None and 0 not in pending and 0 not in multipliers:
+            return Form(few.reshape(*shape, -1), constant - error, r.few)
         inputs = pending.get(0, np.zeros((shape[0] * shape[1], self.network.n_inputs)))
         inputs = inputs.reshape(*shape, -1)
         if 0 in multipliers:  # curves may read inputs
             inputs = inputs - multipliers[0][:, None]
+        if few is not None:
+            inputs = inputs + Form(few.reshape(*shape, -1), constant, r.few).wide(inputs.shape[2])
         return Form(inputs, constant - error)
+
+    def _in_sums(
+        self, r: Relaxation, k: int, block: Affine, rows: Array, here: Array | slice
+    ) -> tuple[Array, Array]:
+        """What rows (B, R, n) over some sums of a block add to the constant, and to its error."""
+        moved, lost, offset = np.zeros(rows.shape[:2]), np.zeros(rows.shape[:2]), self.offsets[k]
+        if k not in self.deferred:
+            noise = r.noise[:, block.start : block.start + block.size][:, here]
+            lost = lost + _times(abs(rows), noise)
+        if k in r.ended:
+            middle, radius, _ = r.ended[k]
+            moved, lost = _times(rows, middle[:, here]), lost + _times(abs(rows), radius[:, here])
+        elif offset is not None:
+            moved = rows @ offset[here]
+        return moved, lost
 
     def _end(self, r: Relaxation, block: Block, rows: Array, fixed: Array) -> tuple[Array, Array]:
         """Rule R16 for rows (B, R, n) over some scalars of a block: value, and what it is off."""

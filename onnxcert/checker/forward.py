@@ -8,7 +8,8 @@ d: over [l, u] it lies within ``max(d l, d u) + gap`` of ``m z + offset``, so ``
 
 The forms bound scalars before backward forms do, and where few inputs vary and blocks are large
 they leave few scalars for those. They are made where the largest block that a curve reads has at
-least sixteen scalars for each input that varies and for two more.
+least 64 scalars for each input that varies and for two more. Inputs that hardly vary have no
+column: half their width is in R of the scalar that they are.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from onnxcert.checker.curves import TINY, Array, U
 
 PER_INPUT = 64
 
+_DECIMAL = 2.0**-45
+"""An input whose range is no larger than this share of it is a decimal between two floats."""
+
 Apply = Callable[[Array, bool], Array]
 """A block's sums of scalars (B, S + 1) -> (B, n); with absolute factors if that is true."""
 
@@ -32,14 +36,17 @@ class Forms:
     def __init__(self, low: Array, high: Array, most: int, size: int) -> None:
         count, n_inputs = low.shape
         center = 0.5 * (low + high)
-        # Each box has columns for its own inputs, of which at most ``most`` vary.
-        slots = np.argsort(high <= low, axis=1, kind="stable")[:, :most]
+        # Each box has columns for its own inputs, of which at most ``most`` vary; what little the
+        # others do is radius.
+        slots = np.argsort(~varies(low, high), axis=1, kind="stable")[:, :most]
         self.terms = np.zeros((count, 1 + most, size + 1))
         self.radius = np.zeros((count, size + 1))
         self.terms[:, 0, :n_inputs] = center
         half = np.maximum(high - center, center - low) * (1 + 4 * U)
         each, columns = np.arange(count)[:, None], 1 + np.arange(most)
         self.terms[each, columns, slots] = np.take_along_axis(half, slots, axis=1)
+        half[each, slots] = 0.0
+        self.radius[:, :n_inputs] = half
         self.reach = abs(self.terms).sum(axis=1)  # (B, S + 1)
 
     @classmethod
@@ -50,7 +57,7 @@ class Forms:
             size: number of scalars.
             widest: size of the largest block that a curve reads.
         """
-        most = int((high > low).sum(axis=1).max())
+        most = int(varies(low, high).sum(axis=1).max())
         pays = PER_INPUT * (most + 2) <= widest
         return cls(low, high, most, size) if pays else None
 
@@ -119,6 +126,11 @@ class Forms:
         around = around + gamma * (around + abs(terms[:, 0])) + TINY
         low, high = terms[:, 0] - around, terms[:, 0] + around
         return np.where(np.isnan(low), -np.inf, low), np.where(np.isnan(high), np.inf, high)
+
+
+def varies(low: Array, high: Array) -> Array:
+    """Which inputs of boxes (B, n_in) are more than a decimal between two floats."""
+    return np.asarray(high - low > _DECIMAL * np.maximum(abs(low), abs(high)))
 
 
 def parallel(kind: str, low: Array, high: Array) -> Array | None:

@@ -367,7 +367,8 @@ class Prover:
         r = self._bounds(nodes, backward=backward)
         form, lower, refuted = self.refute(r, nodes.cases, nodes.low, nodes.high)
         shape = (*lower.shape, -1)
-        coefficients, constant = form.rows.reshape(shape), form.constant.reshape(lower.shape)
+        coefficients = form.wide(nodes.low.shape[1]).reshape(shape)
+        constant = form.constant.reshape(lower.shape)
         node, column, weights = combined
         if len(node):
             lost = 4 * gamma(weights.shape[1] + 8)

@@ -231,6 +231,15 @@ class Affine(Operator):
         rows[xp.arange(len(index)), position] = 1.0
         return self.transpose_on(rows, columns)
 
+    def reading(self, entries: Array) -> Affine | None:
+        """The products with some entries of the only input, without the bias; None if not simple.
+
+        Args:
+            entries: (c,) increasing; what is left reads vectors of that length.
+        """
+        del entries
+        return None
+
     @property
     def sliding(self) -> Window | None:
         """The window that slides over the only input, an image, to make the output image.

@@ -124,6 +124,10 @@ class Linear(Affine):
         made = Linear(weight[reads], offset, int(rows.sum()))
         return Part(made, (np.outer(rows, reads).ravel(),), np.outer(rows, columns).ravel())
 
+    def reading(self, entries: Array) -> Linear | None:
+        """Some rows of W, where it is applied to one vector."""
+        return Linear(self.weight[entries]) if self.rows == 1 else None
+
     def absolute(self) -> Linear:
         """|W| and |b|."""
         xp = array_module(self.weight)

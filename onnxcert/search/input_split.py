@@ -177,10 +177,10 @@ class InputSplit(Brancher):
 
     @cached_property
     def _scale(self) -> Array:
-        """The largest width of each input, 1 where it never varies: (n_in,)."""
-        problem = self.cases.problem
-        width = (problem.upper - problem.lower).max(axis=0)
-        scale = np.where(width > 0, width, 1.0)
+        """The largest width of each input, infinite where it hardly varies at all: (n_in,)."""
+        inputs = self.cases.problem.inputs
+        width = np.where(inputs.varies, inputs.upper - inputs.lower, 0.0).max(axis=0)
+        scale = np.where(width > 0, width, np.inf)
         return array_module(self.cases.offset).asarray(scale)  # type: ignore[no-any-return]
 
     @property
@@ -363,7 +363,7 @@ class InputSplit(Brancher):
 
     @staticmethod
     def _varying(box: Box) -> Array:
-        vary: Array = array_module(box.lower).flatnonzero((box.upper > box.lower).any(axis=0))
+        vary: Array = array_module(box.lower).flatnonzero(box.varies.any(axis=0))
         return vary
 
     @staticmethod

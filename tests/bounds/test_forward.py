@@ -135,6 +135,23 @@ def test_forms_are_left_out_where_many_inputs_vary() -> None:
     assert ForwardForms.begin(graph, wider, 0.0) is None
 
 
+def test_decimals_between_two_floats_have_no_column() -> None:
+    """Their width is in the radius, for each box that of its own."""
+    graph = chain(Linear(np.ones((5, 400)), None), Relu(400))
+    lower = np.tile(np.array([1.0, 2.0, 4.0, 8.0, 16.0]), (2, 1))
+    upper = np.nextafter(lower, np.inf)
+    upper[0, 1] = upper[1, 2] = 5.0
+    forms = ForwardForms.begin(graph, Box(lower, upper), 0.0)
+    assert forms is not None
+    terms, radius = forms.forms[graph.input]
+    assert terms.shape == (2, 2, 5)
+    vary = np.array([[False, True, False, False, False], [False, False, True, False, False]])
+    assert ((terms[:, 1] != 0) == vary).all()
+    inside = (terms[:, 0] - radius <= lower) & (terms[:, 0] + radius >= upper)
+    assert (inside | vary).all()
+    assert ((radius > 0) != vary).all()
+
+
 def test_an_offset_leaves_the_form_that_it_is_added_to() -> None:
     """A scale without factors hands on the very array that it reads."""
     nodes = (
