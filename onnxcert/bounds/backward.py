@@ -59,7 +59,7 @@ _NARROW = 0.5
 _FEW = 0.5
 """Inputs are ended before products where no larger share of them varies."""
 
-_PER_NODE = 8
+_PER_NODE = 12
 """At most so many times a pass adds to its constant on its way through a node."""
 
 SLACK = 1.0 + 1e-9
