@@ -106,7 +106,7 @@ def test_layers(
 ) -> None:
     eager(monkeypatch)
     files = two_cases(tmp_path, layer, 0.3 if layer in ("sigmoid", "tanh") else 0.1)
-    result = files.verify(semantics=semantics, timeout=20, **NEURON)  # type: ignore[arg-type]
+    result = files.verify(semantics=semantics, timeout=60, **NEURON)  # type: ignore[arg-type]
     assert result.word == "unsat"
     assert files.check() == f"VERIFIED UNSAT ({semantics})"
     onnxcert.check(files.proof, files.model, files.spec, audit=10**6)
