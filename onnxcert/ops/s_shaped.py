@@ -100,13 +100,15 @@ class SShaped(Elementwise):
         # If even the tangent at u passes below (l, f(l)), the chord is the hull.
         hull = at_upper + self.derivative(upper) * (lower - upper) < at_lower
         straight = (lower < 0) & (hull | (upper <= 0))
-        first = xp.where(lower >= 0, lower, self._touching_point(lower, upper, at_lower))
+        first = xp.where(lower >= 0, lower, xp.maximum(upper, 0.0))
+        curved = xp.nonzero((lower < 0) & ~straight)
+        first[curved] = self._touching_point(lower[curved], upper[curved], at_lower[curved])
         return _Side(lower, upper, at_lower, at_upper, straight, chord, first)
 
     def _touching_point(self, lower: Array, upper: Array, at_lower: Array) -> Array:
-        """Where a line from (l, f(l)) touches the concave side, or u if that lies beyond."""
+        """Where a line from (l, f(l)) touches the concave side; u does not lie before that."""
         xp = array_module(lower)
-        near, far = xp.zeros_like(lower), xp.maximum(upper, 0.0)
+        near, far = xp.zeros_like(lower), upper
         for _ in range(_BISECTIONS):
             point = 0.5 * (near + far)
             tangent = self.value(point) + self.derivative(point) * (lower - point)
