@@ -24,7 +24,7 @@ def early(batches: int = 2, seconds: float = 0.1) -> Iterator[None]:
     def compare(it: Mixing) -> None:
         asked[id(it)] += 1
         if asked[id(it)] > batches:
-            it._handing, it._mean = True, seconds
+            it._handing, it._closed, it._gained = True, 1, seconds
 
     with ExitStack() as stack:
         stack.enter_context(patch.object(mixing, "_PATIENCE", 0.0))

@@ -114,7 +114,7 @@ class SShaped(Elementwise):
             tangent = self.value(point) + self.derivative(point) * (lower - point)
             above = tangent >= at_lower
             near, far = xp.where(above, near, point), xp.where(above, point, far)
-        return far  # type: ignore[no-any-return]
+        return far
 
     def _line_above(self, side: _Side, slope: Array) -> tuple[Array, Array]:
         """The slope, if it is one of the curve, and the least offset for it."""

@@ -522,8 +522,13 @@ class Solver:
             return self._run(inner, candidates, begin, worst, lambda lowest: expired())
 
         def race(rivals: Frontier, seconds: float) -> bool | Counterexample:
-            limit = self.deadline.slice(seconds)
-            answer = self._run(brancher, candidates, rivals, worst, lambda lowest: limit.expired())
+            limit, calls = self.deadline.slice(seconds), itertools.count()
+
+            def enough(lowest: float) -> bool:
+                del lowest
+                return next(calls) > 0 and limit.expired()
+
+            answer = self._run(brancher, candidates, rivals, worst, enough)
             return answer if isinstance(answer, Counterexample) else answer is None
 
         steps = self.settings.slope_steps, self.settings.branch_steps

@@ -178,7 +178,7 @@ def test_groups_of_constants(proved: tuple[Session, bytes]) -> None:
     for column in range(2, 6):
         assert rule(proved, put("group", (0, column), 1)) == "container"
     assert rule(proved, put("group", (0, 1), 2)) in ("container", "R0")
-    assert rule(proved, put("group", (0, 0), 5)) == "container"
+    assert rule(proved, put("group", (0, 0), 6)) == "container"
     assert rule(proved, put("group", (0, 0), 4)) in ("R0", "R10")
     assert rule(proved, put("group", (0, 0), 0)) == "R10"
     assert rule(proved, put("group", (0, 0), 2)) in ("R0", "R10")

@@ -97,17 +97,17 @@ def test_witnesses_are_found(tmp_path: Path) -> None:
 def test_what_is_not_closed_is_split_further(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every other attempt fails, whatever has been tried in it."""
+    """The first attempts fail, whatever has been tried in them."""
     close, calls = BoxCloser.close, [0]
 
     def moody(closer: BoxCloser, *arguments: Any) -> Any:
         calls[0] += 1
         found = close(closer, *arguments)
-        return None if calls[0] % 2 else found
+        return None if calls[0] < 3 else found
 
     monkeypatch.setattr(BoxCloser, "close", moody)
-    files = proved(tmp_path, hard)
-    assert calls[0] > 4
+    files = proved(tmp_path)
+    assert calls[0] >= 3
     assert 5 in arrays(files)["group"][:, 0]
     assert files.check() == REAL
 
