@@ -572,8 +572,12 @@ Columns = Array | None
 """Where rows may be non-zero: increasing column numbers, or None for everywhere."""
 
 
-class _Pass:
-    """One backward pass: pending rows by value, and the constants collected so far."""
+class RowPass:
+    """One backward pass: pending rows by value, and the constants collected so far.
+
+    What rounding and relaxation may cost is charged with a negative factor, constants with a
+    positive one.
+    """
 
     def __init__(self, relaxation: Relaxation, shape: tuple[int, int]) -> None:
         self.relaxation = relaxation
@@ -797,7 +801,7 @@ def pull_back(
     Returns:
         Lower bounds over each subproblem's box and relaxation, rounding included.
     """
-    run = _Pass(relaxation, (rows.shape[0], rows.shape[1]))
+    run = RowPass(relaxation, (rows.shape[0], rows.shape[1]))
     error = relaxation.start_error(start)
     if error is not None:
         run.charge(abs(rows), error, -SLACK)
@@ -825,7 +829,7 @@ def pull_units(
     graph = relaxation.graph
     producer = next(node for node in graph.nodes if node.name == start)
     xp = array_module(index)
-    run = _Pass(relaxation, (index.shape[0], index.shape[1]))
+    run = RowPass(relaxation, (index.shape[0], index.shape[1]))
     if not isinstance(producer.op, Affine) or start in relaxation.left_out:
         rows = xp.zeros((*index.shape, graph.sizes[start]))
         batch, row = index.shape
@@ -857,7 +861,7 @@ def pull_differences(
     xp = array_module(index)
     batch, count = index.shape
     here = xp.arange(batch)[:, None], xp.arange(count), index
-    run = _Pass(relaxation, (batch, count))
+    run = RowPass(relaxation, (batch, count))
     for name, factor in zip(names, (sign, -sign * slopes), strict=True):
         rows = xp.zeros((batch, count, graph.sizes[name]))
         rows[here] = factor
@@ -876,13 +880,13 @@ def _part(vector: Array, columns: Columns) -> Array:
     return vector if columns is None else vector[:, columns]
 
 
-def _push_zero(run: _Pass, like: Array) -> None:
+def _push_zero(run: RowPass, like: Array) -> None:
     """Rows over the input for a value that does not depend on it."""
     xp = array_module(like)
     run.push(run.relaxation.graph.input, xp.zeros((*run.shape, run.relaxation.graph.input_size)))
 
 
-def _walk(run: _Pass, multipliers: Mapping[str, Multipliers], *, keep: bool) -> None:
+def _walk(run: RowPass, multipliers: Mapping[str, Multipliers], *, keep: bool) -> None:
     graph = run.relaxation.graph
     fixed = run.relaxation.fixed
     for node in reversed(graph.nodes):

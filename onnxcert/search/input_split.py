@@ -66,6 +66,7 @@ class _State:
         known: bounds of pre-activations for the children.
         weights: of the rows in the best bound of each case, (B, C, R).
         combined: rows of the batch, numbers of cases, and weights of the sums that refute them.
+        bounds: of the boxes.
     """
 
     steepness: Array
@@ -74,6 +75,7 @@ class _State:
     known: Batch
     weights: Array
     combined: tuple[Array, Array, Array]
+    bounds: Bounds
 
 
 @dataclass
@@ -166,7 +168,7 @@ class InputSplit(Brancher):
     execution_unit: float = 0.0
 
     @cached_property
-    def _layers(self) -> dict[str, slice]:
+    def layers(self) -> dict[str, slice]:
         """Pre-activation -> its columns in the remembered bounds."""
         columns, start = {}, 0
         for node in self.graph.nodes:
@@ -248,7 +250,7 @@ class InputSplit(Brancher):
 
     def _nothing_known(self, count: int) -> Batch:
         xp = array_module(self.cases.offset)
-        width = sum(s.stop - s.start for s in self._layers.values())
+        width = sum(s.stop - s.start for s in self.layers.values())
         if not width:
             return {}
         sides = (("known_lower", -xp.inf), ("known_upper", xp.inf))
@@ -265,7 +267,7 @@ class InputSplit(Brancher):
         box = self._inputs(batch)
         known = {
             name: Box(batch["known_lower"][:, columns], batch["known_upper"][:, columns])
-            for name, columns in self._layers.items()
+            for name, columns in self.layers.items()
         }
         bounds = crown_bounds(
             self.graph, box, known=known, expired=expired, execution_unit=self.execution_unit
@@ -310,6 +312,7 @@ class InputSplit(Brancher):
             self._remembered(bounds),
             found.weights,
             (node, self._numbers(cases[node, column]), found.weights[node, column]),
+            bounds,
         )
         case_lower = xp.where(bounds.empty[:, None], xp.inf, found.lower)
         score, points = per_case[each, worst], least[~closed]
@@ -347,10 +350,10 @@ class InputSplit(Brancher):
     def _remembered(self, bounds: Bounds) -> Batch:
         return {
             f"known_{side}": concatenate(
-                [getattr(bounds.boxes[name], side) for name in self._layers], axis=1
+                [getattr(bounds.boxes[name], side) for name in self.layers], axis=1
             )
             for side in ("lower", "upper")
-            if self._layers
+            if self.layers
         }
 
     @staticmethod
@@ -363,6 +366,12 @@ class InputSplit(Brancher):
         """Weights of the rows in the best bound of each case, (B, C, R)."""
         assert isinstance(bounded.state, _State)
         return bounded.state.weights
+
+    @staticmethod
+    def bounds(bounded: Bounded) -> Bounds:
+        """Bounds of all values over the boxes of a batch."""
+        assert isinstance(bounded.state, _State)
+        return bounded.state.bounds
 
     def split(self, batch: Batch, bounded: Bounded) -> Children:
         """Halve what is left of each open box along its best input."""

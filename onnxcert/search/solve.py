@@ -34,6 +34,7 @@ from onnxcert.search.cases import Cases
 from onnxcert.search.crew import Brief, Crew, Lending
 from onnxcert.search.deadline import Deadline
 from onnxcert.search.exact import LinearSearch, applicable
+from onnxcert.search.folded_split import FoldedSplit
 from onnxcert.search.frontier import Batch, Frontier, batch_length, take
 from onnxcert.search.input_split import InputSplit
 from onnxcert.search.neuron_split import NeuronSplit
@@ -246,7 +247,9 @@ class Solver:
         failures: Sequence[Failure],
         numbers: Array,
     ) -> Counterexample | Reason | None:
-        brancher = InputSplit(self.graph, cases, numbers, trees, self.execution_unit)
+        brancher = FoldedSplit.over(
+            InputSplit(self.graph, cases, numbers, trees, self.execution_unit)
+        )
         table = np.full((len(failures), max(len(f.cases) for f in failures)), -1)
         for row, failure in enumerate(failures):
             table[row, : len(failure.cases)] = failure.cases
@@ -453,7 +456,9 @@ class Solver:
     ) -> Counterexample | Reason | None:
         trees = InputTrees(cases.problem)
         self.follow(trees)
-        brancher = InputSplit(graph, cases, open_cases, trees, self.execution_unit)
+        brancher = FoldedSplit.over(
+            InputSplit(graph, cases, open_cases, trees, self.execution_unit)
+        )
         calls = itertools.count()
 
         def enough(lowest: float) -> bool:
