@@ -15,8 +15,10 @@
     case           uint32         per group: the cases it refutes, as numbers in the order of
                                   `onnxcert.checker.spec`
     op             uint8          per group: one tree per root in preorder, 0 leaf, 1 split, the
-                                  lower half first; 2 for a root that is handed on to halves, 3
-                                  for one that is handed on alone
+                                  lower half first; in neuron groups 2 for a root that is handed
+                                  on to halves, 3 for one that is handed on alone; in input groups
+                                  2 for a split whose halves are bounded with the network folded
+                                  on the box (rule R21)
     arg            uint32         per split: the input, or the position of the neuron; the split of
                                   a group that hands cases on comes before those of its trees
     layer          uint16         per split of a neuron: its layer

@@ -19,10 +19,8 @@ them; so a case that is refuted for the folded network over a part of S, with bo
 hold there, is refuted for the network. Over executions in binary32 it is not: nobody executes the
 folded network.
 
-Which network a box is bounded with is not written down. The halves of a box whose bounds leave N
-neurons unstable get a folded one if N times the scalars of the network are at least `LEAST_WORK`,
-and those of one with a folded network another one if N is less than `AGAIN` of its neurons; unless
-all that are in use have more than `MOST_NUMBERS` coefficients.
+Only networks of sums and of relus that read them are folded, over boxes. What a certificate asks
+for elsewhere is not done; nothing depends on it.
 """
 
 from __future__ import annotations
@@ -37,10 +35,6 @@ from onnxcert.checker.bounds import SLACK, Bounder, Relaxation, gamma, narrow, t
 from onnxcert.checker.curves import TINY, Array
 from onnxcert.checker.network import Affine, Block, Curve, Network, Product
 
-LEAST_WORK = 1 << 25
-AGAIN = 0.75
-MOST_NUMBERS = 1 << 26
-
 _NUMBERS = 1 << 20
 """Float64 numbers in a row block."""
 
@@ -51,35 +45,28 @@ class Folded:
 
     Attributes:
         bounder: bounds for it.
+        origin: (scalars,) the other's scalar that each of its own stands for.
         place: (K,) which of the other's ``known_ids`` its own are.
-        neurons, numbers: how many neurons and coefficients it has.
     """
 
     bounder: Bounder
+    origin: Array
     place: Array
-    neurons: int
-    numbers: int
 
 
-def unstable_relus(bounder: Bounder, r: Relaxation) -> Array | None:
-    """How many neurons are unstable on each set, (B,); None where a network is not folded.
-
-    Only networks of sums and of relus that read them are, over the reals and over boxes.
-    """
+def possible(bounder: Bounder, r: Relaxation) -> bool:
+    """Whether a network can be folded on sets."""
     if bounder.executed or r.balls is not None:
-        return None
-    count = np.zeros(len(r.lower), np.int64)
+        return False
     for block in bounder.blocks[1:]:
         if isinstance(block, Curve):
-            makers = np.unique(bounder.block_of(block.ids[block.ids >= 0]))
-            if block.kind != "relu" or any(
-                not isinstance(bounder.blocks[k], Affine) for k in makers.tolist()
-            ):
-                return None
-            count += _unstable(r, block).sum(axis=1)
+            makers = np.unique(bounder.block_of(block.ids[block.ids >= 0])).tolist()
+            sums = all(isinstance(bounder.blocks[k], Affine) for k in makers)
+            if block.kind != "relu" or not sums:
+                return False
         elif not isinstance(block, Affine):
-            return None
-    return count
+            return False
+    return True
 
 
 def fold(bounder: Bounder, r: Relaxation) -> Folded | None:
@@ -87,7 +74,7 @@ def fold(bounder: Bounder, r: Relaxation) -> Folded | None:
 
     Args:
         bounder: of the network.
-        r: bounds and lines on the set (a batch of one), where `unstable_relus` gives a number.
+        r: bounds and lines on the set (a batch of one), where that is `possible`.
 
     Returns:
         None where a line of a stable relu is not the relu, or arithmetic gave no numbers.
@@ -113,7 +100,7 @@ class _Maker:
         blocks: those that are done.
         bent: relu -> (n,) its unstable neurons.
         columns: block of the other network -> the scalars here that forms over it end at.
-        origin: for each block the scalars of the other network that it makes, if any.
+        origin: for each block the scalars of the other network that its own stand for.
     """
 
     bounder: Bounder
@@ -126,7 +113,7 @@ class _Maker:
     def __post_init__(self) -> None:
         n = self.bounder.network.n_inputs
         self.columns[0] = np.arange(n)
-        self._append(Block(0, n, self.bounder.blocks[0].name), np.full(n, -1))
+        self._append(Block(0, n, self.bounder.blocks[0].name), np.arange(n))
 
     @property
     def _size(self) -> int:
@@ -153,7 +140,7 @@ class _Maker:
         read, start = np.arange(affine.start, affine.start + len(ids)), self._size
         self.columns[k] = np.arange(start, start + len(ids))
         curve = Curve(start, len(ids), block.name, "relu", read, None, block.label)
-        self._append(curve, np.full(len(ids), -1))
+        self._append(curve, block.start + np.flatnonzero(bent))
         return True
 
     def _affine(self, ids: Array, name: str) -> Affine | None:
@@ -254,10 +241,8 @@ class _Maker:
             False,
         )
         bounder = Bounder(folded, executed=False, expired=self.bounder.expired, joined=False)
-        known, origin = self.bounder.known_ids, np.concatenate(self.origin)[bounder.known_ids]
-        place = np.searchsorted(known, origin)
-        if (known[np.minimum(place, len(known) - 1)] != origin).any():
+        known, origin = self.bounder.known_ids, np.concatenate(self.origin)
+        place = np.searchsorted(known, wanted := origin[bounder.known_ids])
+        if not np.isin(wanted, known).all():
             return None
-        products = [term for b in self.blocks if isinstance(b, Affine) for term in b.terms]
-        count = sum(term.weight.size for term in products if isinstance(term, Product))
-        return Folded(bounder, place, sum(int(bent.sum()) for bent in self.bent.values()), count)
+        return Folded(bounder, origin, place)

@@ -31,7 +31,7 @@ R20  A case asks for g_m <= 0 for all its rows m, so where it holds, s z >= s z 
      neurons, with s z as a constraint z >= 0 or z <= 0 whose multiplier is -1, and is charged with
      the same roundings: adding 1 to a row is no less exact than subtracting beta.
 R21  Folded networks (`onnxcert.checker.folding`): a box may be bounded with the network of any box
-     that it is a part of.
+     that it is a part of. The certificate says on which boxes it is folded.
 R17  Over the reals a share exp(x_i) / sum_j exp(x_j) is larger than another one of its row if and
      only if its x_i is. Where a specification only compares shares of one row with each other, x
      takes their place among the outputs (`onnxcert.checker.network.Network.compared`). Executions
@@ -45,7 +45,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from types import MappingProxyType
-from weakref import WeakSet
 
 import numpy as np
 
@@ -241,13 +240,10 @@ class Fold:
     Attributes:
         prover: refutes the same cases with it.
         place: (K,) which of the ``known_ids`` of the network itself its own are.
-        neurons, numbers: how many neurons and coefficients it has.
     """
 
     prover: Prover
     place: Array
-    neurons: int
-    numbers: int
 
     def enter(self, nodes: Boxes) -> Boxes:
         """Boxes with the bounds that are known of the folded network."""
@@ -274,8 +270,7 @@ class Prover:
         bounder, rows: the network and the cases.
         quickly: how many leaves were tried without rows for every neuron, and how many closed so.
         ahead: what `bound_ahead` found.
-        place, neurons: those of the fold that it belongs to; None for the network itself.
-        folds: all that are in use.
+        place: that of the `Fold` that it belongs to; None for the network itself.
     """
 
     bounder: Bounder
@@ -283,8 +278,6 @@ class Prover:
     quickly: list[int] = field(default_factory=lambda: [0, 0])
     ahead: list[tuple[Boxes, Relaxation]] = field(default_factory=list)
     place: Array | None = None
-    neurons: int | None = None
-    folds: WeakSet[Fold] = field(default_factory=WeakSet)
 
     def forms(
         self, r: Relaxation, cases: Array, weights: Array | None = None
@@ -364,7 +357,13 @@ class Prover:
         return Boxes(low, high, table, (-nothing, nothing), balls)
 
     def boxes(
-        self, ids: Array, nodes: Boxes, leaf: Array, combined: Combined, auditor: Auditor
+        self,
+        ids: Array,
+        nodes: Boxes,
+        leaf: Array,
+        combined: Combined,
+        auditor: Auditor,
+        folded: Array | None = None,
     ) -> tuple[Array, Boxes, Array]:
         """Bound a batch of boxes, each with its network.
 
@@ -374,14 +373,17 @@ class Prover:
             leaf: (B,) whether a node is a leaf.
             combined: sums of rows.
             auditor: bounds some refuted cases again.
+            folded: (B,) nodes on which the network is folded, where it can be, for what is left of
+                them; None for none.
 
         Returns:
             The nodes that are not refuted completely, as positions (S,) in the batch; what is left
             of each (the clipped box, the open cases, the bounds known there); and the bound of the
             worst case of each (S,).
         """
+        folded = np.zeros(len(ids), bool) if folded is None else folded
         if nodes.folds is None:
-            return self._of_one(ids, nodes, leaf, combined, auditor)
+            return self._of_one(ids, nodes, leaf, combined, auditor, folded)
         left, rests, worst = [], list[Boxes](), []
         for fold in {id(fold): fold for fold in nodes.folds}.values():
             here = np.flatnonzero(np.array([each is fold for each in nodes.folds]))
@@ -389,7 +391,7 @@ class Prover:
             if fold is not None:
                 prover, audits = fold.prover, auditor.over(fold.prover.bounder)
             inner = some if fold is None else fold.enter(some)
-            found = prover._of_one(ids[here], inner, leaf[here], combined, audits)
+            found = prover._of_one(ids[here], inner, leaf[here], combined, audits, folded[here])
             left.append(here[found[0]])
             rests.append(found[1] if fold is None else fold.leave(found[1], some[found[0]]))
             worst.append(found[2])
@@ -397,7 +399,13 @@ class Prover:
         return positions[order], Boxes.joined(rests)[order], np.concatenate(worst)[order]
 
     def _of_one(
-        self, ids: Array, nodes: Boxes, leaf: Array, combined: Combined, auditor: Auditor
+        self,
+        ids: Array,
+        nodes: Boxes,
+        leaf: Array,
+        combined: Combined,
+        auditor: Auditor,
+        folded: Array,
     ) -> tuple[Array, Boxes, Array]:
         """As `boxes` for boxes with the same network.
 
@@ -411,13 +419,14 @@ class Prover:
             quick = np.flatnonzero(leaf)
             sums = combined.at(ids[quick], nodes.cases[quick])
             at_leaf = np.asarray(np.isfinite(nodes.known[0][quick]).any(axis=1))
-            done, _, _ = self._boxes(nodes[quick], at_leaf, sums, auditor, backward=False)
+            done, *_ = self._boxes(nodes[quick], at_leaf, sums, auditor, backward=False)
             left = np.delete(left, quick[done])
             self.quickly[:] = tried + len(quick), closed + int(done.sum())
         if not len(left):
             return left, nodes[left], np.zeros(0)
         sums = combined.at(ids[left], nodes.cases[left])
-        done, rest, worst = self._boxes(nodes[left], leaf[left], sums, auditor, backward=True)
+        done, rest, worst, r = self._boxes(nodes[left], leaf[left], sums, auditor, backward=True)
+        rest = replace(rest, folds=self._folded(r, folded[left] & ~done))
         return left[~done], rest[~done], worst[~done]
 
     def _boxes(
@@ -428,8 +437,10 @@ class Prover:
         auditor: Auditor,
         *,
         backward: bool,
-    ) -> tuple[Array, Boxes, Array]:
-        """Refuted nodes, what is left, worst bounds; ``combined`` are rows, columns, weights.
+    ) -> tuple[Array, Boxes, Array, Relaxation]:
+        """Refuted nodes, what is left, worst bounds, and bounds of all scalars.
+
+        ``combined`` are rows, columns, weights.
 
         What a sum does not refute by its bound is tried with better lines (`ascend`). At leaves a
         case without a sum is tried with the row that has the best bound.
@@ -475,33 +486,20 @@ class Prover:
         used = np.asarray((cases >= 0).any(axis=0))
         cases = cases[:, used] if used.any() else cases[:, :1]
         done = np.asarray(refuted.all(axis=1))
-        folds = self._folded(r, ~(done | leaf)) if backward else None
-        return done, Boxes(low, high, cases, known, nodes.balls, folds), worst
+        return done, Boxes(low, high, cases, known, nodes.balls), worst, r
 
     def _folded(self, r: Relaxation, wanted: Array) -> Array | None:
-        """Folds for some boxes of a batch (B,), where they are worth it; None if none are."""
-        counts = folding.unstable_relus(self.bounder, r) if wanted.any() else None
-        if counts is None:
+        """Folds for some boxes of a batch (B,); None if there are none."""
+        if not wanted.any() or not folding.possible(self.bounder, r):
             return None
-        if self.neurons is None:
-            wanted = wanted & (counts * self.bounder.network.size >= folding.LEAST_WORK)
-        else:
-            wanted = wanted & (counts < folding.AGAIN * self.neurons)
         folds = np.full(len(wanted), None)
         for number in np.flatnonzero(wanted):
-            numbers = int(counts[number]) ** 2 // 2
-            if numbers + sum(fold.numbers for fold in self.folds) > folding.MOST_NUMBERS:
-                continue
             made = folding.fold(self.bounder, r.at(np.array([number])))
-            if made is None:
-                continue
-            place = made.place if self.place is None else self.place[made.place]
-            prover = Prover(
-                made.bounder, self.rows, self.quickly, [], place, made.neurons, self.folds
-            )
-            folds[number] = Fold(prover, place, made.neurons, made.numbers)
-            self.folds.add(folds[number])
-        return folds if any(each is not None for each in folds) else None
+            if made is not None:
+                place = made.place if self.place is None else self.place[made.place]
+                prover = Prover(made.bounder, self.rows, self.quickly, [], place)
+                folds[number] = Fold(prover, place)
+        return folds
 
     def bound_ahead(self, nodes: Boxes) -> None:
         """Bound boxes that `boxes` will be asked for, before it is known what becomes of them."""

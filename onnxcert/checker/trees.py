@@ -185,6 +185,7 @@ class InputGroup:
     Attributes:
         roots: the boxes where its trees begin.
         tree, inputs: (nodes, 2) children of every node, and (nodes,) the inputs of splits.
+        folded: (nodes,) which nodes the network is folded on for their halves.
         combined: sums of rows.
         numbers: (K,) the cases.
     """
@@ -192,6 +193,7 @@ class InputGroup:
     roots: Boxes
     tree: Array
     inputs: Array
+    folded: Array
     combined: Combined
     numbers: Array
 
@@ -254,9 +256,11 @@ class Group:
             raise Rejected("container", f"group {place}", "counts that do not fit its kind")
         if kind == 0:
             roots = prover.roots(cases)
-            tree = children(op, len(roots.low))
+            folded = op == 2
+            tree = children(np.where(folded, 1, op), len(roots.low))
+            inputs = self._inputs(tree, place)
             sums = self._combined(cases, numbers, combined, nodes)
-            self._over_inputs(prover, roots, tree, sums, numbers, place)
+            self._over_inputs(prover, InputGroup(roots, tree, inputs, folded, sums, numbers), place)
         elif kind in (1, 2, 4):
             self._over_neurons(prover, region, op, columns, hints, place)
         else:
@@ -323,30 +327,26 @@ class Group:
         weights = self._weights([cases[i] for i in position], width)
         return Combined(table[:, 0], position, weights)
 
-    def _over_inputs(
-        self,
-        prover: Prover,
-        roots: Boxes,
-        tree: Array,
-        combined: Combined,
-        numbers: Array,
-        place: int,
-    ) -> None:
+    def _inputs(self, tree: Array, place: int) -> Array:
+        """Where the boxes of a tree are cut, (nodes,)."""
         split = tree[:, 0] >= 0
         inputs = np.zeros(len(tree), np.int64)
         inputs[split] = self.arrays.take("arg", int(split.sum()))
         if (inputs >= self.bounder.network.n_inputs).any():
             raise Rejected("R10", f"group {place}", "a split of an input that does not exist")
-        if self.known(place, InputGroup(roots, tree, inputs, combined, numbers)):
+        return inputs
+
+    def _over_inputs(self, prover: Prover, group: InputGroup, place: int) -> None:
+        if self.known(place, group):
             return
-        firsts = np.flatnonzero(~np.isin(np.arange(len(tree)), tree))
-        stack = [(firsts, roots)]
+        firsts = np.flatnonzero(~np.isin(np.arange(len(group.tree)), group.tree))
+        stack = [(firsts, group.roots)]
 
         def walk(stack: list[tuple[Array, Boxes]], enough: float = np.inf) -> None:
             while stack and sum(len(ids) for ids, _ in stack) < enough:
                 ids, nodes = self._next(stack, prover.rows.used.shape[1])
                 self._look_at_the_clock()
-                self._step(prover, ids, nodes, tree, inputs, combined, place, stack)
+                self._step(prover, ids, nodes, group, place, stack)
 
         if self.jobs > 1:  # until there is enough to share
             walk(stack, enough=32 * self.jobs)
@@ -378,14 +378,14 @@ class Group:
         prover: Prover,
         ids: Array,
         nodes: Boxes,
-        tree: Array,
-        inputs: Array,
-        combined: Combined,
+        group: InputGroup,
         place: int,
         stack: list[tuple[Array, Boxes]],
     ) -> None:
-        leaf = tree[ids, 0] < 0
-        open_nodes, rest, lower = prover.boxes(ids, nodes, leaf, combined, self.auditor)
+        leaf, folded = group.tree[ids, 0] < 0, group.folded[ids]
+        open_nodes, rest, lower = prover.boxes(
+            ids, nodes, leaf, group.combined, self.auditor, folded
+        )
         still = ids[open_nodes]
         leaf = leaf[open_nodes]
         for b in np.flatnonzero(leaf):
@@ -393,8 +393,8 @@ class Group:
             self._refuse(Refusal(place, int(still[b]), cases, *box, float(lower[b])))
         if not leaf.all():
             still = still[~leaf]
-            for side, half in enumerate(prover.halves(rest[~leaf], inputs[still])):
-                stack.append((tree[still, side], half))
+            for side, half in enumerate(prover.halves(rest[~leaf], group.inputs[still])):
+                stack.append((group.tree[still, side], half))
 
     # Trees over neurons
 

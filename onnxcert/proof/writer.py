@@ -224,9 +224,10 @@ class Writer:
         children = trees.nodes.children
         order = np.array(list(_preorder([node for _, node in roots], children)), np.int64)
         split = children[order, 0] >= 0
-        inputs = np.zeros(len(children), np.int64)
+        inputs, folded = np.zeros(len(children), np.int64), np.zeros(len(children), np.int64)
         for step in trees.steps:
             inputs[step.cut] = step.inputs
+            folded[step.cut] = step.folded
         place = np.full(len(children), -1)
         place[order] = np.arange(len(order))
         combined = {
@@ -237,7 +238,7 @@ class Writer:
         cases = sorted(number for known, _ in roots for number in known)
         self._group(0, cases, len(order), len(combined), 0, 0)
         self.groups.append((trees, order, np.array(cases)))
-        self._put("op", split)
+        self._put("op", split + folded[order])
         self._put("arg", inputs[order[split]])
         for key in sorted(combined):
             self._put("combine", key)

@@ -374,7 +374,10 @@ class InputSplit(Brancher):
         return bounded.state.bounds
 
     def split(self, batch: Batch, bounded: Bounded) -> Children:
-        """Halve what is left of each open box along its best input."""
+        """Halve what is left of each open box along its best input.
+
+        What else the batch holds is handed on; ``folded`` (B,) is for the certificate.
+        """
         state = bounded.state
         assert isinstance(state, _State)
         xp = array_module(batch["lower"])
@@ -398,6 +401,7 @@ class InputSplit(Brancher):
         parent["cases"] = _pack(parent["cases"])
         position, cut = chosen[keep], middle[each, chosen][keep]
         each = xp.arange(len(position))
+        folded = parent.pop("folded", None)
         low, high = dict(parent), dict(parent)
         low["upper"] = parent["upper"].copy()
         low["upper"][each, position] = cut
@@ -405,7 +409,11 @@ class InputSplit(Brancher):
         high["lower"][each, position] = cut
         nodes, (rows, numbers, weights) = batch["node"], state.combined
         halves = self.trees.step(
-            nodes[bounded.closed], parent["node"], position, (nodes[rows], numbers, weights)
+            nodes[bounded.closed],
+            parent["node"],
+            position,
+            (nodes[rows], numbers, weights),
+            folded,
         )
         low["node"], high["node"] = map(xp.asarray, halves)
         children = {name: concatenate([low[name], high[name]]) for name in parent}
