@@ -73,6 +73,8 @@ class Node:
             its neurons, or pairs, are there.
         roundings: how many an executor of the file makes in the node's place for one entry, where
             the operators alone do not tell; None where they do (`Graph.roundings`).
+        deviation: (n,) how far the value may be from that of the network that the node was folded
+            from (`onnxcert.bounds.folding`); None for nodes of files.
     """
 
     name: str
@@ -81,6 +83,7 @@ class Node:
     source: str = ""
     neurons: Neurons | None = None
     roundings: int | None = None
+    deviation: Array | None = None
 
 
 @dataclass(frozen=True, eq=False)

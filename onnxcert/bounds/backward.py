@@ -642,15 +642,19 @@ class Pulled:
     @cached_property
     def coefficients(self) -> Array:
         """The form over all inputs, (B, R, input_size); zero where `FixedInputs` has the rest."""
-        return _widen(self.rows, self.columns, self.input_size)
+        return widen(self.rows, self.columns, self.input_size)
 
 
 Columns = Array | None
 """Where rows may be non-zero: increasing column numbers, or None for everywhere."""
 
 
-class _Pass:
-    """One backward pass: pending rows by value, and the constants collected so far."""
+class RowPass:
+    """One backward pass: pending rows by value, and the constants collected so far.
+
+    What rounding and relaxation may cost is charged with a negative factor, constants with a
+    positive one.
+    """
 
     def __init__(self, relaxation: Relaxation, shape: tuple[int, int]) -> None:
         self.relaxation = relaxation
@@ -665,7 +669,7 @@ class _Pass:
             return
         size = self.relaxation.graph.sizes[name]
         if columns is not None and len(columns) > _NARROW * size:
-            rows, columns = _widen(rows, columns, size), None
+            rows, columns = widen(rows, columns, size), None
         if name in self.pending:
             rows, columns = self._add(self.pending[name], (rows, columns), size)
             self.charge(abs(rows), _part(self._sum_error(name), columns), -SLACK)
@@ -695,7 +699,7 @@ class _Pass:
             total[:, :, xp.searchsorted(union, columns)] = rows
             total[:, :, xp.searchsorted(union, where)] += others
             return total, union
-        return _widen(rows, columns, size) + _widen(others, where, size), None
+        return widen(rows, columns, size) + widen(others, where, size), None
 
     def charge(self, rows: Array, vector: Array, factor: float = 1.0) -> None:
         """Add factor x rows . vector to the constant; the vector is (n,) or (B, n)."""
@@ -746,7 +750,7 @@ class _Pass:
             self.charge(rows, op.bias if columns is None else op.bias[columns])
         planes = self.relaxation.planes_of_sums(node.name)
         if planes is not None:
-            self._through_matrices(planes, _widen(rows, columns, op.output_size), keep=keep)
+            self._through_matrices(planes, widen(rows, columns, op.output_size), keep=keep)
             return
         ended = self.relaxation.fixed_inputs.get(node.name)
         if ended is not None:
@@ -783,7 +787,7 @@ class _Pass:
     def _through_curve(self, node: Node, rows: Array, columns: Columns) -> None:
         tilt = self.relaxation.tilts.get(node.name)
         if tilt is not None:
-            rows = _widen(rows, columns, self.relaxation.graph.sizes[node.name])
+            rows = widen(rows, columns, self.relaxation.graph.sizes[node.name])
             rows, columns = self._through_planes(tilt, rows), None
         curve = self.relaxation.curves[node.name]
         absolute = abs(rows)
@@ -825,7 +829,7 @@ class _Pass:
         nothing = xp.zeros((*self.shape, 0), box.lower.dtype), xp.arange(0)
         rows, columns = self.pending.pop(name, nothing)
         if isinstance(box, Ball):
-            rows, columns = _widen(rows, columns, size), None
+            rows, columns = widen(rows, columns, size), None
         center, radius = relaxation.center_and_radius
         self.charge(rows, _part(center, columns))
         self.charge(abs(rows), _part(radius, columns), -1.0)
@@ -878,7 +882,7 @@ def pull_back(
     Returns:
         Lower bounds over each subproblem's box and relaxation, rounding included.
     """
-    run = _Pass(relaxation, (rows.shape[0], rows.shape[1]))
+    run = RowPass(relaxation, (rows.shape[0], rows.shape[1]))
     error = relaxation.start_error(start)
     if error is not None:
         run.charge(abs(rows), error, -SLACK)
@@ -904,7 +908,7 @@ def pull_units(
     graph = relaxation.graph
     producer = next(node for node in graph.nodes if node.name == start)
     xp = array_module(index)
-    run = _Pass(relaxation, (index.shape[0], index.shape[1]))
+    run = RowPass(relaxation, (index.shape[0], index.shape[1]))
     ends_at_once = start in relaxation.left_out or start in relaxation.fixed_inputs
     if not isinstance(producer.op, Affine) or ends_at_once:
         rows = xp.zeros((*index.shape, graph.sizes[start]))
@@ -935,7 +939,7 @@ def pull_differences(
     xp = array_module(index)
     batch, count = index.shape
     here = xp.arange(batch)[:, None], xp.arange(count), index
-    run = _Pass(relaxation, (batch, count))
+    run = RowPass(relaxation, (batch, count))
     for name, factor in zip(names, (sign, -sign * slopes), strict=True):
         rows = xp.zeros((batch, count, graph.sizes[name]))
         rows[here] = factor
@@ -952,7 +956,7 @@ def _part(vector: Array, columns: Columns) -> Array:
     return vector if columns is None else vector[:, columns]
 
 
-def _widen(rows: Array, columns: Columns, size: int) -> Array:
+def widen(rows: Array, columns: Columns, size: int) -> Array:
     """Rows over all columns."""
     if columns is None:
         return rows
@@ -961,7 +965,7 @@ def _widen(rows: Array, columns: Columns, size: int) -> Array:
     return dense  # type: ignore[no-any-return]
 
 
-def _walk(run: _Pass, multipliers: Mapping[str, Multipliers], *, keep: bool) -> None:
+def _walk(run: RowPass, multipliers: Mapping[str, Multipliers], *, keep: bool) -> None:
     graph = run.relaxation.graph
     fixed = run.relaxation.fixed
     for node in reversed(graph.nodes):
@@ -976,7 +980,7 @@ def _walk(run: _Pass, multipliers: Mapping[str, Multipliers], *, keep: bool) -> 
             run.pending[node.name] = zero, None
         rows, columns = run.pending.pop(node.name)
         if node.name in multipliers or keep:
-            rows, columns = _widen(rows, columns, graph.sizes[node.name]), None
+            rows, columns = widen(rows, columns, graph.sizes[node.name]), None
         if node.name in multipliers:
             rows = run.subtract(node.name, rows, multipliers[node.name])
         bent = isinstance(node.op, Elementwise | Bivariate)

@@ -251,7 +251,7 @@ def _refine(
         rows = _Rows(name, box.lower.copy(), box.upper.copy(), unstable)
         order = rows.order(graph.ranks[name])
         widest = max(graph.sizes.values())
-        rows.refine(lambda members: _subset(relaxation, members), order, widest, expired)
+        rows.refine(lambda members: subset(relaxation, members), order, widest, expired)
         return Box(rows.lower, rows.upper)
 
     def at(members: Array) -> Relaxation:
@@ -342,7 +342,7 @@ def _groups(counts: Array, widest: int) -> Iterator[tuple[Array, int]]:
         start += size
 
 
-def _subset(relaxation: Relaxation, index: Array) -> Relaxation:
+def subset(relaxation: Relaxation, index: Array) -> Relaxation:
     """The relaxation of some subproblems."""
     if len(index) == len(relaxation.box):
         return relaxation

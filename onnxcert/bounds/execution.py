@@ -49,8 +49,11 @@ def execution_error(
         unit: unit roundoff of the executor; 0 for none.
 
     Returns:
-        (B, n), infinite where a value might overflow; None where the node is exact.
+        (B, n), infinite where a value might overflow; None where the node is exact. Of a folded
+        node, which nobody executes, it is the deviation, (1, n).
     """
+    if node.deviation is not None:
+        return node.deviation[None]
     if unit == 0.0:
         return None
     op = node.op

@@ -16,6 +16,7 @@ import math
 import multiprocessing
 from collections import defaultdict
 from collections.abc import Mapping
+from copy import copy
 from fractions import Fraction
 from typing import Any
 
@@ -60,6 +61,12 @@ class Auditor:
         # In memory that forks share; without audits there is nothing to share or to draw.
         self._left = (FORKS or multiprocessing).Value("q", self.count) if count else None
         self._rng = np.random.default_rng() if count else None
+
+    def over(self, bounder: Bounder) -> Auditor:
+        """The same auditor for another network, of whose bounds it counts as well."""
+        other = copy(self)
+        other.bounder = bounder
+        return other
 
     @property
     def done(self) -> int:

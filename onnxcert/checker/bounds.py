@@ -34,6 +34,7 @@ R18 Relus below planes over what their sums read (`onnxcert.checker.tilts`), ins
 R19 Sums of relus of one number as curves (`onnxcert.checker.pieces`).
 R20 Bounds where a case holds (`onnxcert.checker.proof`).
 R21 Scalars that no row depends on are left out (`onnxcert.checker.needed`).
+R22 Networks written over the neurons that are unstable on a set (`onnxcert.checker.folding`).
 R9  A scalar whose lower bound exceeds its upper bound: S is empty.
 """
 
@@ -66,7 +67,7 @@ from onnxcert.checker.network import (
     distinct,
 )
 
-_SLACK = 1 + 1e-6
+SLACK = 1 + 1e-6
 """Covers the rounding of error terms themselves."""
 
 _NUMBERS = 1 << 18
@@ -352,7 +353,7 @@ class Part:
             return
         rows = np.zeros((len(index), size))
         rows[np.arange(len(index)), index] = sign
-        self.push(pending, *_narrow(rows))
+        self.push(pending, *narrow(rows))
 
     def _share(self, pending: dict[int, Array], values: Array, targets: Array) -> None:
         """Add values (R, T) to the rows at some of the scalars that the term reads, sorted."""
@@ -372,7 +373,7 @@ class Part:
                 pending[k][:, columns] = part
 
 
-def _narrow(rows: Array) -> tuple[Array, Array | None]:
+def narrow(rows: Array) -> tuple[Array, Array | None]:
     """Columns of rows (R, n) that are not zero, and which these are; None for all of them.
 
     Rows that start at few neighbouring neurons are zero nearly everywhere.
@@ -528,7 +529,7 @@ class Form:
         radius = np.maximum(high - center, center - low) * (1 + 4 * U)
         error = 2 * gamma(low.shape[1] + 16) * (abs(center) + radius) + TINY
         value = np.matmul(rows, center[:, :, None]) - np.matmul(
-            abs(rows), (radius + _SLACK * error)[:, :, None]
+            abs(rows), (radius + SLACK * error)[:, :, None]
         )
         return np.asarray(value[:, :, 0])
 
@@ -702,7 +703,7 @@ class Bounder:
         joined: bool = True,
         read: Array | None = None,
     ) -> None:
-        self.whole, self.executed, self._expired = network, executed, expired
+        self.whole, self.executed, self.expired = network, executed, expired
         # Executors may take numbers below 2^-126 for zero, before and after every step. As the size
         # of what is read, this charges a product with 2^-24 2^-100 |W|, which is more.
         self.flushed = 2.0**-100 if executed else 0.0
@@ -932,7 +933,7 @@ class Bounder:
         radius = part.apply(spread, part.absolute, block.size)
         if (offset := self.offsets[k]) is not None:
             middle, radius = middle + offset, radius + self.gamma * abs(offset)
-        r.ended[k] = middle, radius * _SLACK + TINY, matrix
+        r.ended[k] = middle, radius * SLACK + TINY, matrix
 
     def _varying(self, r: Relaxation, k: int, block: Block) -> Array | None:
         """Which scalars of a block (B, n) hang on inputs that vary; None where all inputs do.
@@ -997,7 +998,7 @@ class Bounder:
             noise = noise + units * size + block.roundings / _RANGE
         # Written so that NaN counts as too much, and so does what binary32 may not hold.
         right = weight + noise <= (_RANGE if self.executed else np.inf)
-        noise = np.where(right, noise * _SLACK + TINY, np.inf)
+        noise = np.where(right, noise * SLACK + TINY, np.inf)
         noise = np.broadcast_to(noise, (len(r.lower), block.size))
         r.noise[:, block.start : block.start + block.size] = noise
         low, high = value - spread - noise, value + spread + noise
@@ -1026,7 +1027,7 @@ class Bounder:
         steep = abs(mean) + abs(half)
         noise = self.gamma * (steep * np.maximum(abs(low), abs(high)) + abs(middle) + abs(gap))
         noise = noise + steep * r.noise[:, block.ids] * self.at_curves[block.ids]
-        gap = gap + noise * _SLACK + TINY
+        gap = gap + noise * SLACK + TINY
         if self.executed:
             gap = gap + (1.0 + steep) * self.flushed
             gap = np.where(steep * r.reach[:, block.ids] + abs(middle) + gap <= _RANGE, gap, np.inf)
@@ -1078,7 +1079,7 @@ class Bounder:
         """Bounds for executions from those for what they read, by intervals if none are given."""
         if exact is None:
             exact = pairs.interval(block.kind, *self.read(r, block))
-        lost = self._lost(r, block, np.maximum(abs(exact[0]), abs(exact[1]))) * _SLACK
+        lost = self._lost(r, block, np.maximum(abs(exact[0]), abs(exact[1]))) * SLACK
         low, high = exact[0] - lost, exact[1] + lost
         return np.where(np.isnan(low), -np.inf, low), np.where(np.isnan(high), np.inf, high)
 
@@ -1087,13 +1088,13 @@ class Bounder:
     ) -> pairs.Planes:
         a, b = self.read(r, block)
         made = np.minimum(*made), np.maximum(*made)
-        lost = self._lost(r, block, np.maximum(abs(made[0]), abs(made[1]))) * _SLACK
+        lost = self._lost(r, block, np.maximum(abs(made[0]), abs(made[1]))) * SLACK
         # The bounds are those of executions: what they round lies around them.
         exact = made[0] - lost, made[1] + lost
         k, mean, half, middle, gap = pairs.planes(block.kind, a, b, exact, free)
         reach = [np.maximum(abs(low), abs(high)) for low, high in (a, b)]
         size = abs(k) * reach[0] + (abs(mean) + abs(half)) * reach[1] + abs(middle) + abs(gap)
-        gap = gap + self.gamma * size * _SLACK + TINY
+        gap = gap + self.gamma * size * SLACK + TINY
         if self.executed:
             gap = gap + lost + (abs(k) + abs(mean) + abs(half)) * self.flushed
             gap = np.where(size <= _RANGE, gap, np.inf)
@@ -1131,7 +1132,7 @@ class Bounder:
         low, high = np.full(c.shape, -np.inf), np.full(c.shape, np.inf)
         size = np.maximum(abs(a[0]), abs(a[1])) + abs(c) * np.maximum(abs(b[0]), abs(b[1]))
         # What is divided may be flushed, which moves the difference.
-        start = -2 * self.gamma * size * _SLACK - TINY - self.flushed * (1.0 + abs(c))
+        start = -2 * self.gamma * size * SLACK - TINY - self.flushed * (1.0 + abs(c))
         n = self.network.n_inputs
         for index in self._steps(np.flatnonzero((c != 0).any(axis=0)), len(c)):
             for sign, side in ((1.0, low), (-1.0, high)):
@@ -1151,7 +1152,7 @@ class Bounder:
         step = max(1, _NUMBERS // (self.widest * count))
         parts = []
         for start in range(0, len(index), step):
-            self._look_at_the_clock()
+            self.look_at_the_clock()
             parts.append(index[start : start + step])
         return parts
 
@@ -1212,7 +1213,7 @@ class Bounder:
         """Pull forms of single scalars back with the slopes of a hint."""
         step = max(1, _NUMBERS // self.network.size)
         for start in range(0, len(hint.ids), step):
-            self._look_at_the_clock()
+            self.look_at_the_clock()
             ids = hint.ids[start : start + step]
             slopes = hint.slopes[start : start + step]
             copies = self.replicate(r, len(ids))
@@ -1230,24 +1231,25 @@ class Bounder:
             unstable[:, read] |= curves.unstable(block.kind, r.lower[:, read], r.upper[:, read])
         unstable = unstable[:, ids]
         # Neurons at one place of an image read one window: taken together their rows stay narrow.
-        key = (ids - self.blocks[k].start) % self._places(k) + ~unstable * len(r.lower[0])
+        key = (ids - self.blocks[k].start) % self.places(k) + ~unstable * len(r.lower[0])
         order = np.argsort(key, axis=1, kind="stable")
         for members, width in _alike(unstable.sum(axis=1), self.widest):
             part = r if len(members) == len(unstable) else r.at(members)
             step = max(1, _NUMBERS // (self.widest * len(members)), 64 // len(members))
             for start in range(0, width, step):
-                self._look_at_the_clock()
+                self.look_at_the_clock()
                 index = order[members, start : min(start + step, width)]
                 here, wanted = (members[:, None], ids[index]), unstable[members[:, None], index]
                 for sign, side, better in ((1.0, r.lower, np.maximum), (-1.0, r.upper, np.minimum)):
                     found = sign * self._units(part, k, ids[index], sign)
                     side[here] = np.where(wanted, better(side[here], found), side[here])
 
-    def _look_at_the_clock(self) -> None:
-        if self._expired():
+    def look_at_the_clock(self) -> None:
+        """Stop if the time is up."""
+        if self.expired():
             raise Expired
 
-    def _places(self, k: int) -> int:
+    def places(self, k: int) -> int:
         """Places of an image at which a block computes the same; 1 for other blocks."""
         return max(
             (p.ids.shape[1] for p in self.parts[k] if isinstance(p.term, Product)), default=1
@@ -1268,7 +1270,7 @@ class Bounder:
             part.push_units(pending, index.ravel(), sign, block.size)
         offset = 0.0 if (all_of := self.offsets[k]) is None else sign * all_of[index]
         noise = np.broadcast_to(r.noise, (len(ids), r.noise.shape[1]))
-        start = offset - np.take_along_axis(noise, ids, axis=1) * _SLACK
+        start = offset - np.take_along_axis(noise, ids, axis=1) * SLACK
         return self.pull(r, pending, start).least(r.lower[:, :n], r.upper[:, :n], r.balls)
 
     # Backward
@@ -1302,7 +1304,7 @@ class Bounder:
                 continue
             rows = a.reshape(*shape, -1)
             if k in r.fixed:
-                moved, lost = self._end(r, block, rows, r.fixed[k])
+                moved, lost = self.end(r, block, rows, r.fixed[k])
                 constant, error = constant + moved, error + lost
                 size += abs(moved)
                 if r.ends(k):
@@ -1313,7 +1315,7 @@ class Bounder:
             for above, active in r.tilts.get(k, ()):
                 rows, moved, lost = above.take(rows, active, pending)
                 constant, size = constant + moved, size + lost
-            a, used = _narrow(rows.reshape(shape[0] * shape[1], -1))
+            a, used = narrow(rows.reshape(shape[0] * shape[1], -1))
             rows, here = a.reshape(*shape, -1), slice(None) if used is None else used
             parts = [a]
             if isinstance(block, Curve | Pair):
@@ -1333,7 +1335,7 @@ class Bounder:
                 # What a plain term hands on is the array itself, and to that others add in place.
                 own = parts[-1] if last == 0 else parts[0]
                 part.push(pending, own.copy() if part.plain and last else own, used)
-        error = error * _SLACK + gamma(8 * len(self.blocks) + 16) * size + TINY
+        error = error * SLACK + gamma(8 * len(self.blocks) + 16) * size + TINY
         # Coefficients that underflow are off by up to 2^-1074 for each product in them.
         error += 1e-300 * r.reach.sum(axis=1)[:, None]
         few = pending.get(_AT_FEW)
@@ -1354,20 +1356,20 @@ class Bounder:
         moved, lost, offset = np.zeros(rows.shape[:2]), np.zeros(rows.shape[:2]), self.offsets[k]
         if k not in self.deferred:
             noise = r.noise[:, block.start : block.start + block.size][:, here]
-            lost = lost + _times(abs(rows), noise)
+            lost = lost + times(abs(rows), noise)
         if k in r.ended:
             middle, radius, _ = r.ended[k]
-            moved, lost = _times(rows, middle[:, here]), lost + _times(abs(rows), radius[:, here])
+            moved, lost = times(rows, middle[:, here]), lost + times(abs(rows), radius[:, here])
         elif offset is not None:
             moved = rows @ offset[here]
         return moved, lost
 
-    def _end(self, r: Relaxation, block: Block, rows: Array, fixed: Array) -> tuple[Array, Array]:
+    def end(self, r: Relaxation, block: Block, rows: Array, fixed: Array) -> tuple[Array, Array]:
         """Rule R16 for rows (B, R, n) over some scalars of a block: value, and what it is off."""
         span = slice(block.start, block.start + block.size)
         center = np.where(fixed, r.center[:, span], 0.0)
         radius = r.radius[:, span] + self.gamma * r.reach[:, span] + TINY
-        return _times(rows, center), _times(abs(rows), np.where(fixed, radius, 0.0))
+        return times(rows, center), times(abs(rows), np.where(fixed, radius, 0.0))
 
     @staticmethod
     def _bent(
@@ -1381,7 +1383,7 @@ class Bounder:
             made.append(rows * first[:, None])
         else:
             mean, half, middle, gap = (part[:, here] for part in r.curves[k])
-        moved, lost = _times(rows, middle), _times(absolute, gap)
+        moved, lost = times(rows, middle), times(absolute, gap)
         absolute *= half[:, None]
         made.append(rows * mean[:, None] - absolute)
         return moved, lost, made
@@ -1422,7 +1424,7 @@ def _split(r: Relaxation, block: Block, scalar: Array, side: Array, point: Array
             r.upper[:, neuron] = np.minimum(r.upper[:, neuron], value)
 
 
-def _times(rows: Array, vector: Array) -> Array:
+def times(rows: Array, vector: Array) -> Array:
     """rows (B, R, n) . vector (B or 1, n) -> (B, R)."""
     if len(vector) == 1:
         return rows @ vector[0]  # type: ignore[no-any-return]

@@ -32,6 +32,8 @@ R20  A case asks for g_m <= 0 for all its rows m, so where it holds, s z >= s z 
      contradict each other there are none. The form is bounded like that of a leaf of a tree over
      neurons, with s z as a constraint z >= 0 or z <= 0 whose multiplier is -1, and is charged with
      the same roundings: adding 1 to a row is no less exact than subtracting beta.
+R22  Folded networks (`onnxcert.checker.folding`): a box may be bounded with the network of any box
+     that it is a part of. The certificate says on which boxes it is folded.
 R17  Over the reals a share exp(x_i) / sum_j exp(x_j) is larger than another one of its row if and
      only if its x_i is. Where a specification only compares shares of one row with each other, x
      takes their place among the outputs (`onnxcert.checker.network.Network.compared`). Executions
@@ -48,6 +50,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from onnxcert.checker import folding
 from onnxcert.checker.ascent import Ascent
 from onnxcert.checker.audit import Auditor
 from onnxcert.checker.balls import Balls, Ellipsoid
@@ -101,6 +104,7 @@ class Boxes:
         cases: (B, C) cases still open, as positions in `Rows`, -1 for none.
         known: bounds of ``Bounder.known_ids`` that hold there, (B, .) each.
         balls: ellipsoids that cut the boxes; None if none does.
+        folds: (B,) the `Fold` that each is bounded with, or None; None if all are.
     """
 
     low: Array
@@ -108,11 +112,13 @@ class Boxes:
     cases: Array
     known: tuple[Array, Array]
     balls: Balls | None = None
+    folds: Array | None = None
 
     def __getitem__(self, index: Array | slice) -> Boxes:
         known = self.known[0][index], self.known[1][index]
         balls = self.balls and self.balls[index]
-        return Boxes(self.low[index], self.high[index], self.cases[index], known, balls)
+        folds = None if self.folds is None else self.folds[index]
+        return Boxes(self.low[index], self.high[index], self.cases[index], known, balls, folds)
 
     def bounded_like(self, other: Boxes) -> bool:
         """Whether the bounds of one batch are those of the other: the same boxes without balls."""
@@ -128,6 +134,7 @@ class Boxes:
             for p in parts
         ]
         balls = [part.balls for part in parts if part.balls is not None]
+        folded = any(part.folds is not None for part in parts)
         return Boxes(
             np.concatenate([part.low for part in parts]),
             np.concatenate([part.high for part in parts]),
@@ -138,7 +145,13 @@ class Boxes:
             ),
             # All are parts of the boxes of one group.
             Balls.joined(balls) if balls else None,
+            np.concatenate([part.of_each for part in parts]) if folded else None,
         )
+
+    @property
+    def of_each(self) -> Array:
+        """The fold of every box, (B,)."""
+        return np.full(len(self.low), None) if self.folds is None else self.folds
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,6 +236,35 @@ class Narrowing:
 
 
 @dataclass(frozen=True, eq=False)
+class Fold:
+    """A folded network (rule R22).
+
+    Attributes:
+        prover: refutes the same cases with it.
+        place: (K,) which of the ``known_ids`` of the network itself its own are.
+    """
+
+    prover: Prover
+    place: Array
+
+    def enter(self, nodes: Boxes) -> Boxes:
+        """Boxes with the bounds that are known of the folded network."""
+        low, high = (side[:, self.place] for side in nodes.known)
+        return replace(nodes, known=(low, high), folds=None)
+
+    def leave(self, nodes: Boxes, before: Boxes) -> Boxes:
+        """Boxes with those of the network itself: ``before`` and what was found since."""
+        known = [side.copy() for side in before.known]
+        for side, found in zip(known, nodes.known, strict=True):
+            side[:, self.place] = found
+        folds = nodes.of_each
+        for number, fold in enumerate(folds):
+            if fold is None:
+                folds[number] = self
+        return replace(nodes, known=(known[0], known[1]), folds=folds)
+
+
+@dataclass(frozen=True, eq=False)
 class Prover:
     """Refutes cases over boxes and over paths of neuron splits.
 
@@ -230,12 +272,14 @@ class Prover:
         bounder, rows: the network and the cases.
         quickly: how many leaves were tried without rows for every neuron, and how many closed so.
         ahead: what `bound_ahead` found.
+        place: that of the `Fold` that it belongs to; None for the network itself.
     """
 
     bounder: Bounder
     rows: Rows
     quickly: list[int] = field(default_factory=lambda: [0, 0])
     ahead: list[tuple[Boxes, Relaxation]] = field(default_factory=list)
+    place: Array | None = None
 
     def forms(
         self, r: Relaxation, cases: Array, weights: Array | None = None
@@ -315,13 +359,15 @@ class Prover:
         return Boxes(low, high, table, (-nothing, nothing), balls)
 
     def boxes(
-        self, ids: Array, nodes: Boxes, leaf: Array, combined: Combined, auditor: Auditor
+        self,
+        ids: Array,
+        nodes: Boxes,
+        leaf: Array,
+        combined: Combined,
+        auditor: Auditor,
+        folded: Array | None = None,
     ) -> tuple[Array, Boxes, Array]:
-        """Bound a batch of boxes.
-
-        Leaves are tried without rows for every neuron first: what is known from above, and linear
-        forms over the smaller box, are often enough there; if not often enough, that is given up.
-        Where nothing is known, at roots, other lines are left to the second trial.
+        """Bound a batch of boxes, each with its network.
 
         Args:
             ids: (B,) numbers of the nodes, by which ``combined`` knows them.
@@ -329,11 +375,45 @@ class Prover:
             leaf: (B,) whether a node is a leaf.
             combined: sums of rows.
             auditor: bounds some refuted cases again.
+            folded: (B,) nodes on which the network is folded, where it can be, for what is left of
+                them; None for none.
 
         Returns:
             The nodes that are not refuted completely, as positions (S,) in the batch; what is left
             of each (the clipped box, the open cases, the bounds known there); and the bound of the
             worst case of each (S,).
+        """
+        folded = np.zeros(len(ids), bool) if folded is None else folded
+        if nodes.folds is None:
+            return self._of_one(ids, nodes, leaf, combined, auditor, folded)
+        left, rests, worst = [], list[Boxes](), []
+        for fold in {id(fold): fold for fold in nodes.folds}.values():
+            here = np.flatnonzero(np.array([each is fold for each in nodes.folds]))
+            some, prover, audits = replace(nodes[here], folds=None), self, auditor
+            if fold is not None:
+                prover, audits = fold.prover, auditor.over(fold.prover.bounder)
+            inner = some if fold is None else fold.enter(some)
+            found = prover._of_one(ids[here], inner, leaf[here], combined, audits, folded[here])
+            left.append(here[found[0]])
+            rests.append(found[1] if fold is None else fold.leave(found[1], some[found[0]]))
+            worst.append(found[2])
+        order = np.argsort(positions := np.concatenate(left))
+        return positions[order], Boxes.joined(rests)[order], np.concatenate(worst)[order]
+
+    def _of_one(
+        self,
+        ids: Array,
+        nodes: Boxes,
+        leaf: Array,
+        combined: Combined,
+        auditor: Auditor,
+        folded: Array,
+    ) -> tuple[Array, Boxes, Array]:
+        """As `boxes` for boxes with the same network.
+
+        Leaves are tried without rows for every neuron first: what is known from above, and linear
+        forms over the smaller box, are often enough there; if not often enough, that is given up.
+        Where nothing is known, at roots, other lines are left to the second trial.
         """
         left = np.arange(len(ids))
         tried, closed = self.quickly
@@ -341,13 +421,14 @@ class Prover:
             quick = np.flatnonzero(leaf)
             sums = combined.at(ids[quick], nodes.cases[quick])
             at_leaf = np.asarray(np.isfinite(nodes.known[0][quick]).any(axis=1))
-            done, _, _ = self._boxes(nodes[quick], at_leaf, sums, auditor, backward=False)
+            done, *_ = self._boxes(nodes[quick], at_leaf, sums, auditor, backward=False)
             left = np.delete(left, quick[done])
             self.quickly[:] = tried + len(quick), closed + int(done.sum())
         if not len(left):
             return left, nodes[left], np.zeros(0)
         sums = combined.at(ids[left], nodes.cases[left])
-        done, rest, worst = self._boxes(nodes[left], leaf[left], sums, auditor, backward=True)
+        done, rest, worst, r = self._boxes(nodes[left], leaf[left], sums, auditor, backward=True)
+        rest = replace(rest, folds=self._folded(r, folded[left] & ~done))
         return left[~done], rest[~done], worst[~done]
 
     def _boxes(
@@ -358,8 +439,10 @@ class Prover:
         auditor: Auditor,
         *,
         backward: bool,
-    ) -> tuple[Array, Boxes, Array]:
-        """Refuted nodes, what is left, worst bounds; ``combined`` are rows, columns, weights.
+    ) -> tuple[Array, Boxes, Array, Relaxation]:
+        """Refuted nodes, what is left, worst bounds, and bounds of all scalars.
+
+        ``combined`` are rows, columns, weights.
 
         What a sum does not refute by its bound is tried with better lines (`ascend`). At leaves a
         case without a sum is tried with the row that has the best bound.
@@ -405,7 +488,21 @@ class Prover:
         cases = np.where(refuted, -1, nodes.cases)
         used = np.asarray((cases >= 0).any(axis=0))
         cases = cases[:, used] if used.any() else cases[:, :1]
-        return np.asarray(refuted.all(axis=1)), Boxes(low, high, cases, known, nodes.balls), worst
+        done = np.asarray(refuted.all(axis=1))
+        return done, Boxes(low, high, cases, known, nodes.balls), worst, r
+
+    def _folded(self, r: Relaxation, wanted: Array) -> Array | None:
+        """Folds for some boxes of a batch (B,); None if there are none."""
+        if not wanted.any() or not folding.possible(self.bounder, r):
+            return None
+        folds = np.full(len(wanted), None)
+        for number in np.flatnonzero(wanted):
+            made = folding.fold(self.bounder, r.at(np.array([number])))
+            if made is not None:
+                place = made.place if self.place is None else self.place[made.place]
+                prover = Prover(made.bounder, self.rows, self.quickly, [], place)
+                folds[number] = Fold(prover, place)
+        return folds
 
     def bound_ahead(self, nodes: Boxes) -> None:
         """Bound boxes that `boxes` will be asked for, before it is known what becomes of them."""

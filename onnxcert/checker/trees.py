@@ -243,7 +243,7 @@ class Region:
         """The box, with all cases."""
         if self.node is None or self.node.box is None:
             return prover.roots(self.cases)
-        return replace(self.node.box, cases=np.arange(len(self.cases))[None])
+        return replace(self.node.box, cases=np.arange(len(self.cases))[None], folds=None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,6 +254,7 @@ class InputGroup:
         roots: the boxes where its trees begin.
         tree, inputs: (nodes, 2) children of every node, and (nodes,) the inputs of splits.
         handed: (nodes,) which are handed on.
+        folded: (nodes,) which nodes the network is folded on for their halves.
         combined: sums of rows.
         numbers: (K,) the cases.
     """
@@ -262,6 +263,7 @@ class InputGroup:
     tree: Array
     inputs: Array
     handed: Array
+    folded: Array
     combined: Combined
     numbers: Array
 
@@ -410,6 +412,15 @@ class Group:
         weights = self._weights([cases[i] for i in position], width)
         return Combined(table[:, 0], position, weights)
 
+    def _inputs(self, tree: Array, place: int) -> Array:
+        """Where the boxes of a tree are cut, (nodes,)."""
+        split = tree[:, 0] >= 0
+        inputs = np.zeros(len(tree), np.int64)
+        inputs[split] = self.arrays.take("arg", int(split.sum()))
+        if (inputs >= self.bounder.network.n_inputs).any():
+            raise Rejected("R10", f"group {place}", "a split of an input that does not exist")
+        return inputs
+
     def _over_inputs(
         self,
         prover: Prover,
@@ -419,17 +430,13 @@ class Group:
         numbers: Array,
         place: int,
     ) -> None:
-        if (op > 2).any():
+        if (op > 3).any():
             raise Rejected("R10", f"group {place}", "an unknown code")
-        roots, handed = prover.roots(cases), op == 2
-        tree = children(np.where(handed, 0, op), len(roots.low))
+        roots, handed, folded = prover.roots(cases), op == 2, op == 3
+        tree = children(np.where(handed, 0, np.where(folded, 1, op)), len(roots.low))
+        inputs = self._inputs(tree, place)
         sums = self._combined(cases, numbers, combined, len(op))
-        split = tree[:, 0] >= 0
-        inputs = np.zeros(len(tree), np.int64)
-        inputs[split] = self.arrays.take("arg", int(split.sum()))
-        if (inputs >= self.bounder.network.n_inputs).any():
-            raise Rejected("R10", f"group {place}", "a split of an input that does not exist")
-        group = InputGroup(roots, tree, inputs, handed, sums, numbers)
+        group = InputGroup(roots, tree, inputs, handed, folded, sums, numbers)
         walked = self.known(place, group)
         if walked is None:
             walked = self._walk(prover, group, place)
@@ -493,9 +500,11 @@ class Group:
         place: int,
         stack: list[tuple[Array, Boxes]],
     ) -> None:
-        tree = group.tree
+        tree, folded = group.tree, group.folded[ids]
         leaf = tree[ids, 0] < 0
-        open_nodes, rest, lower = prover.boxes(ids, nodes, leaf, group.combined, self.auditor)
+        open_nodes, rest, lower = prover.boxes(
+            ids, nodes, leaf, group.combined, self.auditor, folded
+        )
         still = ids[open_nodes]
         leaf = leaf[open_nodes]
         for b in np.flatnonzero(leaf):

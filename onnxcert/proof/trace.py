@@ -65,6 +65,7 @@ class Step:
         cut, inputs, low, high: (M,) nodes that were cut in the middle of an input, and the nodes of
             their lower and upper halves.
         combined: nodes, cases and weights (K, R): cases that a sum of their rows refutes there.
+        folded: (M,) which of those that were cut the network was folded on.
     """
 
     closed: IntArray
@@ -73,6 +74,7 @@ class Step:
     low: IntArray
     high: IntArray
     combined: tuple[IntArray, IntArray, FloatArray]
+    folded: Array
 
 
 @dataclass(eq=False)
@@ -109,6 +111,7 @@ class InputTrees:
         cut: Array,
         inputs: Array,
         combined: tuple[Array, Array, Array] = (NOTHING, NOTHING, NOTHING[:, None]),
+        folded: Array | None = None,
     ) -> tuple[IntArray, IntArray]:
         """Note a batch (see `Step`): the numbers of the lower and upper halves."""
         parents = to_host(cut)
@@ -116,7 +119,9 @@ class InputTrees:
             del self.handed[node]  # what was handed was not accepted
         low, high = self.nodes.link(parents)
         nodes, cases, weights = map(to_host, combined)
-        step = Step(to_host(closed), parents, to_host(inputs), low, high, (nodes, cases, weights))
+        sums = nodes, cases, weights
+        marks = np.zeros(len(parents), bool) if folded is None else to_host(folded)
+        step = Step(to_host(closed), parents, to_host(inputs), low, high, sums, marks)
         self.steps.append(step)
         self.stepped(step)
         return low, high

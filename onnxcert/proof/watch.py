@@ -68,7 +68,7 @@ class WatchedTrees:
             themselves.
         auditor: audits nothing.
         boxes: open nodes; None below a node that is refuted already.
-        decision: node -> input and halves; -1 for leaves.
+        decision: node -> input and halves, -1 for leaves, and whether it is folded on.
         roots: node -> numbers of its cases.
         refuted: whether all leaves so far were.
         sums: (node, number of a case) -> weights.
@@ -80,7 +80,7 @@ class WatchedTrees:
     cases: Sequence[Case]
     auditor: Auditor
     boxes: dict[int, Boxes | None] = field(default_factory=dict)
-    decision: dict[int, tuple[int, int, int]] = field(default_factory=dict)
+    decision: dict[int, tuple[int, int, int, bool]] = field(default_factory=dict)
     roots: dict[int, frozenset[int]] = field(default_factory=dict)
     refuted: bool = True
     sums: dict[tuple[int, int], bytes] = field(default_factory=dict)
@@ -89,10 +89,10 @@ class WatchedTrees:
     def step(self, step: Step, combined: Combined) -> None:
         """Walk a batch."""
         for node in step.closed.tolist():
-            self.decision[node] = (-1, -1, -1)
-        rows = zip(step.cut, step.inputs, step.low, step.high, strict=True)
-        for node, chosen, low, high in rows:
-            self.decision[int(node)] = (int(chosen), int(low), int(high))
+            self.decision[node] = (-1, -1, -1, False)
+        rows = zip(step.cut, step.inputs, step.low, step.high, step.folded, strict=True)
+        for node, chosen, low, high, folded in rows:
+            self.decision[int(node)] = (int(chosen), int(low), int(high), bool(folded))
         nodes = np.concatenate([step.closed, step.cut])
         network = self.prover.bounder.network
         width = network.size + 1 + self.prover.rows.used.shape[1] * network.n_inputs
@@ -111,7 +111,8 @@ class WatchedTrees:
             return
         batch = Boxes.joined(parts)
         chosen = self._inputs(ids)
-        left, rest, _ = self.prover.boxes(ids, batch, chosen < 0, combined, self.auditor)
+        folded = np.array([self.decision[node][3] for node in ids.tolist()])
+        left, rest, _ = self.prover.boxes(ids, batch, chosen < 0, combined, self.auditor, folded)
         for node in np.setdiff1d(ids, ids[left]).tolist():
             self._hand_on(node, None, None)
         inner = chosen[left] >= 0
@@ -123,7 +124,7 @@ class WatchedTrees:
 
     def hand(self, node: int, arrays: Mapping[str, Array], layers: Sequence[str]) -> None:
         """Check the trees over neurons of a node."""
-        self.decision[node] = (-1, -1, -1)
+        self.decision[node] = (-1, -1, -1, False)
         box, checked = self.boxes.pop(node), Checked(arrays, layers)
         # Nothing is left to refute of a node without a box, but then its group must be read.
         known = box is not None and self._is_refuted(box, checked)
@@ -159,7 +160,7 @@ class WatchedTrees:
         return np.array([self.decision[node][0] for node in nodes.tolist()], np.int64)
 
     def _hand_on(self, node: int, low: Boxes | None, high: Boxes | None) -> None:
-        _, left, right = self.decision[node]
+        _, left, right, _ = self.decision[node]
         if left >= 0:
             self.boxes[left], self.boxes[right] = low, high
 
@@ -189,11 +190,13 @@ class WatchedTrees:
         rows = [frozenset(group.numbers[row[row >= 0]].tolist()) for row in group.roots.cases]
         if self.roots != dict(zip(order[firsts].tolist(), rows, strict=True)):
             return False
-        seen = np.array([self.decision.get(node, (-2, -2, -2)) for node in order.tolist()])
+        nothing = (-2, -2, -2, False)
+        seen = np.array([self.decision.get(node, nothing) for node in order.tolist()])
         split = tree[:, 0] >= 0
         same = np.where(split, inputs, -1) == seen[:, 0]
         children = np.where(split[:, None], order[tree], -1)
-        if not (same.all() and (children == seen[:, 1:]).all()):
+        folded = group.folded == seen[:, 3]
+        if not (same.all() and (children == seen[:, 1:3]).all() and folded.all()):
             return False
         stored = {
             (int(order[node]), int(group.numbers[case])): weights.tobytes()

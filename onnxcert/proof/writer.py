@@ -229,9 +229,10 @@ class Writer:
         children = trees.nodes.children
         order = np.array(list(_preorder([node for _, node in roots], children)), np.int64)
         split = children[order, 0] >= 0
-        inputs = np.zeros(len(children), np.int64)
+        inputs, folded = np.zeros(len(children), np.int64), np.zeros(len(children), np.int64)
         for step in trees.steps:
             inputs[step.cut] = step.inputs
+            folded[step.cut] = step.folded
         place = np.full(len(children), -1)
         place[order] = np.arange(len(order))
         combined = {
@@ -242,19 +243,16 @@ class Writer:
         cases = sorted(number for known, _ in roots for number in known)
         self._group(0, cases, len(order), len(combined), 0, 0)
         self.groups.append((trees, order, np.array(cases)))
-        handed = [trees.handed.get(node) for node in order.tolist()]
-        self._put(
-            "op",
-            [2 if part is not None else code for part, code in zip(handed, split, strict=True)],
-        )
+        handed = [node for node in order.tolist() if node in trees.handed]
+        codes = np.where(split & (folded[order] > 0), 3, split)
+        self._put("op", np.where(np.isin(order, handed), 2, codes))
         self._put("arg", inputs[order[split]])
         for key in sorted(combined):
             self._put("combine", key)
             self._weights(*combined[key])
         self.leaves += int((~split).sum()) - len(trees.handed)
-        for part in handed:
-            if part is not None:
-                self._neuron_trees(part, kind=5)
+        for node in handed:
+            self._neuron_trees(trees.handed[node], kind=5)
 
     def _neuron_trees(self, whole: NeuronTrees, kind: int = 1) -> None:
         """Trees of a box, then those that it hands cases on to, each followed by its own."""

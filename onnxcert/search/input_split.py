@@ -66,6 +66,7 @@ class _State:
         known: bounds of pre-activations for the children.
         weights: of the rows in the best bound of each case, (B, C, R).
         combined: rows of the batch, numbers of cases, and weights of the sums that refute them.
+        bounds: of the boxes.
     """
 
     steepness: Array
@@ -74,6 +75,7 @@ class _State:
     known: Batch
     weights: Array
     combined: tuple[Array, Array, Array]
+    bounds: Bounds
 
 
 @dataclass
@@ -166,7 +168,7 @@ class InputSplit(Brancher):
     execution_unit: float = 0.0
 
     @cached_property
-    def _layers(self) -> dict[str, slice]:
+    def layers(self) -> dict[str, slice]:
         """Pre-activation -> its columns in the remembered bounds."""
         columns, start = {}, 0
         for node in self.graph.nodes:
@@ -248,7 +250,7 @@ class InputSplit(Brancher):
 
     def _nothing_known(self, count: int) -> Batch:
         xp = array_module(self.cases.offset)
-        width = sum(s.stop - s.start for s in self._layers.values())
+        width = sum(s.stop - s.start for s in self.layers.values())
         if not width:
             return {}
         sides = (("known_lower", -xp.inf), ("known_upper", xp.inf))
@@ -264,7 +266,7 @@ class InputSplit(Brancher):
         """CROWN bounds of every value over each box, and what its parent knew."""
         known = {
             name: Box(batch["known_lower"][:, columns], batch["known_upper"][:, columns])
-            for name, columns in self._layers.items()
+            for name, columns in self.layers.items()
         }
         return crown_bounds(
             self.graph,
@@ -318,6 +320,7 @@ class InputSplit(Brancher):
             self._remembered(bounds),
             found.weights,
             (node, self._numbers(cases[node, column]), found.weights[node, column]),
+            bounds,
         )
         case_lower = xp.where(bounds.empty[:, None], xp.inf, found.lower)
         score, points = per_case[each, worst], least[~closed]
@@ -355,10 +358,10 @@ class InputSplit(Brancher):
     def _remembered(self, bounds: Bounds) -> Batch:
         return {
             f"known_{side}": concatenate(
-                [getattr(bounds.boxes[name], side) for name in self._layers], axis=1
+                [getattr(bounds.boxes[name], side) for name in self.layers], axis=1
             )
             for side in ("lower", "upper")
-            if self._layers
+            if self.layers
         }
 
     @staticmethod
@@ -372,8 +375,17 @@ class InputSplit(Brancher):
         assert isinstance(bounded.state, _State)
         return bounded.state.weights
 
+    @staticmethod
+    def bounds_of(bounded: Bounded) -> Bounds:
+        """Bounds of all values over the boxes of a batch."""
+        assert isinstance(bounded.state, _State)
+        return bounded.state.bounds
+
     def split(self, batch: Batch, bounded: Bounded) -> Children:
-        """Halve what is left of each open box along its best input."""
+        """Halve what is left of each open box along its best input.
+
+        What else the batch holds is handed on; ``folded`` (B,) is for the certificate.
+        """
         state = bounded.state
         assert isinstance(state, _State)
         xp = array_module(batch["lower"])
@@ -397,6 +409,7 @@ class InputSplit(Brancher):
         parent["cases"] = _pack(parent["cases"])
         position, cut = chosen[keep], middle[each, chosen][keep]
         each = xp.arange(len(position))
+        folded = parent.pop("folded", None)
         low, high = dict(parent), dict(parent)
         low["upper"] = parent["upper"].copy()
         low["upper"][each, position] = cut
@@ -404,7 +417,11 @@ class InputSplit(Brancher):
         high["lower"][each, position] = cut
         nodes, (rows, numbers, weights) = batch["node"], state.combined
         halves = self.trees.step(
-            nodes[bounded.closed], parent["node"], position, (nodes[rows], numbers, weights)
+            nodes[bounded.closed],
+            parent["node"],
+            position,
+            (nodes[rows], numbers, weights),
+            folded,
         )
         low["node"], high["node"] = map(xp.asarray, halves)
         children = {name: concatenate([low[name], high[name]]) for name in parent}

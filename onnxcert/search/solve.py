@@ -34,6 +34,7 @@ from onnxcert.search.cases import Cases
 from onnxcert.search.crew import Brief, Crew, Lending
 from onnxcert.search.deadline import Deadline
 from onnxcert.search.exact import LinearSearch, applicable
+from onnxcert.search.folded_split import FoldedSplit
 from onnxcert.search.frontier import Batch, Frontier, batch_length, take
 from onnxcert.search.input_split import InputSplit
 from onnxcert.search.mixing import BoxCloser, Mixing
@@ -274,7 +275,9 @@ class Solver:
         failures: Sequence[Failure],
         numbers: Array,
     ) -> Counterexample | Reason | None:
-        brancher = InputSplit(self.graph, cases, numbers, trees, self.execution_unit)
+        brancher = FoldedSplit.over(
+            InputSplit(self.graph, cases, numbers, trees, self.execution_unit)
+        )
         table = np.full((len(failures), max(len(f.cases) for f in failures)), -1)
         for row, failure in enumerate(failures):
             table[row, : len(failure.cases)] = failure.cases
@@ -481,10 +484,11 @@ class Solver:
     ) -> Counterexample | Reason | None:
         trees = InputTrees(cases.problem)
         self.follow(trees)
-        brancher = InputSplit(graph, cases, open_cases, trees, self.execution_unit)
+        whole = InputSplit(graph, cases, open_cases, trees, self.execution_unit)
+        brancher = FoldedSplit.over(whole)
         frontier = Frontier(brancher.roots())
         worst = self._worst_leaves(candidates, parts=False)
-        mixing = self._mixing(brancher, candidates, frontier, worst)
+        mixing = self._mixing(whole, brancher, candidates, frontier, worst)
         calls = itertools.count()
 
         def enough(lowest: float) -> bool:
@@ -506,13 +510,14 @@ class Solver:
 
     def _mixing(
         self,
-        brancher: InputSplit,
+        whole: InputSplit,
+        brancher: Brancher,
         candidates: Candidates,
         frontier: Frontier,
         worst: _WorstLeaves,
     ) -> Mixing | None:
         """Neuron splits in boxes of a search by input splits; None where there are ellipsoids."""
-        if self.settings.mixing == "off" or isinstance(brancher.cases.problem.inputs, Ball):
+        if self.settings.mixing == "off" or isinstance(whole.cases.problem.inputs, Ball):
             return None
 
         def search(
@@ -532,7 +537,7 @@ class Solver:
             return answer if isinstance(answer, Counterexample) else answer is None
 
         steps = self.settings.slope_steps, self.settings.branch_steps
-        closer = BoxCloser(brancher, *steps, worst.record, search)
+        closer = BoxCloser(whole, *steps, worst.record, search)
         return Mixing(frontier, closer, race, self.deadline)
 
     def _search_exactly(
