@@ -23,7 +23,12 @@ from onnxcert.checker.bounds import Bounder, Relaxation
 from onnxcert.checker.curves import BENT, Array
 from onnxcert.checker.network import Affine, Curve, Pair
 
-_STEPS, _RATE, _DECAY = 4, 0.5, 0.8
+_RATE, _DECAY = 0.5, 0.8
+
+STEPS = 4
+
+FOLDED_STEPS = 16
+"""Over folded networks, where a pass costs little beside the bounds of a box."""
 
 _NOTHING = 1e-9
 """Share of the largest part of a form below which a number is taken for a rounding error."""
@@ -39,10 +44,12 @@ class Ascent:
     Attributes:
         bounder: the network.
         base: bounds of every scalar on the sets; its lines are not used.
+        steps: after the first pass.
     """
 
     bounder: Bounder
     base: Relaxation
+    steps: int = STEPS
 
     def passes(self, form: Pending, low: Array, high: Array) -> Iterator[tuple[Relaxation, Array]]:
         """The lines and the bounds (P,) of one pass after the other.
@@ -66,13 +73,13 @@ class Ascent:
         r = self.base
         free = {k: 1.0 * (r.upper[:, (ids := curves[k].ids)] > -r.lower[:, ids]) for k in curves}
         turned: dict[int, Array] = {}
-        for number in range(_STEPS + 1):
+        for number in range(self.steps + 1):
             r = self._with_lines(free)
             self.bounder.turn_planes(r, turned)
             rows: dict[int, Array] = {}
             found = self.bounder.pull(r, *form(r), kept=rows)
             yield r, found.least(low, high, r.balls)[:, 0]
-            if number == _STEPS or not rows.keys() & (curves.keys() | products.keys()):
+            if number == self.steps or not rows.keys() & (curves.keys() | products.keys()):
                 return
             rows = {k: row[:, 0] for k, row in rows.items()}
             least = _NOTHING * self._largest(rows)

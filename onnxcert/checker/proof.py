@@ -51,7 +51,7 @@ from types import MappingProxyType
 import numpy as np
 
 from onnxcert.checker import folding
-from onnxcert.checker.ascent import Ascent
+from onnxcert.checker.ascent import FOLDED_STEPS, STEPS, Ascent
 from onnxcert.checker.audit import Auditor
 from onnxcert.checker.balls import Balls, Ellipsoid
 from onnxcert.checker.bounds import Bounder, Columns, Form, Relaxation, gamma
@@ -543,7 +543,7 @@ class Prover:
     def _passes(self, r: Relaxation, nodes: Boxes, weights: Array, auditor: Auditor) -> Array:
         """`_ascend` for bounds ``r`` of just these nodes."""
         refuted, case = np.zeros(len(weights), bool), nodes.cases[:, 0]
-        ascent = Ascent(self.bounder, r)
+        ascent = Ascent(self.bounder, r, STEPS if self.place is None else FOLDED_STEPS)
         for chosen, lower in ascent.passes(
             lambda r: self.forms(r, nodes.cases, weights), nodes.low, nodes.high
         ):

@@ -33,6 +33,9 @@ LEAST_WORK = 1 << 25
 AGAIN = 0.7
 """A folded network is folded again where a smaller share of its neurons is unstable."""
 
+STEPS = 16
+"""Of ascents over folded networks, as the checker has it."""
+
 MOST_BYTES = 1 << 30
 """What folded networks may take all together; then boxes keep that of their parents."""
 
@@ -208,7 +211,7 @@ class FoldedSplit(Brancher):
         if folded is None:
             return part.number
         whole = self.whole
-        inner = InputSplit(folded.graph, whole.cases, whole.open_cases, whole.trees)
+        inner = InputSplit(folded.graph, whole.cases, whole.open_cases, whole.trees, steps=STEPS)
         places = [brancher.layers[name].start + folded.kept[name] for name in inner.layers]
         position = concatenate([*places, index[:0]])
         if part.number >= 0:

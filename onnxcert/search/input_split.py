@@ -28,7 +28,7 @@ from typing import cast
 import numpy as np
 
 from onnxcert.arrays import Array, IntArray, array_module, concatenate, to_host
-from onnxcert.bounds.ascent import Raised, raise_forms
+from onnxcert.bounds.ascent import STEPS, Raised, raise_forms
 from onnxcert.bounds.crown import Bounds, crown_bounds
 from onnxcert.graph import Graph
 from onnxcert.proof.trace import NOTHING, InputTrees
@@ -159,6 +159,7 @@ class InputSplit(Brancher):
         open_cases: (K,) indices of the cases still open.
         trees: where decisions are noted.
         execution_unit: as in `onnxcert.bounds.crown.crown_bounds`.
+        steps: of the ascent.
     """
 
     graph: Graph
@@ -166,6 +167,7 @@ class InputSplit(Brancher):
     open_cases: Array
     trees: InputTrees
     execution_unit: float = 0.0
+    steps: int = STEPS
 
     @cached_property
     def layers(self) -> dict[str, slice]:
@@ -349,6 +351,7 @@ class InputSplit(Brancher):
                 boxes,
                 self.cases.forms(cases[part, None]),
                 weights[part],
+                steps=self.steps,
                 execution_unit=self.execution_unit,
                 expired=expired,
             )

@@ -26,6 +26,7 @@ from onnxcert.processes import Child, IdleProcessors
 from onnxcert.proof import watch
 from onnxcert.proof.trace import InputTrees
 from onnxcert.proof.watch import Reply, Watch, WatchedTrees
+from onnxcert.search import folded_split
 from tests.checker.makers import Arrays, Header, coarse, dense, edited, spec
 from tests.mixed import early
 from tests.proof.networks import Files, halves, hard, least
@@ -135,6 +136,29 @@ def test_what_was_walked_is_not_walked_again(
     assert result.proof is not None
     assert verified.leaves == result.proof.leaves > 1
     assert files.check() == f"VERIFIED UNSAT ({semantics})"
+
+
+@pytest.mark.parametrize("batch_limit", [4096, 3])
+def test_folded_networks(
+    tmp_path: Path, inside: Inside, monkeypatch: pytest.MonkeyPatch, batch_limit: int
+) -> None:
+    """They are made where the search made them, and a certificate that says otherwise is walked."""
+    monkeypatch.setattr(folded_split, "LEAST_WORK", 0)
+    monkeypatch.setattr(folded_split, "AGAIN", 1.0)
+    files = hard(tmp_path)
+    result = files.verify(splitting="input", watch="auto", batch_limit=batch_limit)
+    assert (result.word, inside.agreed, inside.bounded) == ("unsat", [True], 0)
+    assert files.check() == REAL
+
+    def unfolded(header: Header, arrays: Arrays) -> None:
+        assert (arrays["op"] == 2).sum() > 3
+        last = np.flatnonzero(arrays["op"] == 2)[-1]
+        arrays["op"][last] = 1
+
+    found, answer = inside.again(edited(inside.data, unfolded))
+    assert not found
+    assert inside.bounded > 0
+    assert not answer[1]
 
 
 def _other_input(header: Header, arrays: Arrays) -> None:
