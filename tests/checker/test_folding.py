@@ -139,7 +139,7 @@ def proof() -> tuple[Instance, bytes]:
 def test_trees_with_folds(proof: tuple[Instance, bytes]) -> None:
     instance, certificate = proof
     op = container.unpack(certificate)[1]["op"]
-    assert (op == 2).sum() > 3
+    assert (op == 3).sum() > 3
     made: list[Folded] = []
 
     def noted(*arguments: Any) -> Folded | None:
@@ -149,7 +149,7 @@ def test_trees_with_folds(proof: tuple[Instance, bytes]) -> None:
 
     with mock.patch.object(folding, "fold", noted):
         assert instance.outcome(certificate) == ACCEPTED
-    assert len(made) == (op == 2).sum()
+    assert len(made) == (op == 3).sum()
     assert instance.session.check(certificate, audit=3).audited > 0
     assert instance.outcome(certificate, jobs=2) == ACCEPTED
 
@@ -165,11 +165,11 @@ def test_certificates_that_say_otherwise(proof: tuple[Instance, bytes]) -> None:
 
     def one_split(header: Any, arrays: Any) -> None:
         root_only(header, arrays)
-        arrays["op"], arrays["arg"] = np.array([2, 0, 0], np.uint8), np.zeros(1, np.uint32)
+        arrays["op"], arrays["arg"] = np.array([3, 0, 0], np.uint8), np.zeros(1, np.uint32)
         arrays["group"][0, 2] = 3
 
     def unknown(header: Any, arrays: Any) -> None:
-        arrays["op"] = np.where(arrays["op"] == 2, 3, arrays["op"]).astype(np.uint8)
+        arrays["op"] = np.where(arrays["op"] == 3, 4, arrays["op"]).astype(np.uint8)
 
     assert instance.outcome(edited(certificate, root_only)) == "R8"
     assert instance.outcome(edited(certificate, one_split)) == "R8"

@@ -151,8 +151,8 @@ def test_folded_networks(
     assert files.check() == REAL
 
     def unfolded(header: Header, arrays: Arrays) -> None:
-        assert (arrays["op"] == 2).sum() > 3
-        last = np.flatnonzero(arrays["op"] == 2)[-1]
+        assert (arrays["op"] == 3).sum() > 3
+        last = np.flatnonzero(arrays["op"] == 3)[-1]
         arrays["op"][last] = 1
 
     found, answer = inside.again(edited(inside.data, unfolded))
