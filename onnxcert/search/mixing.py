@@ -133,17 +133,20 @@ class Mixing:
     Attributes:
         frontier: the open boxes.
         closer: closes single boxes.
-        race: splits inputs below given boxes, for one batch and then for some seconds; whether that
-            closed them all, or a witness. What is left is put back.
+        race: splits inputs below given boxes, for one batch and then for some seconds: None where
+            that closed them all, INCOMPLETE where a box could not be split and is lost, another
+            reason where some are left, or a witness.
         deadline: of the run.
         found: a witness.
+        stuck: whether there were boxes that could not be split, so that nothing is refuted.
     """
 
     frontier: Frontier
     closer: BoxCloser
-    race: Callable[[Frontier, float], bool | Counterexample]
+    race: Callable[[Frontier, float], Counterexample | Reason | None]
     deadline: Deadline
     found: Counterexample | None = None
+    stuck: bool = False
     _elapsed: float = 0.0
     _next: float = 0.0
     _handing: bool = False
@@ -185,18 +188,24 @@ class Mixing:
             failed = self._close(patience)
             if failed is not None:
                 back.push(*failed)
-        won: bool | Counterexample = True
-        if len(back) <= _FAILURES and not self._is_over:
-            won = self.race(rivals, self._gained + self._lost)
+        lost = (
+            len(back) > _FAILURES or self._is_over or self._race(rivals, self._gained + self._lost)
+        )
         for left in (rivals, back):
             if len(left):
                 self.frontier.push(*left.pop_scored(len(left)))
-        if isinstance(won, Counterexample):
-            self.found = won
-        self._handing = not won
+        self._handing = not lost and not self._is_over
         if self._handing:
             mean, count = self._gained / self._closed, len(self.frontier)
             _log.info("neuron splits close boxes in %.2g s: %d are handed over", mean, count)
+
+    def _race(self, boxes: Frontier, seconds: float) -> bool:
+        """Whether splits of inputs close some boxes in a time."""
+        answer = self.race(boxes, seconds)
+        if isinstance(answer, Counterexample):
+            self.found = answer
+        self.stuck |= answer is Reason.INCOMPLETE
+        return answer is None
 
     def _close_or_halve(self) -> None:
         """Close the worst box, or have it halved; inputs are split again if that is no success."""
@@ -208,11 +217,9 @@ class Mixing:
             return
         halves = Frontier()
         halves.push(*failed)
-        found = self.race(halves, 0.0)
+        self._race(halves, 0.0)
         if len(halves):
             self.frontier.push(*halves.pop_scored(len(halves)))
-        if isinstance(found, Counterexample):
-            self.found = found
         if self._lost > self._gained:
             self._handing, self._next = False, _LATER * self._elapsed
 

@@ -501,6 +501,8 @@ class Solver:
         answer = self._run(brancher, candidates, frontier, worst, enough)
         if mixing is not None and mixing.found is not None:
             return mixing.found
+        if answer is None and mixing is not None and mixing.stuck:
+            return Reason.INCOMPLETE
         if self.trace.constant.issuperset(cases.problem.case_disjunct[open_cases].tolist()):
             return None
         if answer is None:
@@ -526,15 +528,18 @@ class Solver:
             begin = Frontier(roots)
             return self._run(inner, candidates, begin, worst, lambda lowest: expired())
 
-        def race(rivals: Frontier, seconds: float) -> bool | Counterexample:
+        def race(rivals: Frontier, seconds: float) -> Counterexample | Reason | None:
             limit, calls = self.deadline.slice(seconds), itertools.count()
+            stuck = self.statistics.stuck
 
             def enough(lowest: float) -> bool:
                 del lowest
                 return next(calls) > 0 and limit.expired()
 
             answer = self._run(brancher, candidates, rivals, worst, enough)
-            return answer if isinstance(answer, Counterexample) else answer is None
+            if isinstance(answer, Reason) and self.statistics.stuck > stuck:
+                return Reason.INCOMPLETE
+            return answer
 
         steps = self.settings.slope_steps, self.settings.branch_steps
         closer = BoxCloser(whole, *steps, worst.record, search)

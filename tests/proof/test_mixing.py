@@ -11,12 +11,16 @@ import numpy as np
 import pytest
 
 import onnxcert
+from onnxcert import Reason, Unknown
 from onnxcert.bounds.optimised import optimise
 from onnxcert.checker import Rejected, container
 from onnxcert.checker.certificate import Session
 from onnxcert.checker.trees import InputGroup, Refusal, Walked
 from onnxcert.proof.trace import InputTrees, NeuronTrees
+from onnxcert.search.branching import Bounded, Children
 from onnxcert.search.candidates import Candidates
+from onnxcert.search.frontier import Batch
+from onnxcert.search.input_split import InputSplit
 from onnxcert.search.mixing import BoxCloser
 from tests.checker.makers import Arrays, Header, dense, edited
 from tests.mixed import early
@@ -110,6 +114,31 @@ def test_what_is_not_closed_is_split_further(
     assert calls[0] >= 3
     assert 5 in arrays(files)["group"][:, 0]
     assert files.check() == REAL
+
+
+def test_boxes_that_cannot_be_split_are_not_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neuron splits close none of the first boxes, and inputs of theirs cannot be split either."""
+    close, split, failed = BoxCloser.close, InputSplit.split, set[int]()
+
+    def moody(closer: BoxCloser, batch: Batch, *arguments: Any) -> Any:
+        if len(failed) < 1:
+            failed.add(int(batch["node"][0]))
+            return None
+        return close(closer, batch, *arguments)
+
+    def stubborn(it: InputSplit, batch: Batch, bounded: Bounded) -> Children:
+        if set(batch["node"].tolist()) == failed:
+            return Children(None, np.zeros(0), 1)
+        return split(it, batch, bounded)
+
+    monkeypatch.setattr(BoxCloser, "close", moody)
+    monkeypatch.setattr(InputSplit, "split", stubborn)
+    result = two_cases(tmp_path).verify(splitting="input", certified=False)
+    assert failed
+    assert isinstance(result.verdict, Unknown)
+    assert result.verdict.reason is Reason.INCOMPLETE
 
 
 def test_boxes_that_are_refused_are_split_further(
