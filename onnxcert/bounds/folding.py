@@ -106,8 +106,8 @@ def fold(bounds: Bounds, expired: Callable[[], bool] = lambda: False) -> Folded 
         neurons = node.neurons and node.neurons.keep(to_host(index))
         relu = Node(node.name, Relu(len(index)), (source,), node.source, neurons)
         maker.add_relu(relu)
-        if expired():
-            return None
+    if expired():
+        return None
     return Folded(Graph(graph.input, graph.input_size, tuple(maker.nodes), graph.output), kept)
 
 

@@ -6,14 +6,15 @@ Where few inputs vary, boxes soon leave most relus stable. Then the network is f
 folded again when enough of its neurons have become stable. The certificate says on which boxes, and
 the checker does the same (rule R22).
 
-With as many ascent steps as elsewhere, 4, cifar_biasfield 12 and 62 take 239 and 1,839 boxes and 130
-and 96 CPU seconds; without folding a box takes 3 and 1.3 seconds, not 0.4 and 0.05. On 62 folding
-again when a tenth or three tenths of the neurons are stable took 104 to 106. With 16 steps it takes
-945 boxes and 78 CPU seconds, with 32 917 and 96; with the last 12 only where the first 4 make it
-likely that they refute, 1,577 to 1,651 and 88 to 93, as raised forms also choose the input to cut.
-Bounds from those of the parent first, and rows for every second generation only, saved nothing.
-Optimised slopes and splits of neurons below nearly refuted boxes of 62 ended with 197 boxes, and
-took as long because most tries failed: 2 to 3 ms a subproblem over the folded network, 14 before.
+With as many ascent steps as elsewhere, 4, cifar_biasfield 12 and 62 take 239 and 1,839 boxes and
+130 and 96 CPU seconds; without folding a box takes 3 and 1.3 seconds, not 0.4 and 0.05. On 62
+folding again when a tenth or three tenths of the neurons are stable took 104 to 106. With 16 steps
+it takes 945 boxes and 78 CPU seconds, with 32 917 and 96; with the last 12 only where the first 4
+make it likely that they refute, 1,577 to 1,651 and 88 to 93, as raised forms also choose the input
+to cut. Bounds from those of the parent first, and rows for every second generation only, saved
+nothing. Optimised slopes and splits of neurons below nearly refuted boxes of 62 ended with 197
+boxes, and took as long because most tries failed: 2 to 3 ms a subproblem over the folded network,
+14 over the other.
 """
 
 from __future__ import annotations
@@ -71,12 +72,14 @@ class _Part:
         index: (M,) which boxes.
         batch: what the brancher was given.
         bounded: what it made of that.
+        expired: whether the time is up.
     """
 
     number: int
     index: Array
     batch: Batch
     bounded: Bounded
+    expired: Callable[[], bool]
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ class FoldedSplit(Brancher):
                 place = self._folds[number].place
                 known = {f"known_{s}": part[f"known_{s}"][:, place] for s in ("lower", "upper")}
                 part = part | known
-            parts.append(_Part(number, index, part, brancher.bound(part, expired)))
+            parts.append(_Part(number, index, part, brancher.bound(part, expired), expired))
         return _joined(parts, len(numbers), batch["cases"])
 
     def split(self, batch: Batch, bounded: Bounded) -> Children:
@@ -210,7 +213,7 @@ class FoldedSplit(Brancher):
         if not worth or taken + sum(f.bytes for f in self._folds.values()) > MOST_BYTES:
             return part.number
         bounds = Bounds(boxes, subset(bounds.relaxation, index), bounds.empty)
-        folded = fold(bounds)
+        folded = fold(bounds, part.expired)
         if folded is None:
             return part.number
         whole = self.whole
