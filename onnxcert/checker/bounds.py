@@ -746,16 +746,25 @@ class Bounder:
         self.at_curves = np.zeros(network.size + 1)
         for k in self.deferred:
             self.at_curves[self.ends[k - 1] : self.ends[k]] = 1.0
-        # Scalars worth bounding backward: read by a curve, made from more than the input. For each
-        # block their numbers, and which of them the curves read.
-        self.tracked: dict[int, tuple[Array, list[tuple[Curve, Array]]]] = {}
+        self.tracked = self._find_tracked(spherical=spherical)
+        self.known_ids = np.concatenate([*(t[0] for t in self.tracked.values()), self.ends[:0]])
+
+    def _find_tracked(
+        self, *, spherical: bool
+    ) -> dict[int, tuple[Array, list[tuple[Curve, Array]]]]:
+        """Scalars worth bounding backward: read by a curve, made from more than the input.
+
+        Returns:
+            For each block, in order, their numbers, and which of them the curves read.
+        """
+        tracked: dict[int, tuple[Array, list[tuple[Curve, Array]]]] = {}
         for block in self.blocks:
             for k in self._worthwhile(block, spherical) if isinstance(block, Curve) else ():
                 assert isinstance(block, Curve)
                 ids = distinct(block.ids)
                 ids = ids[self.block_of(ids) == k]
-                known, readers = self.tracked.get(k, (ids, []))
-                self.tracked[k] = distinct(np.concatenate([known, ids])), [*readers, (block, ids)]
+                known, readers = tracked.get(k, (ids, []))
+                tracked[k] = distinct(np.concatenate([known, ids])), [*readers, (block, ids)]
         # What pairs read is bounded when they are met, and remembered with the rest.
         for block in self.blocks:
             for ids in (block.first, block.second) if isinstance(block, Pair) else ():
@@ -763,10 +772,9 @@ class Bounder:
                     if isinstance(self.blocks[k], Curve) or not self._is_inner(k, spherical=True):
                         continue
                     some = ids[self.block_of(ids) == k]
-                    known, readers = self.tracked.get(k, (self.ends[:0], []))
-                    self.tracked[k] = distinct(np.concatenate([known, some])), readers
-        self.tracked = dict(sorted(self.tracked.items()))  # `bound` meets the blocks in order
-        self.known_ids = np.concatenate([*(t[0] for t in self.tracked.values()), self.ends[:0]])
+                    known, readers = tracked.get(k, (self.ends[:0], []))
+                    tracked[k] = distinct(np.concatenate([known, some])), readers
+        return dict(sorted(tracked.items()))  # `bound` meets the blocks in order
 
     def _without_constants(self) -> tuple[dict[int, list[Part]], dict[int, Array | None]]:
         """The parts of each block that forms are pulled back through, and its offset.
@@ -1338,16 +1346,22 @@ class Bounder:
         error = error * SLACK + gamma(8 * len(self.blocks) + 16) * size + TINY
         # Coefficients that underflow are off by up to 2^-1074 for each product in them.
         error += 1e-300 * r.reach.sum(axis=1)[:, None]
-        few = pending.get(_AT_FEW)
-        if few is not None and 0 not in pending and 0 not in multipliers:
-            return Form(few.reshape(*shape, -1), constant - error, r.few)
+        return self._at_inputs(r, pending, constant - error, multipliers.get(0))
+
+    def _at_inputs(
+        self, r: Relaxation, pending: Mapping[int, Array], constant: Array, split: Array | None
+    ) -> Form:
+        """The forms over the inputs, of which curves may have ``split`` some (B, n_in)."""
+        shape, few = constant.shape, pending.get(_AT_FEW)
+        if few is not None and 0 not in pending and split is None:
+            return Form(few.reshape(*shape, -1), constant, r.few)
         inputs = pending.get(0, np.zeros((shape[0] * shape[1], self.network.n_inputs)))
         inputs = inputs.reshape(*shape, -1)
-        if 0 in multipliers:  # curves may read inputs
-            inputs = inputs - multipliers[0][:, None]
+        if split is not None:
+            inputs = inputs - split[:, None]
         if few is not None:
             inputs = inputs + Form(few.reshape(*shape, -1), constant, r.few).wide(inputs.shape[2])
-        return Form(inputs, constant - error)
+        return Form(inputs, constant)
 
     def _in_sums(
         self, r: Relaxation, k: int, block: Affine, rows: Array, here: Array | slice

@@ -32,6 +32,7 @@ from onnxcert.checker.needed import Unread
 from onnxcert.checker.proof import Boxes, Combined, Prover, Rows
 from onnxcert.checker.spec import Case, read_spec
 from onnxcert.checker.trees import Arrays, Checked, Group, InputGroup, Node, Refusal, Walked
+from onnxcert.errors import InputError
 from onnxcert.processes import Child, IdleProcessors, end_with_parent, read, write
 from onnxcert.proof.trace import InputTrees, NeuronTrees, Step
 from onnxcert.proof.writer import CaseNumbers, Writer
@@ -308,10 +309,16 @@ class Watch:
         """Send what a certificate will say of a node that is handed on."""
         if self._closed.is_set():
             return
-        if self._numbers is None:
-            self._numbers = CaseNumbers(read_spec(self._begin()[1]))
-        for problem in self._problems:
-            self._numbers.add(problem)
+        try:
+            if self._numbers is None:
+                self._numbers = CaseNumbers(read_spec(self._begin()[1]))
+            for problem in self._problems:
+                self._numbers.add(problem)
+        except (Unusable, InputError) as error:
+            # The child will see that it was not told of all, and whoever certifies says why.
+            _log.info("a box that is handed on cannot be described: %s", error)
+            self._closed.set()
+            return
         self._problems.clear()
         writer = Writer(self._numbers)
         self._tell("hand", uid, node, writer.arrays_of_trees(trees), tuple(writer.layers))

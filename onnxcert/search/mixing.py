@@ -191,9 +191,8 @@ class Mixing:
         lost = (
             len(back) > _FAILURES or self._is_over or self._race(rivals, self._gained + self._lost)
         )
-        for left in (rivals, back):
-            if len(left):
-                self.frontier.push(*left.pop_scored(len(left)))
+        self._put_back(rivals)
+        self._put_back(back)
         self._handing = not lost and not self._is_over
         if self._handing:
             mean, count = self._gained / self._closed, len(self.frontier)
@@ -211,17 +210,19 @@ class Mixing:
         """Close the worst box, or have it halved; inputs are split again if that is no success."""
         mean = self._gained / self._closed
         failed = self._close(max(_OUTLIER * mean, self._patience))
-        if failed is None or self._is_over:
-            if failed is not None:
-                self.frontier.push(*failed)
+        if failed is None:
             return
         halves = Frontier()
         halves.push(*failed)
-        self._race(halves, 0.0)
-        if len(halves):
-            self.frontier.push(*halves.pop_scored(len(halves)))
+        if not self._is_over:
+            self._race(halves, 0.0)
+        self._put_back(halves)
         if self._lost > self._gained:
             self._handing, self._next = False, _LATER * self._elapsed
+
+    def _put_back(self, boxes: Frontier) -> None:
+        if len(boxes):
+            self.frontier.push(*boxes.pop_scored(len(boxes)))
 
     def _close(self, seconds: float) -> tuple[Batch, Array] | None:
         """Close the worst box in about the given time; the box and its score if that fails."""

@@ -17,7 +17,7 @@ import pytest
 
 from onnxcert import Reason, Result, Unknown
 from onnxcert.arrays import IntArray
-from onnxcert.checker import Rejected
+from onnxcert.checker import Rejected, Unusable
 from onnxcert.checker.bounds import Bounder
 from onnxcert.checker.certificate import Session
 from onnxcert.checker.errors import Expired
@@ -264,6 +264,20 @@ def test_boxes_that_are_handed_on_are_checked_meanwhile(
     found, answer = inside.again(edited(inside.data, fewer))
     assert not found
     assert isinstance(answer[0], Rejected)
+
+
+def test_a_box_that_cannot_be_described_is_checked_in_the_end(
+    tmp_path: Path, inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(data: bytes) -> None:
+        raise Unusable("it is read in another way")
+
+    monkeypatch.setattr(watch, "read_spec", fail)
+    files = halves(tmp_path, dense([4, 6, 6, 1], 4), [1.0], 0.02)
+    with early(batches=1):
+        result = files.verify(splitting="input", watch="auto")
+    assert (result.word, inside.agreed) == ("unsat", [False])
+    assert files.check() == REAL
 
 
 def test_a_node_cannot_stand_for_two(tmp_path: Path, inside: Inside) -> None:
