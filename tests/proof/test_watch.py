@@ -45,6 +45,7 @@ class Inside:
         data, known: the certificate, and what its groups were made of.
         agreed: whether the trees walked were found in the certificate, per question.
         bounded: boxes bounded after the certificate was there.
+        left_out: kinds of messages that do not arrive.
     """
 
     child: Any = None
@@ -53,12 +54,16 @@ class Inside:
     known: list[tuple[int, IntArray]] = field(default_factory=list)
     agreed: list[bool] = field(default_factory=list)
     bounded: int = 0
+    left_out: tuple[str, ...] = ()
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Put this in the place of the process."""
         agrees, boxes = WatchedTrees.agrees, Prover.boxes
 
-        def tell(parent: Watch, kind: str, *parts: Any) -> None:
+        def send(parent: Watch, kind: str, make: Callable[[], Any]) -> None:
+            parts = make()
+            if parts is None or kind in self.left_out:
+                return
             if self.child is None:
                 self.child = watch._Child(*parent._begin())
             getattr(self.child, kind)(*pickle.loads(pickle.dumps(parts)))
@@ -77,7 +82,7 @@ class Inside:
             self.bounded += len(ids) if self.data else 0
             return boxes(prover, ids, *rest)
 
-        monkeypatch.setattr(Watch, "_tell", tell)
+        monkeypatch.setattr(Watch, "_send", send)
         monkeypatch.setattr(Watch, "finish", finish)
         monkeypatch.setattr(WatchedTrees, "agrees", noted)
         monkeypatch.setattr(Prover, "boxes", counted)
@@ -359,14 +364,14 @@ def test_other_boxes_are_not_bounded_ahead(tmp_path: Path) -> None:
     rows = Rows.of(cases, session.network.n_inputs, len(session.network.output))
     prover = Prover(session.bounder(executed=False), rows)
     roots = prover.roots(cases)
-    prover.bound_ahead(roots)
+    prover.bounds(roots, backward=True)
     ((_, ahead),) = prover.ahead
-    assert prover._bounds(roots, backward=True) is ahead
+    assert prover.bounds(roots, backward=True) is ahead
     smaller = replace(roots, low=0.5 * roots.low)
     known = replace(roots, known=(np.full_like(roots.known[0], -1.0), roots.known[1]))
     for other in (smaller, known, roots[np.array([0, 0])]):
-        assert prover._bounds(other, backward=True) is not ahead
-    assert prover._bounds(roots, backward=False) is not ahead
+        assert prover.bounds(other, backward=True) is not ahead
+    assert prover.bounds(roots, backward=False) is not ahead
 
 
 def test_no_process_for_what_is_over_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -532,7 +537,7 @@ def test_a_process_that_reads_nothing_of_the_model_says_nothing(
 ) -> None:
     """Its complaints would end up among the words of the program; the parent finds out itself."""
     parent = Watch(lambda: (b"no model", b"no specification", None, "real"))
-    parent._tell("problem", None)
+    parent.tell("problem", None)
     assert parent.finish(b"", [], lambda: False) is None
     processes.assert_gone()
     assert capfd.readouterr() == ("", "")
@@ -552,7 +557,7 @@ def test_the_time_may_be_up_while_a_process_is_asked(
         child._process.stdin.close()
 
     monkeypatch.setattr(Child, "_send", send_nothing)
-    parent._tell("problem", None)
+    parent.tell("problem", None)
 
     def expired() -> bool:
         late = next(questions)
