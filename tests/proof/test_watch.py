@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import pickle
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ import numpy as np
 import pytest
 
 from onnxcert import Reason, Result, Unknown
-from onnxcert.arrays import IntArray
 from onnxcert.checker import Rejected, Unusable
 from onnxcert.checker.bounds import Bounder
 from onnxcert.checker.certificate import Session
@@ -25,73 +23,16 @@ from onnxcert.checker.proof import Prover, Rows
 from onnxcert.processes import Child, IdleProcessors
 from onnxcert.proof import watch
 from onnxcert.proof.trace import InputTrees
-from onnxcert.proof.watch import Reply, Watch, WatchedTrees
+from onnxcert.proof.watch import Reply, Watch
 from onnxcert.search import folded_split
 from tests.checker.makers import Arrays, Header, coarse, dense, edited, spec
 from tests.mixed import early
+from tests.proof.inside import Inside
 from tests.proof.networks import Files, halves, hard, least
 from tests.proof.skeptic import Skeptic
 from tests.strategies import make_problem
 
 REAL = "VERIFIED UNSAT (real)"
-
-
-@dataclass
-class Inside:
-    """A second process that is none: messages are pickled and read at once.
-
-    Attributes:
-        answer: to the certificate.
-        data, known: the certificate, and what its groups were made of.
-        agreed: whether the trees walked were found in the certificate, per question.
-        bounded: boxes bounded after the certificate was there.
-        left_out: kinds of messages that do not arrive.
-    """
-
-    child: Any = None
-    answer: Any = None
-    data: bytes = b""
-    known: list[tuple[int, IntArray]] = field(default_factory=list)
-    agreed: list[bool] = field(default_factory=list)
-    bounded: int = 0
-    left_out: tuple[str, ...] = ()
-
-    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Put this in the place of the process."""
-        agrees, boxes = WatchedTrees.agrees, Prover.boxes
-
-        def send(parent: Watch, kind: str, make: Callable[[], Any]) -> None:
-            parts = make()
-            if parts is None or kind in self.left_out:
-                return
-            if self.child is None:
-                self.child = watch._Child(*parent._begin())
-            getattr(self.child, kind)(*pickle.loads(pickle.dumps(parts)))
-
-        def finish(parent: Watch, data: bytes, groups: Sequence[Any], expired: object) -> Reply:
-            self.data = data
-            self.known = [(parent._trees.get(id(trees), -1), order) for trees, order, _ in groups]
-            self.answer = self.child.finish(data, self.known)
-            return self.answer
-
-        def noted(trees: WatchedTrees, *arguments: Any) -> bool:
-            self.agreed.append(agrees(trees, *arguments))
-            return self.agreed[-1]
-
-        def counted(prover: Prover, ids: np.ndarray, *rest: Any) -> Any:
-            self.bounded += len(ids) if self.data else 0
-            return boxes(prover, ids, *rest)
-
-        monkeypatch.setattr(Watch, "_send", send)
-        monkeypatch.setattr(Watch, "finish", finish)
-        monkeypatch.setattr(WatchedTrees, "agrees", noted)
-        monkeypatch.setattr(Prover, "boxes", counted)
-
-    def again(self, data: bytes) -> tuple[bool, Reply]:
-        """Whether the trees are found in another certificate, and the answer to it."""
-        del self.agreed[:]
-        answer: Reply = self.child.finish(data, self.known)
-        return self.agreed == [True], answer
 
 
 @pytest.fixture
@@ -244,17 +185,10 @@ def test_boxes_that_are_handed_on_are_checked_meanwhile(
     assert (str(verified), refused) == (f"VERIFIED UNSAT ({semantics})", [])
     (trees,) = inside.child.trees.values()
     assert len(trees.handed) > 1
-    assert all(checked is not None for _, checked in trees.handed.values())
-    paths: list[int] = []
-    right = Prover.paths
-
-    def counted(prover: Prover, root: Any, batch: Any, *rest: Any) -> Any:
-        paths.append(len(batch.case))
-        return right(prover, root, batch, *rest)
-
-    monkeypatch.setattr(Prover, "paths", counted)
+    assert (inside.made, inside.leaves) == (0, 0)
+    assert inside.child.memory.leaves > len(trees.handed)
     found, answer = inside.again(inside.data)
-    assert (found, paths, answer[0]) == (True, [], verified)
+    assert (found, inside.leaves, answer[0]) == (True, 0, verified)
 
     def other_slope(header: Header, arrays: Arrays) -> None:
         arrays["slope"][-1] ^= 1
@@ -265,7 +199,7 @@ def test_boxes_that_are_handed_on_are_checked_meanwhile(
         arrays["op"][np.flatnonzero(arrays["op"][:nodes] == 2)[0]] = 0
 
     assert inside.again(edited(inside.data, other_slope))[0]
-    assert len(paths) > 0  # of that box only
+    assert (inside.made, inside.leaves) == (0, 1)
     found, answer = inside.again(edited(inside.data, fewer))
     assert not found
     assert isinstance(answer[0], Rejected)
