@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 from onnxcert.arrays import IntArray
 from onnxcert.checker.proof import Prover
 from onnxcert.checker.trees import Group
+from onnxcert.processes import IdleProcessors
 from onnxcert.proof import watch
 from onnxcert.proof.watch import Reply, Watch, WatchedTrees
 
@@ -94,3 +97,40 @@ class Inside:
         self.bounded = self.made = self.leaves = 0
         answer: Reply = self.child.finish(data, self.known)
         return self.agreed == [True], answer
+
+
+@dataclass
+class Processes:
+    """Notes the children of a run, and their answers."""
+
+    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    answers: list[Reply | None] = field(default_factory=list)
+    threads: set[threading.Thread] = field(default_factory=lambda: set(threading.enumerate()))
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Have a second process from the first moment on."""
+        finish, popen = Watch.finish, subprocess.Popen
+
+        def start(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+            self.started.append(popen(*arguments, **options))
+            return self.started[-1]
+
+        def answer(parent: Watch, *arguments: Any) -> Reply | None:
+            self.answers.append(finish(parent, *arguments))
+            return self.answers[-1]
+
+        monkeypatch.setattr(watch, "_PATIENCE", -1.0)
+        monkeypatch.setattr(watch, "_LATER", 0.0)
+        monkeypatch.setattr(IdleProcessors, "count", lambda idle: 1.0)
+        monkeypatch.setattr(subprocess, "Popen", start)
+        monkeypatch.setattr(Watch, "finish", answer)
+
+    def assert_gone(self) -> None:
+        assert self.started
+        for process in self.started:
+            assert process.returncode is not None
+            assert process.stdin is not None
+            assert process.stdout is not None
+            assert process.stdin.closed
+            assert process.stdout.closed
+        assert set(threading.enumerate()) <= self.threads

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,16 +14,27 @@ import pytest
 
 from onnxcert import Reason
 from onnxcert.checker import Rejected, container
+from onnxcert.checker.audit import Auditor
+from onnxcert.checker.balls import Balls
+from onnxcert.checker.bounds import Columns, Hint, Relaxation
 from onnxcert.checker.certificate import Session
-from onnxcert.checker.trees import Refusal
-from onnxcert.proof.watch import Reply
+from onnxcert.checker.network import Curve
+from onnxcert.checker.proof import Narrowing, Paths, Prover, Rows
+from onnxcert.checker.tilts import Tilt, find_reads
+from onnxcert.checker.trees import Base, Group, Refusal, Region
+from onnxcert.processes import Child, IdleProcessors
+from onnxcert.proof import memory, watch
+from onnxcert.proof.memory import Memory, digest
+from onnxcert.proof.trace import NeuronTrees
+from onnxcert.proof.watch import Reply, Watch
 from tests import hasty
 from tests.checker.makers import Arrays, Header, dense, edited
-from tests.proof.inside import Inside
+from tests.proof.inside import Inside, Processes
 from tests.proof.networks import Files, halves, hard
 from tests.proof.test_narrowing import eager
 from tests.search import test_crew as crew
 
+BOX = np.full((1, 4), -1.0), np.full((1, 4), 1.0)
 SEMANTICS = ("real", "ieee32-any-order")
 Outcome = tuple[str, list[tuple[int, int, list[int]]]]
 
@@ -166,6 +180,50 @@ def test_what_was_not_told_is_refuted_in_the_end(
     assert files.check() == str(verified)
 
 
+def test_leaves_that_are_not_refuted_meanwhile_are_looked_at_again(
+    tmp_path: Path, inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checker doubts every other leaf while the search runs, and none in the end."""
+    paths, doubted = Prover.paths, [0]
+
+    def doubtful(prover: Prover, *arguments: Any) -> np.ndarray:
+        lower = paths(prover, *arguments)
+        if not inside.data:
+            doubted[0] += len(lower[::2])
+            lower[::2] = -1.0
+        return lower
+
+    monkeypatch.setattr(Prover, "paths", doubtful)
+    files = plain(tmp_path, monkeypatch, "real")
+    assert outcome(inside.answer) == ("VERIFIED UNSAT (real)", [])
+    assert inside.leaves == doubted[0] > 1
+    assert files.check() == "VERIFIED UNSAT (real)"
+
+
+def test_leaves_that_nobody_needs_do_no_harm(
+    tmp_path: Path, inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message that is no leaf of anything, one that is twice there, and one that is wrong."""
+    send = Watch._send
+
+    def noisy(parent: Watch, kind: str, make: Callable[[], Any]) -> None:
+        send(parent, kind, make)
+        if kind != "closed":
+            return
+        uid, leaves = make()
+        last = replace(leaves, nodes=leaves.nodes + 10**6)
+        wrong = replace(leaves, multipliers=np.zeros_like(leaves.multipliers)[:, :1])
+        heavy = replace(leaves, multipliers=0.0 * leaves.multipliers + 1e3)
+        for noise in (leaves, last, wrong, heavy):
+            send(parent, kind, lambda noise=noise: (uid, noise))
+
+    monkeypatch.setattr(Watch, "_send", noisy)
+    files = plain(tmp_path, monkeypatch, "real")
+    assert outcome(inside.answer) == ("VERIFIED UNSAT (real)", [])
+    assert inside.leaves == 0
+    assert files.check() == "VERIFIED UNSAT (real)"
+
+
 # --- other certificates ---------------------------------------------------------------------------
 
 
@@ -197,8 +255,8 @@ def changes(found: Arrays) -> list[tuple[str, Callable[[Header, Arrays], None]]]
     for name, values in found.items():
         if values.size == 0:
             continue
-        places = np.unique(np.linspace(0, values.size - 1, 4).astype(int)).tolist()
-        values_of = {"point": (0, 1), "slope": (0, 255)}.get(name, (0, 1, 2, 0x4120))
+        places = np.unique([0, values.size // 2, values.size - 1]).tolist()
+        values_of = {"op": (0, 1, 2, 3), "slope": (0, 255)}.get(name, (0, 2))
         for place in [*places, slice(None)]:
             made += [(name, _with(name, place, value)) for value in values_of]
         made.append((name, _swapped(name)))
@@ -233,3 +291,416 @@ def test_other_certificates_are_judged_as_by_a_checker_that_knows_nothing(
     if "closed" in inside.told and (found["op"] == 1).any():
         assert {"arg", "point"} <= refused
     assert outcome(inside.again(inside.data)[1]) == fresh(files, inside.data)
+
+
+def test_a_certificate_of_other_semantics_is_checked_as_a_whole(
+    tmp_path: Path, inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What holds over the reals may not hold for executions."""
+    files = plain(tmp_path, monkeypatch, "real")
+
+    def change(header: Header, arrays: Arrays) -> None:
+        header["semantics"] = "ieee32-any-order"
+
+    data = edited(inside.data, change)
+    expected = fresh(files, data)
+    assert outcome(inside.again(data)[1]) == expected
+    assert inside.made > 0
+    assert inside.leaves == int((container.unpack(data)[1]["op"] == 0).sum())
+
+
+def test_a_leaf_of_another_box_is_another_leaf(
+    tmp_path: Path, inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that is stored of two groups changes places but their cases."""
+    files = plain(tmp_path, monkeypatch, "real")
+
+    def change(header: Header, arrays: Arrays) -> None:
+        first, second = arrays["group"].tolist()
+        arrays["group"][:, 2:] = [second[2:], first[2:]]
+        splits = [int((op == 1).sum()) for op in np.split(arrays["op"], [first[2]])]
+        counts = {"op": first[2], "column": first[4]}
+        counts |= dict.fromkeys(("arg", "layer", "point"), splits[0])
+        for name, count in counts.items():
+            arrays[name] = np.concatenate([arrays[name][count:], arrays[name][:count]])
+
+    data = edited(inside.data, change)
+    assert outcome(inside.again(data)[1]) == fresh(files, data)
+
+
+def _base_of(session: Session, **changes: Any) -> bytes:
+    """The mark of bounds that are made of some things, of which some are changed."""
+    bounder = session.bounder(executed=False)
+    cases = list(session.query.cases())
+    prover = Prover(bounder, Rows.of(cases, 4, 2))
+    group = Group(
+        *(bounder, [], watch.Arrays({}), Auditor(bounder, 0, 0), 1, [], lambda: False),
+        Memory(False),
+    )
+    sides = (
+        np.full((1, bounder.network.size + 1), -1.0),
+        np.full((1, bounder.network.size + 1), 1.0),
+    )
+    path = np.array([9, 9])
+    leaves = leaf(scalar=path[None], side=np.ones((1, 2)), point=np.zeros((1, 2)))
+    block = next(k for k, b in enumerate(bounder.blocks) if isinstance(b, Curve))
+    things: dict[str, Any] = {
+        "case": cases[0],
+        "narrowed": True,
+        "known": sides,
+        "scalar": path,
+        "side": np.ones(2),
+        "point": np.zeros(2),
+        "low": np.full((1, 4), -1.0),
+        "high": np.full((1, 4), 1.0),
+        "above": (np.zeros((1, 2)), np.ones((1, 2))),
+        "balls": None,
+        "columns": Columns({block: (np.array([0]), np.array([0]))}, {block: 8}),
+        "hint": Hint(np.array([9]), 1.0, np.array([[7]], np.uint8)),
+        "narrowing": Narrowing(block, np.array([9]), 1.0, leaves),
+    } | changes
+    parts = ("known", "scalar", "side", "point", "narrowed")
+    region = Region([things["case"]], None, *(things[part] for part in parts))
+    roots = replace(
+        prover.roots(cases),
+        low=things["low"],
+        high=things["high"],
+        known=things["above"],
+        balls=things["balls"],
+    )
+    hints = {block: [things["hint"]]}, [things["narrowing"]]
+    return group._base(prover, region, roots, things["columns"], hints).mark
+
+
+def test_bounds_are_known_by_all_that_they_are_made_of(tmp_path: Path) -> None:
+    files = crew.question(tmp_path)
+    session = Session(files.model.read_bytes(), files.spec.read_bytes())
+    size = session.bounder(executed=False).network.size + 1
+    block, cases = 2, list(session.query.cases())
+    zeros, ones = np.zeros((1, size)), np.ones((1, size))
+    slopes = np.array([[8]], np.uint8)
+    changes: list[dict[str, Any]] = [
+        {},
+        {"case": cases[1]},
+        {"known": None},
+        {"known": (zeros, ones)},
+        {"known": (-ones, 2 * ones)},
+        {"scalar": np.array([9, 10])},
+        {"side": np.array([1.0, -1.0])},
+        {"point": np.array([0.0, 1.0])},
+        {"low": np.full((1, 4), -0.5)},
+        {"high": np.full((1, 4), 0.5)},
+        {"above": (np.zeros((1, 2)), np.full((1, 2), 2.0))},
+        {"balls": Balls(np.zeros((1, 4)), np.ones((1, 4)))},
+        {"columns": Columns({block: (np.array([1]), np.array([0]))}, {block: 8})},
+        {"hint": Hint(np.array([10]), 1.0, np.array([[7]], np.uint8))},
+        {"hint": Hint(np.array([9]), -1.0, np.array([[7]], np.uint8))},
+        {"hint": Hint(np.array([9]), 1.0, slopes)},
+        {"narrowing": Narrowing(block, np.array([10]), 1.0, leaf())},
+        {"narrowing": Narrowing(block, np.array([9]), -1.0, leaf())},
+        *({"narrowing": Narrowing(block, np.array([9]), 1.0, leaf(**c))} for c in OTHER_LEAVES),
+    ]
+    marks = [_base_of(session, **change) for change in changes]
+    assert len(set(marks)) == len(marks)
+    assert _base_of(session) == marks[0]
+    # Other cases do not matter where their rows are not used.
+    assert _base_of(session, narrowed=False) == _base_of(session, narrowed=False, case=cases[1])
+
+
+# --- the memory -----------------------------------------------------------------------------------
+
+
+def leaf(**changes: Any) -> Paths:
+    """A leaf of three splits."""
+    parts: dict[str, Any] = {
+        "case": np.array([0]),
+        "scalar": np.array([[4, 5, 6]]),
+        "side": np.array([[1.0, -1.0, 1.0]]),
+        "point": np.array([[0.0, 0.5, 0.0]]),
+        "multiplier": np.array([[0.25, 0.0, 1.0]]),
+        "slopes": np.array([[3, 200]], np.uint8),
+        "weights": np.array([[1.0, 0.0]]),
+        "tilted": np.array([False]),
+    }
+    return Paths(**parts | changes)
+
+
+OTHER_LEAVES = [
+    {"case": np.array([1])},
+    {"scalar": np.array([[4, 5, 7]])},
+    {"side": np.array([[1.0, -1.0, -1.0]])},
+    {"point": np.array([[0.0, 0.25, 0.0]])},
+    {"multiplier": np.array([[0.25, 0.0, 0.5]])},
+    {"slopes": np.array([[3, 201]], np.uint8)},
+    {"weights": np.array([[1.0, 1.0]])},
+    {"tilted": np.array([True])},
+]
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Base:
+    """Bounds over the box of two cases."""
+    files = crew.question(tmp_path)
+    session = Session(files.model.read_bytes(), files.spec.read_bytes())
+    cases = list(session.query.cases())
+    bounder = session.bounder(executed=False)
+    prover = Prover(bounder, Rows.of(cases, 4, 2))
+    roots = prover.roots(cases)
+    return Base(
+        prover,
+        Region(cases),
+        Columns({}, {}),
+        lambda: prover.bounds(roots, backward=True),
+        b"mark",
+    )
+
+
+@dataclass
+class Bound:
+    """Says what it was asked to bound, and that it is refuted or not."""
+
+    lower: float = 1.0
+    asked: int = 0
+
+    def __call__(self, leaves: Sequence[Paths]) -> np.ndarray:
+        self.asked += len(leaves)
+        return np.full(len(leaves), self.lower)
+
+
+@pytest.mark.parametrize("changed", OTHER_LEAVES)
+def test_a_leaf_is_known_by_all_that_it_is_made_of(base: Base, changed: dict[str, Any]) -> None:
+    known, bound = Memory(False), Bound()
+    for _ in range(2):
+        assert (known.lower(base, [leaf()], bound) > 0).all()
+    assert bound.asked == 1
+    known.lower(base, [leaf(**changed)], bound)
+    assert bound.asked == 2
+    assert known.leaves == 2
+
+
+def test_shorter_paths_with_more_weights_are_other_leaves(base: Base) -> None:
+    """Even if their bytes follow each other in the same way."""
+    known, bound = Memory(False), Bound()
+    none = np.zeros((1, 0))
+    known.lower(
+        base,
+        [
+            leaf(
+                scalar=np.array([[0]]),
+                **dict.fromkeys(("side", "point", "multiplier"), np.zeros((1, 1))),
+                weights=np.zeros((1, 1)),
+            )
+        ],
+        bound,
+    )
+    longer = np.zeros((1, 5))
+    known.lower(
+        base,
+        [
+            leaf(
+                scalar=none.astype(np.int64),
+                **dict.fromkeys(("side", "point", "multiplier"), none),
+                weights=longer,
+            )
+        ],
+        bound,
+    )
+    assert bound.asked == 2
+
+
+def test_leaves_of_other_bounds_cases_or_planes_are_other_leaves(base: Base) -> None:
+    known, bound = Memory(False), Bound()
+    known.lower(base, [leaf()], bound)
+    known.lower(replace(base, mark=b"other"), [leaf()], bound)
+    assert bound.asked == 2
+    swapped = replace(base, region=Region(base.region.cases[::-1]))
+    known.lower(swapped, [leaf()], bound)
+    assert bound.asked == 3
+    known.lower(swapped, [leaf(case=np.array([1]))], bound)  # the first, by another number
+    assert bound.asked == 3
+    block = next(k for k, b in enumerate(base.prover.bounder.blocks) if isinstance(b, Curve))
+    reads = find_reads(base.prover.bounder, base.root, block, np.array([0]))
+    codes = np.full(int(reads.used.sum()), 100, np.uint8)
+    tilt = Tilt.build(base.prover.bounder, base.root, block, np.array([0]), codes)
+    for tilts in ({0: {block: tilt}}, {0: {block: replace(tilt, factor=0.5 * tilt.factor)}}):
+        known.lower(replace(base, tilts=tilts), [leaf()], bound)
+    assert bound.asked == 5
+
+
+@pytest.mark.parametrize("lower", [0.0, -1.0, np.nan, -np.inf])
+def test_leaves_that_are_not_refuted_are_not_remembered(base: Base, lower: float) -> None:
+    known, bound = Memory(False), Bound(lower)
+    for count in (1, 2):
+        assert not (known.lower(base, [leaf()], bound) > 0).any()
+        assert (bound.asked, known.leaves) == (count, 0)
+    assert (known.lower(base, [leaf(), leaf()], Bound()) > 0).all()
+    assert known.leaves == 1
+
+
+def test_bounds_are_made_once_and_cannot_be_changed(base: Base) -> None:
+    known, made = Memory(False), list[int]()
+
+    def make() -> Relaxation:
+        made.append(1)
+        return base.prover.bounder.bound(*BOX)
+
+    first = known.bounds(b"a", make)
+    assert known.bounds(b"a", make) is first
+    assert known.bounds(b"b", make) is not first
+    assert len(made) == 2
+    with pytest.raises(ValueError, match="read-only"):
+        first.lower[0, 0] = 0.0
+
+
+def test_memory_is_bounded(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bounds that were not asked for longest are made again, and no more leaves are kept."""
+    made = list[int]()
+
+    def make() -> Relaxation:
+        made.append(1)
+        return base.prover.bounder.bound(*BOX)
+
+    size = sum(array.nbytes for array in memory._arrays(make()))
+    monkeypatch.setattr(memory, "_MOST_BYTES", int(2.5 * size))
+    monkeypatch.setattr(memory, "_MOST_LEAVES", 1)
+    few = Memory(False)
+    del made[:]
+    for name in (b"a", b"b", b"a", b"c", b"a"):
+        few.bounds(name, make)
+    assert len(made) == 3
+    few.bounds(b"b", make)
+    assert len(made) == 4
+    bound = Bound()
+    for _ in range(2):
+        for point in (0.0, 0.125):
+            few.lower(base, [leaf(point=np.full((1, 3), point))], bound)
+    assert (few.leaves, bound.asked) == (1, 3)
+
+
+THINGS: list[Any] = [
+    *(None, True, 1, 1.0, "1", "", (), [1], [[1]], [1, 1], ["11"], ["1", "1"]),
+    *({}, {1: 1}, {1: None}),
+    *(np.zeros(2), np.zeros((2, 1)), np.zeros(2, np.int64), np.array([0.0, -0.0]), np.zeros(0)),
+    *(Region(()), Region((), narrowed=True)),
+    *((np.zeros(1), np.zeros(2)), (np.zeros(2), np.zeros(1))),
+]
+
+
+def test_different_things_have_different_digests() -> None:
+    assert len({digest(thing) for thing in THINGS}) == len(THINGS)
+    assert [digest(thing) for thing in THINGS] == [digest(thing) for thing in THINGS]
+    with pytest.raises(TypeError):
+        digest(object())
+
+
+# --- the process itself ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def processes(monkeypatch: pytest.MonkeyPatch) -> Processes:
+    made = Processes()
+    made.install(monkeypatch)
+    monkeypatch.setattr(
+        "onnxcert.search.solve.Solver._split_briefly", lambda *arguments: Reason.TIMEOUT
+    )
+    return made
+
+
+@pytest.mark.parametrize("make", [plain, regions, narrowed])
+def test_a_process_answers(
+    tmp_path: Path, processes: Processes, monkeypatch: pytest.MonkeyPatch, make: Make
+) -> None:
+    files = make(tmp_path, monkeypatch, "real")
+    (answer,) = processes.answers
+    assert answer is not None
+    assert outcome(answer) == ("VERIFIED UNSAT (real)", [])
+    assert files.check() == "VERIFIED UNSAT (real)"
+    processes.assert_gone()
+
+
+@pytest.mark.parametrize("kind", ["bounds", "planted", "halved", "handed"])
+def test_a_process_that_dies_is_not_missed(
+    tmp_path: Path, processes: Processes, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    send = Watch._send
+
+    def fatal(parent: Watch, told: str, make: Callable[[], Any]) -> None:
+        send(parent, told, make)
+        if told == kind:
+            processes.started[-1].kill()
+            processes.started[-1].wait()
+
+    monkeypatch.setattr(Watch, "_send", fatal)
+    files = regions(tmp_path, monkeypatch, "real")
+    assert processes.answers == [None]
+    assert files.check() == "VERIFIED UNSAT (real)"
+    processes.assert_gone()
+
+
+def test_messages_that_wait_are_bounded(
+    processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody reads them here: leaves are left out, what is small and has to follow is not."""
+    monkeypatch.setattr(watch, "_MOST_WAITING", 10**5)
+    monkeypatch.setattr(Child, "_send", lambda child: child._process.stdin.close())
+    parent = Watch(lambda: (b"", b"", None, "real"))
+    sizes = []
+    for _ in range(100):
+        parent.tell("closed", 1, np.zeros(10**3))
+        parent.tell("split", 1)
+        assert parent._child is not None
+        sizes.append(parent._child.waiting)
+    assert 10**5 < sizes[-1] < 10**5 + 2 * 8 * 10**3
+    assert len(set(sizes)) == len(sizes)
+    parent.close()
+    processes.assert_gone()
+
+
+def test_messages_to_spare_are_not_sent_in_a_hurry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "echo.py").write_text(
+        "import sys\n"
+        "from onnxcert.processes import read, write\n"
+        "while True:\n"
+        "    write(sys.stdout.buffer, read(sys.stdin.buffer))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    send, blocked = Child._send, threading.Event()
+
+    def later(child: Child) -> None:
+        blocked.wait()
+        send(child)
+
+    monkeypatch.setattr(Child, "_send", later)
+    child = Child("echo")
+    for number in range(4):
+        child.tell(number, spare=number % 2 == 0)
+    assert child.waiting > 0
+    child.hurry()
+    blocked.set()
+    assert [child.answer(30.0) for _ in range(2)] == [1, 3]
+    child.close()
+    assert child.waiting == 0
+
+
+def test_no_process_for_splits_of_neurons_that_are_over_soon(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[Watch] = []
+    monkeypatch.setattr(watch, "_PATIENCE", -1.0)
+    monkeypatch.setattr(IdleProcessors, "count", lambda idle: 1.0)
+    monkeypatch.setattr(Watch, "_start", lambda *parents: started.extend(parents))
+    monkeypatch.setattr(watch, "_LATER", 1e6)
+    graph = SimpleNamespace(numbering={})
+    trees = NeuronTrees(None, graph, {}, (graph, []))  # type: ignore[arg-type]
+    parent = Watch(lambda: (b"", b"", None, "real"))
+    parent.follow_neurons(trees, np.zeros(1, np.int64))
+    assert not parent._settled()
+    assert started == []
+    parent.close()
+    monkeypatch.setattr(watch, "_LATER", 0.0)
+    parent = Watch(lambda: (b"", b"", None, "real"))
+    parent.follow_neurons(trees, np.zeros(1, np.int64))
+    assert started[:1] == [parent]
+    parent.close()

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from onnxcert.proof.watch import Reply, Watch
 from onnxcert.search import folded_split
 from tests.checker.makers import Arrays, Header, coarse, dense, edited, spec
 from tests.mixed import early
-from tests.proof.inside import Inside
+from tests.proof.inside import Inside, Processes
 from tests.proof.networks import Files, halves, hard, least
 from tests.proof.skeptic import Skeptic
 from tests.strategies import make_problem
@@ -324,44 +324,11 @@ def test_no_process_for_what_is_over_soon(tmp_path: Path, monkeypatch: pytest.Mo
 # --- the process itself ---------------------------------------------------------------------------
 
 
-@dataclass
-class Processes:
-    """Notes the children of a run, and their answers."""
-
-    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    answers: list[Reply | None] = field(default_factory=list)
-    threads: set[threading.Thread] = field(default_factory=lambda: set(threading.enumerate()))
-
-    def assert_gone(self) -> None:
-        assert self.started
-        for process in self.started:
-            assert process.returncode is not None
-            assert process.stdin is not None
-            assert process.stdout is not None
-            assert process.stdin.closed
-            assert process.stdout.closed
-        assert set(threading.enumerate()) <= self.threads
-
-
 @pytest.fixture
 def processes(monkeypatch: pytest.MonkeyPatch) -> Processes:
-    """A second process from the first moment on."""
-    noted = Processes()
-    finish, popen = Watch.finish, subprocess.Popen
-
-    def start(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
-        noted.started.append(popen(*arguments, **options))
-        return noted.started[-1]
-
-    def answer(parent: Watch, *arguments: Any) -> Reply | None:
-        noted.answers.append(finish(parent, *arguments))
-        return noted.answers[-1]
-
-    monkeypatch.setattr(watch, "_PATIENCE", -1.0)
-    monkeypatch.setattr(IdleProcessors, "count", lambda idle: 1.0)
-    monkeypatch.setattr(subprocess, "Popen", start)
-    monkeypatch.setattr(Watch, "finish", answer)
-    return noted
+    made = Processes()
+    made.install(monkeypatch)
+    return made
 
 
 def run(files: Files, **options: Any) -> Result:
