@@ -17,7 +17,8 @@ from onnxcert.checker.proof import Prover
 from onnxcert.checker.trees import Group
 from onnxcert.processes import IdleProcessors
 from onnxcert.proof import watch
-from onnxcert.proof.watch import Reply, Watch, WatchedTrees
+from onnxcert.proof.walks import WatchedTrees
+from onnxcert.proof.watch import Reply, Watch
 
 
 @dataclass
@@ -121,6 +122,7 @@ class Processes:
 
         monkeypatch.setattr(watch, "_PATIENCE", -1.0)
         monkeypatch.setattr(watch, "_LATER", 0.0)
+        monkeypatch.setattr(watch, "_GRACE", 60.0)
         monkeypatch.setattr(IdleProcessors, "count", lambda idle: 1.0)
         monkeypatch.setattr(subprocess, "Popen", start)
         monkeypatch.setattr(Watch, "finish", answer)

@@ -637,6 +637,24 @@ def test_a_process_that_dies_is_not_missed(
     processes.assert_gone()
 
 
+def test_a_process_that_is_not_ready_is_not_waited_for(
+    processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "_GRACE", 0.0)
+    closed = threading.Event()
+    monkeypatch.setattr(Child, "_send", lambda child: closed.wait())
+    parent = Watch(lambda: (b"", b"", None, "real"))
+    parent.tell("problem", None)
+    assert parent._child is not None
+    monkeypatch.setattr(
+        parent._child, "close", lambda close=parent._child.close: (closed.set(), close())
+    )
+    assert parent.finish(b"", [], lambda: False) is None
+    assert closed.is_set()
+    processes.started[-1].stdin.close()  # type: ignore[union-attr]
+    processes.assert_gone()
+
+
 def test_messages_that_wait_are_bounded(
     processes: Processes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
