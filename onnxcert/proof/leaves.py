@@ -24,6 +24,9 @@ from onnxcert.proof.writer import NumberedCase
 _NUMBERS = 1 << 19
 """Float64 numbers of bounds in one batch of leaves."""
 
+_MOST_NODES = 1 << 20
+"""Nodes of trees that are known; leaves below others are for the end."""
+
 _Above = tuple[int, int, float, float]
 """Of a node: its parent, the neuron split there, the side, and the point."""
 
@@ -68,6 +71,8 @@ class GrowingTrees:
         self, parents: IntArray, neurons: IntArray, points: FloatArray, halves: IntArray
     ) -> None:
         """Splits of nodes, as a `onnxcert.proof.trace.Follower` hears of them."""
+        if len(self._above) >= _MOST_NODES:
+            return
         parts = (part.tolist() for part in (parents, neurons, points, halves))
         for parent, neuron, point, (low, high) in zip(*parts, strict=True):
             self._above[low] = parent, neuron, -1.0, point

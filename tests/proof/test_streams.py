@@ -23,7 +23,7 @@ from onnxcert.checker.proof import Narrowing, Paths, Prover, Rows
 from onnxcert.checker.tilts import Tilt, find_reads
 from onnxcert.checker.trees import Base, Group, Refusal, Region
 from onnxcert.processes import Child, IdleProcessors
-from onnxcert.proof import memory, watch
+from onnxcert.proof import leaves, memory, watch
 from onnxcert.proof.memory import Memory, digest
 from onnxcert.proof.trace import NeuronTrees
 from onnxcert.proof.watch import Reply, Watch
@@ -221,6 +221,16 @@ def test_leaves_that_nobody_needs_do_no_harm(
     files = plain(tmp_path, monkeypatch, "real")
     assert outcome(inside.answer) == ("VERIFIED UNSAT (real)", [])
     assert inside.leaves == 0
+    assert files.check() == "VERIFIED UNSAT (real)"
+
+
+def test_leaves_far_down_in_large_trees_are_refuted_in_the_end(
+    tmp_path: Path, inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leaves, "_MOST_NODES", 4)
+    files = plain(tmp_path, monkeypatch, "real")
+    assert outcome(inside.answer) == ("VERIFIED UNSAT (real)", [])
+    assert 0 < inside.leaves < int((container.unpack(inside.data)[1]["op"] == 0).sum())
     assert files.check() == "VERIFIED UNSAT (real)"
 
 
