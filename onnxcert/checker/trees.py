@@ -271,10 +271,12 @@ class Known:
 
     Attributes:
         executed: whether it holds for executions, too; None for nothing.
+        whole: whether all of the network was bounded (rule R21).
         ahead: as for `Prover`.
     """
 
     executed: bool | None = None
+    whole: bool = False
 
     def __init__(self) -> None:
         self.ahead: list[tuple[Boxes, Relaxation]] = []

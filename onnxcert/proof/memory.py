@@ -41,15 +41,15 @@ class Memory(Known):
     """Bounds and refuted leaves of neuron groups, for one network.
 
     Args:
-        executed: whether the bounds hold for executions, too.
+        executed, whole: whether the bounds hold for executions, too, and are of all of it.
 
     Attributes:
         leaves: how many are kept.
     """
 
-    def __init__(self, executed: bool) -> None:
+    def __init__(self, executed: bool, whole: bool = False) -> None:
         super().__init__()
-        self.executed = executed
+        self.executed, self.whole = executed, whole
         self.leaves = 0
         self._refuted: dict[bytes, set[bytes]] = {}
         self._bounds: OrderedDict[bytes, tuple[Relaxation, int]] = OrderedDict()

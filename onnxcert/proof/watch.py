@@ -89,8 +89,8 @@ class _Memory(Memory):
         groups: of the certificate: numbers of trees (-1 for others) and their nodes.
     """
 
-    def __init__(self, executed: bool) -> None:
-        super().__init__(executed)
+    def __init__(self, executed: bool, whole: bool) -> None:
+        super().__init__(executed, whole)
         self.trees: dict[int, WatchedTrees] = {}
         self.groups: Sequence[tuple[int, IntArray]] = ()
 
@@ -105,11 +105,16 @@ class _Child:
 
     def __init__(self, model: bytes, spec: bytes, directory: Path | None, semantics: str) -> None:
         self.session = Session(model, spec, directory)
-        self.bounder = self.session.bounder(executed=semantics == EXECUTED)
+        self.executed = semantics == EXECUTED
         self.numbers = CaseNumbers(self.session.query)
         self.cases = list(self.session.query.cases())
         self.places = {id(case): number for number, case in enumerate(self.cases)}
-        self.memory = _Memory(semantics == EXECUTED)
+        self._forget(whole=False)
+
+    def _forget(self, *, whole: bool) -> None:
+        """Bound what the specification reads of the network, or all of it, from now on."""
+        self.bounder = self.session.bounder(executed=self.executed, whole=whole)
+        self.memory = _Memory(self.executed, whole)
         self.trees = self.memory.trees
         self.growing: dict[int, GrowingTrees] = {}
         self.regions: dict[tuple[int, int], Region] = {}
@@ -139,7 +144,9 @@ class _Child:
 
     def step(self, uid: int, step: Step) -> None:
         """The search has bounded a batch."""
-        trees = self.trees[uid]
+        trees = self.trees.get(uid)
+        if trees is None:
+            return
         node, disjuncts, weights = step.combined
         width = trees.prover.rows.used.shape[1]
         table = np.zeros((len(node), width))
@@ -155,7 +162,7 @@ class _Child:
 
     def hand(self, uid: int, node: int, arrays: Mapping[str, Array], layers: Sequence[str]) -> None:
         """The search has handed a node on."""
-        region = self.trees[uid].hand(node)
+        region = self.trees[uid].hand(node) if uid in self.trees else None
         if region is not None:
             self._check(arrays, layers, region)
 
@@ -227,7 +234,12 @@ class _Child:
             _log.info("trees over neurons are not refuted: %s", error)
             return None
         except Unread:
-            return None  # for the end, where the whole network is at hand
+            # As in the end, where nothing counts that was refuted with less of the network. What is
+            # to be checked in a region or in halves hangs on bounds that do not count either.
+            if not self.memory.whole:
+                self._forget(whole=True)
+                return self._check(arrays, layers) if region is None else None
+            return None
         return group
 
     def finish(self, data: bytes, groups: Sequence[tuple[int, IntArray]]) -> Reply:

@@ -16,8 +16,9 @@ from onnxcert import Reason
 from onnxcert.checker import Rejected, container
 from onnxcert.checker.audit import Auditor
 from onnxcert.checker.balls import Balls
-from onnxcert.checker.bounds import Columns, Hint, Relaxation
+from onnxcert.checker.bounds import Bounder, Columns, Hint, Relaxation
 from onnxcert.checker.certificate import Session
+from onnxcert.checker.needed import Unread
 from onnxcert.checker.network import Curve
 from onnxcert.checker.proof import Narrowing, Paths, Prover, Rows
 from onnxcert.checker.tilts import Tilt, find_reads
@@ -104,7 +105,7 @@ def grafted(folder: Path, monkeypatch: pytest.MonkeyPatch, semantics: str) -> Fi
     """Trees of which others have grown parts."""
     others = crew.Inside()
     others.install(monkeypatch)
-    files = crew.question(folder, 0.05)
+    files = crew.question(folder, 0.1)
     assert crew.run(files, semantics=semantics, watch="auto").word == "unsat"
     assert others.told["Grown"] >= 2
     return files
@@ -232,6 +233,36 @@ def test_leaves_far_down_in_large_trees_are_refuted_in_the_end(
     assert outcome(inside.answer) == ("VERIFIED UNSAT (real)", [])
     assert 0 < inside.leaves < int((container.unpack(inside.data)[1]["op"] == 0).sum())
     assert files.check() == "VERIFIED UNSAT (real)"
+
+
+@pytest.mark.parametrize("make", [plain, regions, narrowed])
+def test_the_whole_network_is_bounded_where_it_is_in_the_end(
+    tmp_path: Path, inside: Inside, monkeypatch: pytest.MonkeyPatch, make: Make
+) -> None:
+    """Certificates name neurons here that the specification does not need."""
+    bounder, columns, parts = Session.bounder, Group._columns, list[Bounder]()
+
+    def noted(session: Session, *, whole: bool = False, **options: Any) -> Bounder:
+        made = bounder(session, whole=whole, **options)
+        parts.extend([] if whole else [made])
+        return made
+
+    def unread(group: Group, count: int) -> Columns:
+        if any(part is group.bounder for part in parts):
+            raise Unread
+        return columns(group, count)
+
+    monkeypatch.setattr(Session, "bounder", noted)
+    monkeypatch.setattr(Group, "_columns", unread)
+    make(tmp_path, monkeypatch, "real")
+    assert outcome(inside.answer) == ("VERIFIED UNSAT (real)", [])
+    assert (inside.made, inside.leaves) == (0, 0)
+    assert inside.child.memory.whole
+    # What was refuted with all of it says nothing about a part of it.
+    monkeypatch.setattr(Group, "_columns", columns)
+    assert outcome(inside.again(inside.data)[1]) == ("VERIFIED UNSAT (real)", [])
+    assert inside.made > 0
+    assert inside.leaves == int((container.unpack(inside.data)[1]["op"] == 0).sum())
 
 
 # --- other certificates ---------------------------------------------------------------------------
