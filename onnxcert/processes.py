@@ -119,7 +119,8 @@ class Child:
         )
         self._shared = shared
         self._briefed = False
-        self._messages: queue.SimpleQueue[memoryview | None] = queue.SimpleQueue()
+        self._messages: queue.SimpleQueue[tuple[memoryview, bool] | None] = queue.SimpleQueue()
+        self._told, self._sent, self._hurried = 0, 0, False
         self._answers: queue.SimpleQueue[tuple[Any] | None] = queue.SimpleQueue()
         self._threads = [
             threading.Thread(target=self._send, daemon=True),
@@ -128,12 +129,23 @@ class Child:
         for thread in self._threads:
             thread.start()
 
-    def tell(self, message: object) -> None:
-        """Send a message some time soon, as it is now."""
+    def tell(self, message: object, *, spare: bool = False) -> None:
+        """Send a message some time soon, as it is now; one to spare, only before `hurry`."""
         file = io.BytesIO()
         write(file, message, self._shared if self._briefed else ())
         self._briefed = True
-        self._messages.put(file.getbuffer())
+        data = file.getbuffer()
+        self._told += len(data)
+        self._messages.put((data, spare))
+
+    @property
+    def waiting(self) -> int:
+        """Bytes of messages that the child has not read."""
+        return self._told - self._sent
+
+    def hurry(self) -> None:
+        """Send no more of the messages to spare."""
+        self._hurried = True
 
     def answer(self, seconds: float = 0.0) -> Any:
         """The next answer, waiting for it so long.
@@ -160,9 +172,12 @@ class Child:
         pipe = self._process.stdin
         assert pipe is not None
         try:
-            while (message := self._messages.get()) is not None:
-                pipe.write(message)
-                pipe.flush()
+            while (next_one := self._messages.get()) is not None:
+                data, spare = next_one
+                if not (spare and self._hurried):
+                    pipe.write(data)
+                    pipe.flush()
+                self._sent += len(data)
         except (BrokenPipeError, ValueError):
             pass  # the child is gone; whoever waits for its answers will notice
         finally:

@@ -144,7 +144,7 @@ class Session:
         jobs: int = 1,
         refused: list[Refusal] | None = None,
         expired: Callable[[], bool] = lambda: False,
-        known: Known = lambda place, group: None,
+        known: Known | None = None,
     ) -> Verified:
         """Check a certificate; see `check`.
 
@@ -152,7 +152,7 @@ class Session:
             refused: takes leaves that are not refuted, instead of an exception at the first; what
                 is returned counts only if it stays empty.
             expired: asked now and then.
-            known: as for `onnxcert.checker.trees.Group`.
+            known: what was refuted of it before.
 
         Raises:
             Rejected: it does not prove its verdict.
@@ -174,15 +174,15 @@ class Session:
             raise Rejected("R0", "semantics", f"proved for {claimed}")
         if claimed == EXECUTED and not self.network.binary32:
             raise Unusable("the model does not compute in binary32 throughout")
-        attempt = partial(self._refute, header, arrays, audit, jobs, refused, expired)
+        known = known or Known()
+        attempt = partial(self._refute, header, arrays, audit, jobs, refused, expired, known)
         with np.errstate(all="ignore"):
             try:
-                return attempt(known, whole=False)
+                return attempt(whole=False)
             except Unread:
                 if refused is not None:
                     refused.clear()
-                # What was walked before was the smaller network, whose bounds are other ones.
-                return attempt(lambda place, group: None, whole=True)
+                return attempt(whole=True)
 
     def _refute(
         self,
@@ -198,6 +198,8 @@ class Session:
     ) -> Verified:
         stream = Arrays(arrays)
         executed = header["semantics"] == EXECUTED
+        # Bounds of another network, or of another arithmetic, are other ones.
+        known = known if (known.executed, known.whole) == (executed, whole) else Known()
         bounder = self.bounder(executed=executed, expired=expired, whole=whole)
         auditor = Auditor(bounder, audit, int((arrays["op"] == 0).sum()))
         group = Group(bounder, header["layers"], stream, auditor, jobs, refused, expired, known)

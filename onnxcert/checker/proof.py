@@ -224,7 +224,7 @@ class Narrowing:
     """Scalars to bound from one side where a case holds (rule R20).
 
     Attributes:
-        layer: the number of their layer.
+        layer: the number of the block of their layer.
         ids, sign: (K,) scalars of one block, and +1 for lower bounds, -1 for upper ones.
         paths: for each the case, the splits of its set, slopes, multipliers and weights.
     """
@@ -271,7 +271,7 @@ class Prover:
     Attributes:
         bounder, rows: the network and the cases.
         quickly: how many leaves were tried without rows for every neuron, and how many closed so.
-        ahead: what `bound_ahead` found.
+        ahead: the last box of which nothing was known, with its bounds; none or one.
         place: that of the `Fold` that it belongs to; None for the network itself.
     """
 
@@ -447,7 +447,7 @@ class Prover:
         What a sum does not refute by its bound is tried with better lines (`ascend`). At leaves a
         case without a sum is tried with the row that has the best bound.
         """
-        r = self._bounds(nodes, backward=backward)
+        r = self.bounds(nodes, backward=backward)
         form, lower, refuted = self.refute(r, nodes.cases, nodes.low, nodes.high)
         shape = (*lower.shape, -1)
         coefficients = form.wide(nodes.low.shape[1]).reshape(shape)
@@ -504,18 +504,17 @@ class Prover:
                 folds[number] = Fold(prover, place)
         return folds
 
-    def bound_ahead(self, nodes: Boxes) -> None:
-        """Bound boxes that `boxes` will be asked for, before it is known what becomes of them."""
-        self.ahead[:] = [(nodes, self._bounds(nodes, backward=True))]
-
-    def _bounds(self, nodes: Boxes, *, backward: bool) -> Relaxation:
-        if backward and self.ahead:
-            ((same, r),) = self.ahead
+    def bounds(self, nodes: Boxes, *, backward: bool) -> Relaxation:
+        """Bounds of all scalars; those of one box of which nothing is known are kept."""
+        for same, r in self.ahead if backward else ():
             if nodes.bounded_like(same):
                 return r
-        return self.bounder.bound(
+        r = self.bounder.bound(
             nodes.low, nodes.high, nodes.known, backward=backward, balls=nodes.balls
         )
+        if backward and len(nodes.low) == 1 and not np.isfinite(nodes.known[0]).any():
+            self.ahead[:] = [(nodes, r)]
+        return r
 
     def _ascend(
         self, r: Relaxation, index: Array, nodes: Boxes, weights: Array, auditor: Auditor

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import groupby
 from typing import Any
 
@@ -31,9 +31,6 @@ from onnxcert.checker.tilts import Tilt
 _NUMBERS = 1 << 20
 """Float64 numbers of bounds in one batch of nodes."""
 
-
-_OF_LAYERS = ("layer", "column", "hint")
-"""Arrays that number layers, in their first column."""
 
 _MOST_NODES = 1 << 24
 _DEEPEST = 4096
@@ -64,22 +61,6 @@ class Arrays:
         others = np.flatnonzero(self._arrays[name][self._next[name] :, 0] != group)
         left = len(self._arrays[name]) - self._next[name]
         return self.take(name, int(others[0]) if len(others) else left)
-
-    def pass_over(self, others: Mapping[str, Array], layers: Array) -> bool:
-        """Pass over the entries of others if they come next; ``layers`` are numbers of theirs."""
-        places = dict(self._next)
-        for name in self._arrays.keys() & others.keys() - {"group", "case"}:
-            wanted = others[name]
-            if name in _OF_LAYERS and len(wanted):
-                wanted = wanted.copy()
-                column = wanted if wanted.ndim == 1 else wanted[:, 0]
-                column[:] = layers[column]
-            start = places[name]
-            places[name] = start + len(wanted)
-            if not np.array_equal(self._arrays[name][start : places[name]], wanted):
-                return False
-        self._next = places
-        return True
 
     def finish(self) -> None:
         """Everything must have been used."""
@@ -160,19 +141,6 @@ class Refusal:
 
 
 @dataclass(frozen=True, eq=False)
-class Checked:
-    """A group over the neurons of a node, without others behind it, that was refuted before.
-
-    Attributes:
-        arrays: of a certificate with nothing else.
-        layers: what these number.
-    """
-
-    arrays: Mapping[str, Array]
-    layers: Sequence[str]
-
-
-@dataclass(frozen=True, eq=False)
 class Node:
     """A node of a group over inputs that is handed on.
 
@@ -180,7 +148,6 @@ class Node:
         place, number: of the group, and of the node in it.
         cases, numbers: (K,) all cases of that group, and their numbers in the specification.
         box: the node with the cases open there (a batch of one); None where it is refuted already.
-        checked: what was refuted of it before.
     """
 
     place: int
@@ -188,7 +155,6 @@ class Node:
     cases: Sequence[Case]
     numbers: Array
     box: Boxes | None
-    checked: Checked | None = None
 
     @property
     def open_cases(self) -> Array:
@@ -268,11 +234,69 @@ class InputGroup:
     numbers: Array
 
 
-Known = Callable[[int, InputGroup], "Walked | None"]
-"""What is known of a group, by its number; None for nothing."""
+@dataclass(eq=False)
+class Base:
+    """Bounds that the leaves of a group over neurons are refuted with.
 
-Walked = Mapping[int, tuple[Boxes | None, Checked | None]]
+    Attributes:
+        prover: for the cases of the group.
+        region: where they are open.
+        columns: whose slopes are stored.
+        bound: bounds of all scalars (a batch of one).
+        mark: what `Known` knows these by.
+        tilts: case -> block -> planes (rule R18).
+    """
+
+    prover: Prover
+    region: Region
+    columns: Columns
+    bound: Callable[[], Relaxation]
+    mark: bytes = b""
+    tilts: Mapping[int, Mapping[int, Tilt]] = field(default_factory=dict)
+
+    @cached_property
+    def root(self) -> Relaxation:
+        """The bounds, which nobody may need."""
+        return self.bound()
+
+
+Walked = Mapping[int, "Boxes | None"]
 """Nodes of a group that are handed on: see `Node`."""
+
+
+class Known:
+    """What the caller has refuted before with the functions of this package; this is nothing.
+
+    Whoever says more must have done just the same with just the same arguments.
+
+    Attributes:
+        executed: whether it holds for executions, too; None for nothing.
+        whole: whether all of the network was bounded (rule R21).
+        ahead: as for `Prover`.
+    """
+
+    executed: bool | None = None
+    whole: bool = False
+
+    def __init__(self) -> None:
+        self.ahead: list[tuple[Boxes, Relaxation]] = []
+
+    def walked(self, place: int, group: InputGroup) -> Walked | None:
+        """Of a group by its number: what it hands on, if it was walked with `Prover.boxes`."""
+
+    def mark(self, *parts: object) -> bytes:
+        """A name for what bounds are made of; different ones for different things."""
+        return b""
+
+    def bounds(self, mark: bytes, make: Callable[[], Relaxation]) -> Relaxation:
+        """Bounds made of things with that name."""
+        return make()
+
+    def lower(
+        self, base: Base, leaves: Sequence[Paths], make: Callable[[Sequence[Paths]], Array]
+    ) -> Array:
+        """Bounds of leaves over others, (B,): made, or something positive for refuted ones."""
+        return make(leaves)
 
 
 class Group:
@@ -286,8 +310,12 @@ class Group:
         jobs: processes to share the work.
         refused: takes leaves that are not refuted; None to reject the certificate at the first.
         expired: asked now and then; once it says True, `Expired` is raised.
-        known: the nodes that are handed on, if the caller has walked just this group with
-            `Prover.boxes` before.
+        known: what the caller has refuted before.
+
+    Attributes:
+        leaves: how many there were.
+        base: bounds of the last group over neurons.
+        regions: what groups have handed on to those that are to follow, in reverse.
     """
 
     def __init__(
@@ -315,10 +343,10 @@ class Group:
             if not isinstance(label, str) or label not in named:
                 raise Rejected("R10", "layers", f"the model has no layer {label!r}")
         self._layers = [named[label] for label in layers]
-        self._numbers = {label: number for number, label in enumerate(layers)}
         self._sizes = {k: block.size for k, block in curves}
-        self._regions: list[Region] = []
         self._refused_nodes: set[tuple[int, int]] = set()
+        self.regions: list[Region] = []
+        self.base: Base | None = None
         self.leaves = 0
 
     def refute(self, cases: Sequence[Case], numbers: Array, header: Array, place: int) -> None:
@@ -328,19 +356,18 @@ class Group:
             Rejected: a leaf is not refuted, or the group is not as described.
         """
         kind, _, nodes, combined, columns, hints = header.tolist()
-        if kind == 3 and not self._regions:
+        if kind == 3 and not self.regions:
             self._by_constants(cases, (nodes, combined, columns, hints), place)
             return
-        parts = [region.kind for region in self._regions[-1:]]
+        parts = [region.kind for region in self.regions[-1:]]
         if (kind in (2, 4, 5)) != bool(parts) or parts not in ([], [kind]):
             raise Rejected("R10", f"group {place}", "what a region hands on must follow it")
-        region = self._regions.pop() if self._regions else Region(cases)
+        region = self.regions.pop() if self.regions else Region(cases)
         if kind == 5:
-            if self._is_checked(region, header, numbers):
-                return
             region = self._entered(region, numbers, place)
         cases, network = region.cases, self.bounder.network
-        prover = Prover(self.bounder, Rows.of(cases, network.n_inputs, len(network.output)))
+        rows = Rows.of(cases, network.n_inputs, len(network.output))
+        prover = Prover(self.bounder, rows, ahead=self.known.ahead)
         op = self.arrays.take("op", nodes)
         if (kind == 0 and (columns or hints)) or (kind != 0 and combined):
             raise Rejected("container", f"group {place}", "counts that do not fit its kind")
@@ -384,7 +411,7 @@ class Group:
 
     def finish(self) -> None:
         """Nothing may have been handed on in vain."""
-        if self._regions:
+        if self.regions:
             raise Rejected("R10", "group", "the halves of a region are missing")
 
     def _weights(self, cases: Sequence[Case], width: int) -> Array:
@@ -437,30 +464,26 @@ class Group:
         inputs = self._inputs(tree, place)
         sums = self._combined(cases, numbers, combined, len(op))
         group = InputGroup(roots, tree, inputs, handed, folded, sums, numbers)
-        walked = self.known(place, group)
+        walked = self.known.walked(place, group)
         if walked is None:
             walked = self._walk(prover, group, place)
         for number in reversed(np.flatnonzero(handed).tolist()):
-            box, checked = walked.get(number, (None, None))
-            self.enter(Node(place, number, cases, numbers, box, checked))
-
-    def enter(self, node: Node) -> None:
-        """Expect the group of a node that is handed on."""
-        self._regions.append(Region((), node))
+            node = Node(place, number, cases, numbers, walked.get(number))
+            self.regions.append(Region((), node))
 
     def _walk(self, prover: Prover, group: InputGroup, place: int) -> Walked:
         """Refute all nodes of a group but those that are handed on."""
         tree, handed = group.tree, group.handed
         firsts = np.flatnonzero(~np.isin(np.arange(len(tree)), tree))
         stack = [(firsts, group.roots)]
-        boxes: dict[int, tuple[Boxes | None, Checked | None]] = {}
+        boxes: dict[int, Boxes | None] = {}
 
         def walk(stack: list[tuple[Array, Boxes]], enough: float = np.inf) -> None:
             while stack and sum(len(ids) for ids, _ in stack) < enough:
                 ids, nodes = self._next(stack, prover.rows.used.shape[1])
                 self._look_at_the_clock()
                 for b in np.flatnonzero(handed[ids]).tolist():
-                    boxes[int(ids[b])] = nodes[b : b + 1], None
+                    boxes[int(ids[b])] = nodes[b : b + 1]
                 left = ~handed[ids]
                 if left.any():
                     self._step(prover, ids[left], nodes[left], group, place, stack)
@@ -516,21 +539,6 @@ class Group:
                 stack.append((tree[still, side], half))
 
     # Trees over neurons
-
-    def _is_checked(self, region: Region, header: Array, numbers: Array) -> bool:
-        """Whether just this group was refuted before; then it is passed over."""
-        assert region.node is not None
-        checked = region.node.checked
-        if checked is None or not all(label in self._numbers for label in checked.layers):
-            return False
-        found = checked.arrays["group"], checked.arrays["case"]
-        if not (np.array_equal(found[0], header[None]) and np.array_equal(found[1], numbers)):
-            return False
-        layers = np.array([self._numbers[label] for label in checked.layers], np.int64)
-        if not self.arrays.pass_over(checked.arrays, layers):
-            return False
-        self.leaves += int((checked.arrays["op"] == 0).sum())
-        return True
 
     def _entered(self, region: Region, numbers: Array, place: int) -> Region:
         """A box that is handed on, with the cases that its group names."""
@@ -627,9 +635,9 @@ class Group:
                 self._weights(list(region.cases) * rows, width),
                 np.zeros(rows, bool),
             )
-            yield Narrowing(layer, ids, 1.0 - 2.0 * side, paths)
+            yield Narrowing(self._layers[layer][0], ids, 1.0 - 2.0 * side, paths)
 
-    def _tilts(self, root: Relaxation, roots: int, place: int) -> dict[int, dict[int, Tilt]]:
+    def _tilts(self, base: Base, roots: int, place: int) -> dict[int, dict[int, Tilt]]:
         """Planes above relus over the box of a group (rule R18), by block for each root that has
         some."""
         tilts: dict[int, dict[int, Tilt]] = {}
@@ -645,13 +653,13 @@ class Group:
                 raise Rejected("R18", f"group {place}", "neurons that are not in order")
             of_case = tilts.setdefault(case, {})
             try:
-                of_case[k] = Tilt.build(self.bounder, root, k, neurons, codes)
+                of_case[k] = Tilt.build(self.bounder, base.root, k, neurons, codes)
             except Rejected:
                 if self.refused is None:
                     raise
                 # A search that sees these sums otherwise proves the case again, without planes.
                 n = self.bounder.network.n_inputs
-                box = root.lower[0, :n], root.upper[0, :n]
+                box = base.root.lower[0, :n], base.root.upper[0, :n]
                 self._refuse(Refusal(place, 0, np.array([case]), *box, 0.0))
         return tilts
 
@@ -678,33 +686,53 @@ class Group:
         if region.node is not None and region.node.box is None:  # there is nothing left to refute
             for _ in wanted:
                 pass
-            self._hand_on(region, codes, (op[:0], op[:0]), place)
+            self._hand_on(region, codes, lambda: (op[:0], op[:0]), place)
             for _ in self._leaves(region, op, tree, columns, {}):
                 pass
             return
         roots = region.roots(prover)
         if len(roots.low) != 1:
             raise Rejected("R1", f"group {place}", "cases over different boxes")
-        root = self._bounds(prover, region, roots, chosen, (given, wanted))
-        tilts = self._tilts(root, len(region.cases), place) if region.kind == 1 else {}
-        self._hand_on(region, codes, (root.lower, root.upper), place)
+        base = self.base = self._base(prover, region, roots, chosen, (given, [*wanted]))
+        if region.kind == 1:
+            base.tilts = self._tilts(base, len(region.cases), place)
+        self._hand_on(region, codes, lambda: (base.root.lower, base.root.upper), place)
         leaf_nodes = np.flatnonzero(op == 0)
 
         def refute(item: tuple[int, list[Paths]]) -> None:
             done, batch = item
             self._look_at_the_clock()
-            lower = prover.paths(root, _joined(batch), chosen, self.auditor, tilts)
+            lower = self.known.lower(base, batch, partial(self.lower, base))
             for b in np.flatnonzero(~(lower > 0)):
                 case = int(batch[b].case[0])
-                if case in tilts and not tilts[case]:
+                if case in base.tilts and not base.tilts[case]:
                     continue  # refused as a whole: its planes could not be made
                 node, box = int(leaf_nodes[done + b]), (roots.low[0], roots.high[0])
                 refusal = Refusal(place, node, batch[b].case, *box, float(lower[b]))
                 self._refuse_in(region, refusal)
 
-        batches = self._batches(self._leaves(region, op, tree, columns, tilts))
+        batches = self._batches(self._leaves(region, op, tree, columns, base.tilts))
         jobs = self.jobs if self.refused is None else 1
         spread(refute, batches, jobs)
+
+    def lower(self, base: Base, leaves: Sequence[Paths]) -> Array:
+        """Bounds of leaves (B,), each a batch of one, as of `Prover.paths`."""
+        joined = _joined(leaves)
+        return base.prover.paths(base.root, joined, base.columns, self.auditor, base.tilts)
+
+    def _base(
+        self,
+        prover: Prover,
+        region: Region,
+        roots: Boxes,
+        chosen: Columns,
+        hints: tuple[Mapping[int, Sequence[Hint]], Sequence[Narrowing]],
+    ) -> Base:
+        rows = [case.rows for case in region.cases if region.narrowed]
+        box = roots.low, roots.high, roots.known, roots.balls
+        mark = self.known.mark(*box, region.known, region.path, rows, chosen, hints)
+        bound = partial(self._bounds, prover, region, roots, chosen, hints)
+        return Base(prover, region, chosen, lambda: self.known.bounds(mark, bound), mark)
 
     def _bounds(
         self,
@@ -712,13 +740,13 @@ class Group:
         region: Region,
         roots: Boxes,
         chosen: Columns,
-        hints: tuple[Mapping[int, Sequence[Hint]], Iterator[Narrowing]],
+        hints: tuple[Mapping[int, Sequence[Hint]], Sequence[Narrowing]],
     ) -> Relaxation:
         """Bounds of all scalars in a region, with the hints of its group of either kind."""
         given, wanted = hints
         bound = partial(self.bounder.bound, roots.low, roots.high, balls=roots.balls)
         if region.known is None:
-            root = bound(roots.known)
+            root = prover.bounds(roots, backward=True)
             if given:
                 root = bound(self._known(root), backward=False, hints=given, columns=chosen)
             return root
@@ -735,7 +763,11 @@ class Group:
         return root.lower[:, self.bounder.known_ids], root.upper[:, self.bounder.known_ids]
 
     def _hand_on(
-        self, region: Region, codes: Array, known: tuple[Array, Array], place: int
+        self,
+        region: Region,
+        codes: Array,
+        known: Callable[[], tuple[Array, Array]],
+        place: int,
     ) -> None:
         """Note what a region hands on, by the codes of its roots, for the groups that follow."""
         halved, alone = (
@@ -745,9 +777,9 @@ class Group:
         if halved:
             scalar, point = self._split_of(place)
             for side in (1.0, -1.0):
-                self._regions.append(region.half(halved, known, (scalar, side, point)))
+                self.regions.append(region.half(halved, known(), (scalar, side, point)))
         for case in reversed(alone):
-            self._regions.append(replace(region, cases=[case], known=known, narrowed=True))
+            self.regions.append(replace(region, cases=[case], known=known(), narrowed=True))
 
     def _split_of(self, place: int) -> tuple[int, float]:
         """Read where a region is split: scalar and point."""

@@ -187,6 +187,27 @@ class NarrowedLayer:
     weights: FloatArray
 
 
+class Follower:
+    """Is told what becomes of some `NeuronTrees`; this one does not listen."""
+
+    def planted(self, nodes: IntArray, cases: IntArray) -> None:
+        """New roots (R,) and their cases."""
+
+    def split(
+        self, parents: IntArray, neurons: IntArray, points: FloatArray, halves: IntArray
+    ) -> None:
+        """Splits (M,) and the nodes of their lower and upper halves (M, 2)."""
+
+    def closed(self, leaves: Leaves) -> None:
+        """New leaves."""
+
+    def halved(self, halves: Halves) -> None:
+        """Cases are handed to two halves, which are not there yet."""
+
+    def handed(self, place: int, trees: NeuronTrees) -> None:
+        """Trees of the lower (-1) or the upper half (-2) are there, or of a case that narrows."""
+
+
 @dataclass(eq=False)
 class Halves:
     """The two sides of a split, with trees of their own over tighter bounds of all layers.
@@ -195,16 +216,19 @@ class Halves:
         neuron, point: the split, counted as in `NeuronTrees`.
         cases: those that are refuted in both.
         trees: of the lower and of the upper side, once they are there.
+        follower: of the trees that are halved.
     """
 
     neuron: int
     point: float
     cases: IntArray
     trees: list[NeuronTrees | None] = field(default_factory=lambda: [None, None])
+    follower: Follower = field(default_factory=Follower)
 
     def keep(self, side: int, trees: NeuronTrees) -> None:
         """Note the trees of one side."""
         self.trees[side] = trees
+        self.follower.handed(-1 - side, trees)
 
 
 @dataclass(eq=False)
@@ -225,6 +249,7 @@ class NeuronTrees:
         halves: where cases are refuted that have no root here; None if there are none.
         narrowed: disjunct of a case without a root -> its trees over bounds that it narrows.
         layers: how the bounds at the root were narrowed by the one case of these trees, in order.
+        follower: is told of all that is noted.
     """
 
     problem: Problem
@@ -239,6 +264,7 @@ class NeuronTrees:
     halves: Halves | None = None
     narrowed: dict[int, NeuronTrees] = field(default_factory=dict)
     layers: list[NarrowedLayer] = field(default_factory=list)
+    follower: Follower = field(default_factory=Follower)
 
     def replanted(self) -> NeuronTrees:
         """Trees over the same bounds, without roots."""
@@ -248,6 +274,7 @@ class NeuronTrees:
         """One root for each case."""
         numbers = self.nodes.add(len(cases))
         self.roots.append((numbers, cases))
+        self.follower.planted(numbers, cases)
         return numbers
 
     def close(
@@ -272,7 +299,12 @@ class NeuronTrees:
         numbers, slopes = to_host(nodes), self._slopes(best, index)
         weights = to_host(best.weights[index])
         taken = np.zeros(len(numbers), dtype=bool) if tilted is None else to_host(tilted)
-        self.leaves.append(Leaves(numbers, slopes, to_host(multipliers), weights, taken))
+        self.add(Leaves(numbers, slopes, to_host(multipliers), weights, taken))
+
+    def add(self, leaves: Leaves) -> None:
+        """Note leaves."""
+        self.leaves.append(leaves)
+        self.follower.closed(leaves)
 
     def _slopes(self, best: Start, index: Array) -> Array:
         """Positions of the columns in some rows, (M, columns) uint8."""
@@ -308,9 +340,14 @@ class NeuronTrees:
             The number here of each node there.
         """
         number = np.concatenate([nodes, self.nodes.add(other.nodes.count - len(nodes))])
-        self.nodes.links += [(number[above], number[below]) for above, below in other.nodes.links]
-        self.splits += [(number[n], neurons, points) for n, neurons, points in other.splits]
-        self.leaves += [replace(leaves, nodes=number[leaves.nodes]) for leaves in other.leaves]
+        for (_, below), (above, neurons, points) in zip(
+            other.nodes.links, other.splits, strict=True
+        ):
+            self.nodes.links.append((number[above], number[below]))
+            self.splits.append((number[above], neurons, points))
+            self.follower.split(number[above], neurons, points, number[below])
+        for leaves in other.leaves:
+            self.add(replace(leaves, nodes=number[leaves.nodes]))
         return number
 
     @property
@@ -357,14 +394,22 @@ class NeuronTrees:
 
     def halve(self, neuron: int, point: float, cases: IntArray) -> Halves:
         """Hand cases to the two sides of a split, to be refuted by trees of their own."""
-        self.halves = Halves(neuron, point, cases)
+        self.halves = Halves(neuron, point, cases, follower=self.follower)
+        self.follower.halved(self.halves)
         return self.halves
+
+    def hand(self, case: int, trees: NeuronTrees) -> None:
+        """Hand a case to trees over bounds that it narrows."""
+        self.narrowed[case] = trees
+        self.follower.handed(case, trees)
 
     def split(self, nodes: Array, neurons: Array, points: Array) -> tuple[IntArray, IntArray]:
         """Split one neuron of each node: the numbers of the lower and upper halves."""
-        parents = to_host(nodes)
-        self.splits.append((parents, to_host(neurons), to_host(points)))
-        return self.nodes.link(parents)
+        parents, numbers, where = to_host(nodes), to_host(neurons), to_host(points)
+        self.splits.append((parents, numbers, where))
+        low, high = self.nodes.link(parents)
+        self.follower.split(parents, numbers, where, np.stack([low, high], axis=1))
+        return low, high
 
 
 def planes_of(tilts: Tilts, disjuncts: IntArray) -> dict[int, Sequence[Planes]]:

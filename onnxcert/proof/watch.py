@@ -2,10 +2,13 @@
 
 A child process gets every step of the trees over inputs as it happens and bounds the same boxes
 with the checker's own arithmetic; a single root at the same time as the search, for the first
-bounds of a wide network may take longer than all others together. When the search is done it is
-given the certificate and checks it like any other, but for trees that it has walked already: there
-it only compares the certificate with what it saw. Nothing is believed that the child did not do
-itself.
+bounds of a wide network may take longer than all others together. Of trees over neurons it gets the
+bounds of the box once these are settled, then splits and closed leaves, whoever found them; regions
+and trees of narrowed cases when they are complete. When the search is done the child is given the
+certificate and checks it like any other, but for what it has refuted already: trees over inputs are
+compared with what it walked, bounds and leaves of trees over neurons are those that it remembers
+(`onnxcert.proof.memory`). Nothing is believed that the child did not do itself, and nothing is lost
+where it lags behind, or was told too little or too much: the rest is refuted in the end.
 
 Messages are pickled tuples on pipes; the child is started by ``python -m onnxcert.proof.watch``.
 """
@@ -13,33 +16,42 @@ Messages are pickled tuples on pipes; the child is started by ``python -m onnxce
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from onnxcert.arrays import Array, IntArray
+from onnxcert.arrays import Array, FloatArray, IntArray
 from onnxcert.checker.audit import Auditor
 from onnxcert.checker.certificate import EXECUTED, Session, Verified
 from onnxcert.checker.errors import Expired, Rejected, Unusable
 from onnxcert.checker.needed import Unread
-from onnxcert.checker.proof import Boxes, Combined, Prover, Rows
-from onnxcert.checker.spec import Case, read_spec
-from onnxcert.checker.trees import Arrays, Checked, Group, InputGroup, Node, Refusal, Walked
+from onnxcert.checker.proof import Combined, Prover, Rows
+from onnxcert.checker.spec import read_spec
+from onnxcert.checker.trees import Arrays, Group, InputGroup, Refusal, Region, Walked
 from onnxcert.errors import InputError
 from onnxcert.processes import Child, IdleProcessors, end_with_parent, read, write
-from onnxcert.proof.trace import InputTrees, NeuronTrees, Step
-from onnxcert.proof.writer import CaseNumbers, Writer
+from onnxcert.proof.leaves import GrowingTrees
+from onnxcert.proof.memory import Memory
+from onnxcert.proof.trace import (
+    NOTHING,
+    Follower,
+    Halves,
+    InputTrees,
+    Leaves,
+    NeuronTrees,
+    Step,
+)
+from onnxcert.proof.walks import WatchedTrees
+from onnxcert.proof.writer import CaseNumbers, Writer, neurons_of
 from onnxcert.spec import Problem
-
-_NUMBERS = 1 << 19
-"""Float64 numbers of bounds in one batch of nodes."""
 
 _PATIENCE = 1.0
 """Seconds of search before a child is started, which itself takes half a second to be ready."""
@@ -50,6 +62,16 @@ _LONGEST_WAIT = 10.0
 _IDLE_ENOUGH = 0.7
 """Processors without work from which on a child does not take away what the search needs."""
 
+_LATER = 0.5
+"""Seconds for which neurons must have been split before a child is started for them: many searches
+are over soon once they begin."""
+
+_MOST_WAITING = 1 << 26
+"""Bytes of messages that wait for the child; leaves beyond are for the end."""
+
+_GRACE = 0.0
+"""Seconds to wait in the end for a child that is not ready yet: it has done nothing so far."""
+
 _GLANCE = 0.05
 """Seconds between looks at the clock."""
 
@@ -59,151 +81,23 @@ _log = logging.getLogger(__name__)
 Reply: TypeAlias = "tuple[Verified | Rejected | Unusable, list[Refusal]]"
 
 
-@dataclass(eq=False)
-class WatchedTrees:
-    """Trees over inputs, as the child walks them.
+class _Memory(Memory):
+    """What the child has refuted.
 
     Attributes:
-        prover: for the cases of these trees.
-        numbers, cases: (K,) the checker's numbers of those cases, in the prover's order, and they
-            themselves.
-        auditor: audits nothing.
-        boxes: open nodes; None below a node that is refuted already.
-        decision: node -> input and halves, -1 for leaves, and whether it is folded on.
-        roots: node -> numbers of its cases.
-        refuted: whether all leaves so far were.
-        sums: (node, number of a case) -> weights.
-        handed: nodes that are handed on, with what was checked of them.
+        trees: over inputs, by their numbers.
+        groups: of the certificate: numbers of trees (-1 for others) and their nodes.
     """
 
-    prover: Prover
-    numbers: IntArray
-    cases: Sequence[Case]
-    auditor: Auditor
-    boxes: dict[int, Boxes | None] = field(default_factory=dict)
-    decision: dict[int, tuple[int, int, int, bool]] = field(default_factory=dict)
-    roots: dict[int, frozenset[int]] = field(default_factory=dict)
-    refuted: bool = True
-    sums: dict[tuple[int, int], bytes] = field(default_factory=dict)
-    handed: dict[int, tuple[Boxes | None, Checked | None]] = field(default_factory=dict)
+    def __init__(self, executed: bool, whole: bool) -> None:
+        super().__init__(executed, whole)
+        self.trees: dict[int, WatchedTrees] = {}
+        self.groups: Sequence[tuple[int, IntArray]] = ()
 
-    def step(self, step: Step, combined: Combined) -> None:
-        """Walk a batch."""
-        for node in step.closed.tolist():
-            self.decision[node] = (-1, -1, -1, False)
-        rows = zip(step.cut, step.inputs, step.low, step.high, step.folded, strict=True)
-        for node, chosen, low, high, folded in rows:
-            self.decision[int(node)] = (int(chosen), int(low), int(high), bool(folded))
-        nodes = np.concatenate([step.closed, step.cut])
-        network = self.prover.bounder.network
-        width = network.size + 1 + self.prover.rows.used.shape[1] * network.n_inputs
-        most = max(1, _NUMBERS // width)
-        for start in range(0, len(nodes), most):
-            self._bound(nodes[start : start + most], combined)
-
-    def _bound(self, nodes: IntArray, combined: Combined) -> None:
-        known = [(node, self.boxes.pop(node)) for node in nodes.tolist()]
-        ids = np.array([node for node, boxes in known if boxes is not None], np.int64)
-        for node, boxes in known:
-            if boxes is None:
-                self._hand_on(node, None, None)
-        parts = [boxes for _, boxes in known if boxes is not None]
-        if not parts:
-            return
-        batch = Boxes.joined(parts)
-        chosen = self._inputs(ids)
-        folded = np.array([self.decision[node][3] for node in ids.tolist()])
-        left, rest, _ = self.prover.boxes(ids, batch, chosen < 0, combined, self.auditor, folded)
-        for node in np.setdiff1d(ids, ids[left]).tolist():
-            self._hand_on(node, None, None)
-        inner = chosen[left] >= 0
-        self.refuted &= bool(inner.all())
-        nodes = ids[left][inner]
-        halves = self.prover.halves(rest[inner], self._inputs(nodes))
-        for place, node in enumerate(nodes.tolist()):
-            self._hand_on(node, *(half[place : place + 1] for half in halves))
-
-    def hand(self, node: int, arrays: Mapping[str, Array], layers: Sequence[str]) -> None:
-        """Check the trees over neurons of a node."""
-        self.decision[node] = (-1, -1, -1, False)
-        box, checked = self.boxes.pop(node), Checked(arrays, layers)
-        # Nothing is left to refute of a node without a box, but then its group must be read.
-        known = box is not None and self._is_refuted(box, checked)
-        self.handed[node] = box, checked if known else None
-
-    def _is_refuted(self, box: Boxes, checked: Checked) -> bool:
-        stream, refused = Arrays(dict(checked.arrays)), list[Refusal]()
-        header = stream.take("group", 1)[0]
-        numbers = stream.take("case", int(header[1])).astype(np.int64)
-        try:
-            group = Group(
-                self.prover.bounder,
-                checked.layers,
-                stream,
-                self.auditor,
-                1,
-                refused,
-                lambda: False,
-                lambda place, group: None,
-            )
-            group.enter(Node(0, 0, self.cases, self.numbers, box))
-            group.refute((), numbers, header, 0)
-            group.finish()
-            stream.finish()
-        except Rejected as error:
-            _log.info("a box that is handed on is not refuted: %s", error)
-            return False
-        except Unread:
-            return False  # for the end, where the whole network is at hand
-        return not refused
-
-    def _inputs(self, nodes: IntArray) -> IntArray:
-        return np.array([self.decision[node][0] for node in nodes.tolist()], np.int64)
-
-    def _hand_on(self, node: int, low: Boxes | None, high: Boxes | None) -> None:
-        _, left, right, _ = self.decision[node]
-        if left >= 0:
-            self.boxes[left], self.boxes[right] = low, high
-
-    def known(self, order: IntArray, group: InputGroup) -> Walked | None:
-        """The nodes that are handed on, if a group says what was walked; arguments as `agrees`."""
-        if not self.agrees(order, group):
-            return None
-        handed = np.flatnonzero(group.handed).tolist()
-        return {number: self.handed[int(order[number])] for number in handed}
-
-    def agrees(self, order: IntArray, group: InputGroup) -> bool:
-        """Whether a group of a certificate says what was walked, and all of it was refuted.
-
-        Args:
-            order: (nodes,) for each node of the group its number here.
-            group: as the certificate has it.
-        """
-        tree, inputs, sums = group.tree, group.inputs, group.combined
-        # Two nodes of the group that claim to be the same node here would hide one of them.
-        if not len(np.unique(order)) == len(order) == len(tree) == len(self.decision):
-            return False
-        if self.boxes or not self.refuted:
-            return False
-        if set(order[group.handed].tolist()) != self.handed.keys():
-            return False
-        firsts = np.flatnonzero(~np.isin(np.arange(len(tree)), tree))
-        rows = [frozenset(group.numbers[row[row >= 0]].tolist()) for row in group.roots.cases]
-        if self.roots != dict(zip(order[firsts].tolist(), rows, strict=True)):
-            return False
-        nothing = (-2, -2, -2, False)
-        seen = np.array([self.decision.get(node, nothing) for node in order.tolist()])
-        split = tree[:, 0] >= 0
-        same = np.where(split, inputs, -1) == seen[:, 0]
-        children = np.where(split[:, None], order[tree], -1)
-        folded = group.folded == seen[:, 3]
-        if not (same.all() and (children == seen[:, 1:3]).all() and folded.all()):
-            return False
-        stored = {
-            (int(order[node]), int(group.numbers[case])): weights.tobytes()
-            for node, case, weights in zip(sums.node, sums.case, sums.weights, strict=True)
-        }
-        return stored == self.sums
+    def walked(self, place: int, group: InputGroup) -> Walked | None:
+        """What a group hands on, if just this one was walked."""
+        uid, order = self.groups[place]
+        return self.trees[uid].known(order, group) if uid in self.trees else None
 
 
 class _Child:
@@ -211,10 +105,19 @@ class _Child:
 
     def __init__(self, model: bytes, spec: bytes, directory: Path | None, semantics: str) -> None:
         self.session = Session(model, spec, directory)
-        self.bounder = self.session.bounder(executed=semantics == EXECUTED)
+        self.executed = semantics == EXECUTED
         self.numbers = CaseNumbers(self.session.query)
         self.cases = list(self.session.query.cases())
-        self.trees: dict[int, WatchedTrees] = {}
+        self.places = {id(case): number for number, case in enumerate(self.cases)}
+        self._forget(whole=False)
+
+    def _forget(self, *, whole: bool) -> None:
+        """Bound what the specification reads of the network, or all of it, from now on."""
+        self.bounder = self.session.bounder(executed=self.executed, whole=whole)
+        self.memory = _Memory(self.executed, whole)
+        self.trees = self.memory.trees
+        self.growing: dict[int, GrowingTrees] = {}
+        self.regions: dict[tuple[int, int], Region] = {}
 
     def problem(self, problem: Problem) -> None:
         """A problem is about to be solved."""
@@ -236,12 +139,14 @@ class _Child:
             number = place[frozenset(row)]
             trees.boxes[node] = roots[number : number + 1]
         if len(nodes) == 1:
-            trees.prover.bound_ahead(roots)
+            trees.prover.bounds(roots, backward=True)
         self.trees[uid] = trees
 
     def step(self, uid: int, step: Step) -> None:
         """The search has bounded a batch."""
-        trees = self.trees[uid]
+        trees = self.trees.get(uid)
+        if trees is None:
+            return
         node, disjuncts, weights = step.combined
         width = trees.prover.rows.used.shape[1]
         table = np.zeros((len(node), width))
@@ -257,20 +162,141 @@ class _Child:
 
     def hand(self, uid: int, node: int, arrays: Mapping[str, Array], layers: Sequence[str]) -> None:
         """The search has handed a node on."""
-        self.trees[uid].hand(node, arrays, layers)
+        region = self.trees[uid].hand(node) if uid in self.trees else None
+        if region is not None:
+            self._check(arrays, layers, region)
+
+    def bounds(
+        self,
+        uid: int,
+        neurons: Mapping[int, tuple[str, IntArray]],
+        arrays: Mapping[str, Array],
+        layers: Sequence[str],
+    ) -> None:
+        """Trees over neurons are about to grow over some bounds."""
+        group = self._check(arrays, layers)
+        if group is not None:
+            numbers = arrays["case"].astype(np.int64)
+            self.growing[uid] = GrowingTrees(group, numbers, self.memory, neurons)
+            self._expect(uid, group)
+
+    def planted(self, uid: int, nodes: IntArray, disjuncts: IntArray) -> None:
+        """They have new roots."""
+        if uid in self.growing:
+            self.growing[uid].plant(nodes, [self.numbers[number] for number in disjuncts])
+
+    def split(self, uid: int, *splits: Any) -> None:
+        """Some of their nodes are split."""
+        if uid in self.growing:
+            self.growing[uid].split(*splits)
+
+    def closed(self, uid: int, leaves: Leaves) -> None:
+        """Some of their leaves are closed."""
+        if uid in self.growing:
+            self.growing[uid].close(leaves)
+
+    def halved(self, uid: int, arrays: Mapping[str, Array], layers: Sequence[str]) -> None:
+        """They hand cases on to halves."""
+        group = self._check(arrays, layers) if uid in self.growing else None
+        if group is not None:
+            self._expect(uid, group)
+
+    def handed(
+        self, uid: int, place: int, part: int, arrays: Mapping[str, Array], layers: Sequence[str]
+    ) -> None:
+        """Trees of a half, or of a case that narrows, are there; they are a part themselves."""
+        region = self.regions.pop((uid, place if place < 0 else self.numbers[place].number), None)
+        if region is not None and (group := self._check(arrays, layers, region)) is not None:
+            self._expect(part, group)
+
+    def _expect(self, uid: int, group: Group) -> None:
+        """Note where those are open that a group has handed on."""
+        for region in group.regions:
+            if region.narrowed:
+                place = self.places[id(region.cases[0])]
+            else:
+                place = -1 if region.side[-1] < 0 else -2
+            self.regions[uid, place] = region
+
+    def _check(
+        self, arrays: Mapping[str, Array], layers: Sequence[str], region: Region | None = None
+    ) -> Group | None:
+        """Check groups over neurons, of a region or a box; None if they cannot be checked now."""
+        stream, auditor = Arrays(dict(arrays)), Auditor(self.bounder, 0, 0)
+        try:
+            group = Group(self.bounder, layers, stream, auditor, 1, [], lambda: False, self.memory)
+            group.regions += [] if region is None else [region]
+            for place, header in enumerate(stream.take("group", len(arrays["group"]))):
+                numbers = stream.take("case", int(header[1])).astype(np.int64)
+                group.refute([self.cases[n] for n in numbers], numbers, header, place)
+            stream.finish()
+        except Rejected as error:
+            _log.info("trees over neurons are not refuted: %s", error)
+            return None
+        except Unread:
+            # As in the end, where nothing counts that was refuted with less of the network. What is
+            # to be checked in a region or in halves hangs on bounds that do not count either.
+            if not self.memory.whole:
+                self._forget(whole=True)
+                return self._check(arrays, layers) if region is None else None
+            return None
+        return group
 
     def finish(self, data: bytes, groups: Sequence[tuple[int, IntArray]]) -> Reply:
         """Check the certificate; groups are numbers of trees (-1 for others) and their nodes."""
-
-        def known(place: int, group: InputGroup) -> Walked | None:
-            uid, order = groups[place]
-            return self.trees[uid].known(order, group) if uid in self.trees else None
-
+        self.memory.groups = groups
         refused: list[Refusal] = []
         try:
-            return self.session.check(data, refused=refused, known=known), refused
+            return self.session.check(data, refused=refused, known=self.memory), refused
         except (Rejected, Unusable) as error:
             return error, refused
+
+
+class _Listener(Follower):
+    """Tells the child what becomes of trees over neurons.
+
+    Args:
+        watch: has the child.
+        uid: their number.
+        trees: that have the bounds.
+        cases: that may be open there, as the search numbers them; none of regions.
+    """
+
+    def __init__(self, watch: Watch, uid: int, trees: NeuronTrees, cases: IntArray) -> None:
+        self._watch, self._uid, self._trees, self._cases = watch, uid, trees, cases
+
+    def planted(self, nodes: IntArray, cases: IntArray) -> None:
+        self._watch.tell("planted", self._uid, nodes, cases)
+
+    def split(
+        self, parents: IntArray, neurons: IntArray, points: FloatArray, halves: IntArray
+    ) -> None:
+        self._watch.tell("split", self._uid, parents, neurons, points, halves)
+
+    def closed(self, leaves: Leaves) -> None:
+        self._watch.tell("closed", self._uid, leaves)
+
+    def halved(self, halves: Halves) -> None:
+        trees, cases = self._trees, self._cases
+        self._watch.describe(
+            "halved",
+            self._uid,
+            make=lambda writer: writer.arrays_of_bounds(trees, cases, halves),
+        )
+
+    def handed(self, place: int, trees: NeuronTrees) -> None:
+        if all(trees.closed(nodes).all() for nodes, _ in trees.roots):
+            self._watch.follow_part((self._uid, place), trees)
+
+
+_Parts = Callable[[], "tuple[Any, ...] | None"]
+"""Makes what a message says; None if that is not possible."""
+
+_SPARE = ("bounds", "planted", "split", "closed", "halved", "handed")
+"""Messages without which the certificate can be checked as well."""
+
+_LARGE = ("closed", "handed")
+"""Those of them that are left out when the child does not keep up."""
 
 
 class Watch:
@@ -283,32 +309,82 @@ class Watch:
 
     def __init__(self, begin: Callable[[], tuple[bytes, bytes, Path | None, str]]) -> None:
         self._begin = begin
-        self._waiting: list[tuple[Any, ...]] = []
+        self._waiting: list[tuple[str, _Parts]] = []
         self._child: Child | None = None
         self._idle = IdleProcessors()
         self._closed = threading.Event()
         self._lock = threading.RLock()
         self._starter: threading.Thread | None = None
         self._trees: dict[int, int] = {}
+        self._count = 0
+        self._followed = self._due = math.inf
         self._problems: list[Problem] = []
         self._numbers: CaseNumbers | None = None
 
     def problem(self, problem: Problem) -> None:
         """A problem is about to be solved."""
         self._problems.append(problem)
-        self._tell("problem", problem.portable())
+        self.tell("problem", problem.portable())
 
     def follow(self, trees: InputTrees) -> None:
         """Be told of every step of some trees."""
-        uid = self._trees[id(trees)] = len(self._trees)
-        trees.planted = partial(self._tell, "plant", uid)
-        trees.stepped = partial(self._tell, "step", uid)
+        uid = self._trees[id(trees)] = self._number(0.0)
+        trees.planted = partial(self.tell, "plant", uid)
+        trees.stepped = partial(self.tell, "step", uid)
         trees.handed_on = partial(self._hand, uid)
+
+    def follow_neurons(self, trees: NeuronTrees, cases: IntArray) -> None:
+        """Be told of all that becomes of some trees over a whole box, where cases are open."""
+        uid = self._number(_LATER)
+        trees.follower = _Listener(self, uid, trees, cases)
+        neurons = neurons_of(trees.graph)
+        self.describe(
+            "bounds", uid, neurons, make=lambda writer: writer.arrays_of_bounds(trees, cases)
+        )
+
+    def follow_part(self, where: tuple[int, int], trees: NeuronTrees) -> None:
+        """Trees of a half, or of a case that narrows, are complete, but for halves in turn.
+
+        Args:
+            where: the number of the trees that hand on to these, and the place there.
+            trees: these.
+        """
+        uid = self._number(_LATER)
+        if trees.halves is not None:
+            trees.halves.follower = _Listener(self, uid, trees, NOTHING)
+        kind = 2 if where[1] < 0 else 4
+        self.describe(
+            "handed", *where, uid, make=lambda writer: writer.arrays_of_trees(trees, kind)
+        )
+
+    def _number(self, patience: float) -> int:
+        """The number of new trees, for which a child pays after some seconds."""
+        now = time.monotonic()
+        self._followed, self._due = min(self._followed, now), min(self._due, now + patience)
+        self._count += 1
+        return self._count
 
     def _hand(self, uid: int, node: int, trees: NeuronTrees) -> None:
         """Send what a certificate will say of a node that is handed on."""
-        if self._closed.is_set():
-            return
+        self.describe("hand", uid, node, make=lambda writer: writer.arrays_of_trees(trees, 5))
+
+    def describe(
+        self, kind: str, *parts: Any, make: Callable[[Writer], Mapping[str, Array]]
+    ) -> None:
+        """Send a message with what a certificate will say of something."""
+
+        def described() -> tuple[Any, ...] | None:
+            numbers = self._case_numbers()
+            if numbers is None:
+                return None
+            writer = Writer(numbers)
+            arrays = make(writer)
+            return *parts, arrays, tuple(writer.layers)
+
+        self._send(kind, described)
+
+    def _case_numbers(self) -> CaseNumbers | None:
+        """How cases are numbered; None if they cannot be paired with the checker's."""
         try:
             if self._numbers is None:
                 self._numbers = CaseNumbers(read_spec(self._begin()[1]))
@@ -316,14 +392,17 @@ class Watch:
                 self._numbers.add(problem)
         except (Unusable, InputError) as error:
             # The child will see that it was not told of all, and whoever certifies says why.
-            _log.info("a box that is handed on cannot be described: %s", error)
+            _log.info("what is to be checked cannot be described: %s", error)
             self._closed.set()
-            return
+            return None
         self._problems.clear()
-        writer = Writer(self._numbers)
-        self._tell("hand", uid, node, writer.arrays_of_trees(trees), tuple(writer.layers))
+        return self._numbers
 
-    def _tell(self, *message: Any) -> None:
+    def tell(self, kind: str, *parts: Any) -> None:
+        """Send a message."""
+        self._send(kind, lambda: parts)
+
+    def _send(self, kind: str, make: _Parts) -> None:
         """Send a message, or keep it until the search has taken long enough for a child to pay.
 
         Trees outlive the watch when they are repaired; what they say then is for nobody.
@@ -332,13 +411,21 @@ class Watch:
             if self._closed.is_set():
                 return
             if self._child is not None:
-                self._child.tell(message)
+                self._pass_on(self._child, kind, make)
                 return
-            self._waiting.append(message)
+            self._waiting.append((kind, make))
             # The search may be silent for long; without trees there is nothing to be checked yet.
-            if not self._settled() and self._starter is None and self._trees:
+            if not self._settled() and self._starter is None and self._followed < math.inf:
                 self._starter = threading.Thread(target=self._wait, daemon=True)
                 self._starter.start()
+
+    @staticmethod
+    def _pass_on(child: Child, kind: str, make: _Parts) -> None:
+        if kind in _LARGE and child.waiting > _MOST_WAITING:
+            return
+        parts = make()
+        if parts is not None:
+            child.tell((kind, *parts), spare=kind in _SPARE)
 
     def _wait(self) -> None:
         """Start a child as soon as it would pay, whatever the search does meanwhile."""
@@ -350,11 +437,16 @@ class Watch:
         with self._lock:
             if self._closed.is_set() or self._child is not None:
                 return True
-            if self._idle.seconds > _LONGEST_WAIT:
+            now = time.monotonic()
+            if now - self._followed > _LONGEST_WAIT:
                 # What is kept grows, and a late child would only lag behind.
                 self._closed.set()
                 self._waiting.clear()
-            elif self._idle.seconds > _PATIENCE and self._idle.count() > _IDLE_ENOUGH:
+            elif (
+                self._idle.seconds > _PATIENCE
+                and not now < self._due < math.inf
+                and self._idle.count() > _IDLE_ENOUGH
+            ):
                 self._start()
             return self._closed.is_set() or self._child is not None
 
@@ -365,8 +457,9 @@ class Watch:
             _log.info("no second process: %s", error)
             self._closed.set()
             return
-        for message in (self._begin(), *self._waiting):
-            self._child.tell(message)
+        self._child.tell(self._begin())
+        for kind, make in self._waiting:
+            self._pass_on(self._child, kind, make)
         self._waiting.clear()
 
     def finish(
@@ -386,17 +479,14 @@ class Watch:
             self.close()
             return None
         known = [(self._trees.get(id(trees), -1), order) for trees, order, _ in groups]
+        child.hurry()
         child.tell(("finish", data, known))
         try:
-            while True:
-                try:
-                    reply: Reply = child.answer(_GLANCE)
-                    return reply
-                except queue.Empty:
-                    if expired():
-                        raise Expired from None
-        except EOFError:
-            _log.info("the second process has ended without an answer")
+            _answer(child, _GRACE, expired)  # that it is ready
+            reply: Reply = _answer(child, math.inf, expired)
+            return reply
+        except (EOFError, queue.Empty) as error:
+            _log.info("the second process has not answered: %r", error)
             return None
         finally:
             self.close()
@@ -413,12 +503,32 @@ class Watch:
                 self._child = None
 
 
+def _answer(child: Child, patience: float, expired: Callable[[], bool]) -> Any:
+    """The next answer of a child.
+
+    Raises:
+        queue.Empty: there is none after some seconds.
+        EOFError: there will be none.
+        Expired: the time is up.
+    """
+    limit = time.monotonic() + patience
+    while True:
+        try:
+            return child.answer(_GLANCE if patience > 0 else 0.0)
+        except queue.Empty:
+            if expired():
+                raise Expired from None
+            if time.monotonic() >= limit:
+                raise
+
+
 def main() -> None:
     """The child: read messages, answer the last."""
     end_with_parent()
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     with np.errstate(all="ignore"):
         child = _Child(*read(source))
+        write(sink, "ready")
         while True:
             kind, *arguments = read(source)
             reply = getattr(child, kind)(*arguments)

@@ -22,7 +22,7 @@ from onnxcert.checker.errors import Unusable
 from onnxcert.checker.spec import Row, Spec
 from onnxcert.graph import Graph, Neurons
 from onnxcert.ops.base import Affine
-from onnxcert.proof.trace import InputTrees, NeuronTrees, Trace
+from onnxcert.proof.trace import Halves, InputTrees, NeuronTrees, Trace
 from onnxcert.spec import Problem
 
 _BoxKey = tuple[bytes, bytes, Ellipsoid | None]
@@ -155,9 +155,28 @@ class Writer:
                 self._neuron_trees(group)
         return self._joined_all()
 
-    def arrays_of_trees(self, trees: NeuronTrees) -> dict[str, Array]:
-        """All arrays of a certificate that has nothing but trees over one handed box."""
-        self._neuron_trees(trees, kind=5)
+    def arrays_of_trees(self, trees: NeuronTrees, kind: int) -> dict[str, Array]:
+        """All arrays of a certificate that has nothing but groups of some trees.
+
+        Halves that they hand cases on to may not be there yet.
+        """
+        self._neuron_trees(trees, kind, whole=False)
+        return self._joined_all()
+
+    def arrays_of_bounds(
+        self, trees: NeuronTrees, cases: IntArray, halves: Halves | None = None
+    ) -> dict[str, Array]:
+        """All arrays of a certificate that has nothing but the bounds of trees over a whole box.
+
+        Args:
+            trees: that have the bounds.
+            cases: handed on, by their numbers in the search: to halves, or each alone.
+            halves: some of them.
+        """
+        bounds, halved = trees.replanted(), _NOTHING if halves is None else halves.cases
+        bounds.halves = halves
+        bounds.narrowed = dict.fromkeys(np.setdiff1d(cases, halved).tolist(), trees)
+        self._region(1, bounds, planes=True)
         return self._joined_all()
 
     def arrays_of_constants(self, constant: FloatArray) -> dict[str, Array]:
@@ -254,21 +273,20 @@ class Writer:
         for node in handed:
             self._neuron_trees(trees.handed[node], kind=5)
 
-    def _neuron_trees(self, whole: NeuronTrees, kind: int = 1) -> None:
+    def _neuron_trees(self, first: NeuronTrees, kind: int = 1, *, whole: bool = True) -> None:
         """Trees of a box, then those that it hands cases on to, each followed by its own."""
-        todo = [(kind, whole)]
+        todo = [(kind, first)]
         while todo:
             kind, trees = todo.pop()
             self._region(kind, trees)
-            if trees.halves is not None:
-                low, high = trees.halves.trees
-                assert low is not None  # a finished search has been in both
-                assert high is not None
-                todo += [(2, high), (2, low)]
+            for half in reversed(trees.halves.trees if trees.halves is not None else []):
+                assert half is not None or not whole  # a finished search has been in both
+                todo += [] if half is None else [(2, half)]
             order = sorted(trees.narrowed, key=lambda disjunct: -self.cases[disjunct].number)
             todo += [(4, trees.narrowed[disjunct]) for disjunct in order]
 
-    def _region(self, kind: int, trees: NeuronTrees) -> None:
+    def _region(self, kind: int, trees: NeuronTrees, *, planes: bool = False) -> None:
+        """One group; with planes also of cases that it hands on."""
         roots = sorted(
             (self.cases[disjunct].number, int(disjunct), node)
             for nodes, disjuncts in trees.roots + trees.handed
@@ -291,7 +309,7 @@ class Writer:
             self._put("point", [trees.halves.point])
         nodes = 0
         for number, (_, disjunct, root) in enumerate(roots):
-            has_planes = root >= 0 and self._planes(trees, number, disjunct)
+            has_planes = (root >= 0 or planes) and self._planes(trees, number, disjunct)
             if root < 0:
                 self._put("op", [1 - root])
                 nodes += 1
@@ -387,6 +405,15 @@ def _preorder(roots: Sequence[int], children: IntArray) -> Iterator[int]:
         low, high = table[node]
         if low >= 0:
             todo += [high, low]
+
+
+def neurons_of(graph: Graph) -> dict[int, tuple[str, IntArray]]:
+    """Who the neurons of a graph are: number of the first of a layer -> its label, positions."""
+    return {
+        columns.start: (neurons.label, neurons.at(np.arange(columns.stop - columns.start)))
+        for value, columns in graph.numbering.items()
+        for neurons in [_neurons_of(graph, value)]
+    }
 
 
 def _neurons_of(graph: Graph, value: str) -> Neurons:

@@ -142,7 +142,7 @@ class _Tree:
                 place[list(side)] = numbers
             level = [*low, *high]
         for nodes, leaves in self.leaves:
-            trees.leaves.append(replace(leaves, nodes=place[nodes]))
+            trees.add(replace(leaves, nodes=place[nodes]))
 
 
 @dataclass(eq=False)

@@ -110,7 +110,7 @@ class Narrower:
             seconds = time.monotonic() - started
             self.seconds += (seconds - self.seconds) * (_NEWEST if self.seconds else 1.0)
             self.reach = max(self.reach, _RAISE * lacking)
-            trees.narrowed[int(self.cases.problem.case_disjunct[case[0]])] = first
+            trees.hand(int(self.cases.problem.case_disjunct[case[0]]), first)
             refuted[number] = True
         return refuted
 
@@ -131,7 +131,7 @@ class Narrower:
             trees = self._trees(boxes)
             first = first or trees
             if last is not None:
-                last.narrowed[int(disjunct[0])] = trees
+                last.hand(int(disjunct[0]), trees)
 
             def record(rows: NarrowedRows, trees: NeuronTrees = trees) -> None:
                 multipliers = self._unsigned(neurons, rows.best.multipliers, len(rows.index))

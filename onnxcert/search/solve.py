@@ -170,6 +170,7 @@ class Solver:
         report: called with every `Progress`.
         trace: what refuted each case, for the certificate.
         follow: told of trees over inputs before they grow.
+        follow_neurons: told of trees over neurons of a whole box, and of cases open there.
         by_constants: says which cases of one box Lipschitz constants refute.
         execution_unit: unit roundoff of executions that the answer must hold for, 0 for the reals;
             then the graph must be the one that is executed, node by node.
@@ -191,6 +192,7 @@ class Solver:
     trace: Trace = field(default_factory=Trace)
     execution_unit: float = 0.0
     follow: Callable[[InputTrees], None] = lambda trees: None
+    follow_neurons: Callable[[NeuronTrees, Array], None] = lambda trees, cases: None
     by_constants: Callable[[Problem, Array], Array] | None = None
 
     def __post_init__(self) -> None:
@@ -670,6 +672,8 @@ class Solver:
         if tilts is not None:
             trees.planes.update(planes_of(tilts, problem.case_disjunct))
         refuted = to_host(found.lower > 0)
+        if not refuted.all():
+            self.follow_neurons(trees, problem.case_disjunct[open_cases])
         nodes = trees.plant(problem.case_disjunct[open_cases[refuted]])
         xp = array_module(found.lower)
         tilted = xp.zeros(len(open_cases), dtype=bool)

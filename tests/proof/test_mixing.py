@@ -15,7 +15,7 @@ from onnxcert import Reason, Unknown
 from onnxcert.bounds.optimised import optimise
 from onnxcert.checker import Rejected, container
 from onnxcert.checker.certificate import Session
-from onnxcert.checker.trees import InputGroup, Refusal, Walked
+from onnxcert.checker.trees import InputGroup, Known, Refusal, Walked
 from onnxcert.proof.trace import InputTrees, NeuronTrees
 from onnxcert.search.branching import Bounded, Children
 from onnxcert.search.candidates import Candidates
@@ -178,12 +178,15 @@ def test_bounds_of_leaves_are_reported(tmp_path: Path) -> None:
 def test_groups_of_boxes_that_are_refuted_already_are_passed_over(tmp_path: Path) -> None:
     files = proved(tmp_path)
 
-    def known(place: int, group: InputGroup) -> Walked:
-        return {int(number): (None, None) for number in np.flatnonzero(group.handed)}
+    class Walks(Known):
+        executed = False
+
+        def walked(self, place: int, group: InputGroup) -> Walked:
+            return dict.fromkeys(np.flatnonzero(group.handed).tolist())
 
     session = Session(files.model.read_bytes(), files.spec.read_bytes())
     data = files.proof.read_bytes()
-    assert session.check(data, known=known).leaves == session.check(data).leaves
+    assert session.check(data, known=Walks()).leaves == session.check(data).leaves
 
 
 # --- false claims ---------------------------------------------------------------------------------

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import pickle
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import numpy as np
 import pytest
 
 from onnxcert import Reason, Result, Unknown
-from onnxcert.arrays import IntArray
 from onnxcert.checker import Rejected, Unusable
 from onnxcert.checker.bounds import Bounder
 from onnxcert.checker.certificate import Session
@@ -25,68 +23,16 @@ from onnxcert.checker.proof import Prover, Rows
 from onnxcert.processes import Child, IdleProcessors
 from onnxcert.proof import watch
 from onnxcert.proof.trace import InputTrees
-from onnxcert.proof.watch import Reply, Watch, WatchedTrees
+from onnxcert.proof.watch import Reply, Watch
 from onnxcert.search import folded_split
 from tests.checker.makers import Arrays, Header, coarse, dense, edited, spec
 from tests.mixed import early
+from tests.proof.inside import Inside, Processes
 from tests.proof.networks import Files, halves, hard, least
 from tests.proof.skeptic import Skeptic
 from tests.strategies import make_problem
 
 REAL = "VERIFIED UNSAT (real)"
-
-
-@dataclass
-class Inside:
-    """A second process that is none: messages are pickled and read at once.
-
-    Attributes:
-        answer: to the certificate.
-        data, known: the certificate, and what its groups were made of.
-        agreed: whether the trees walked were found in the certificate, per question.
-        bounded: boxes bounded after the certificate was there.
-    """
-
-    child: Any = None
-    answer: Any = None
-    data: bytes = b""
-    known: list[tuple[int, IntArray]] = field(default_factory=list)
-    agreed: list[bool] = field(default_factory=list)
-    bounded: int = 0
-
-    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Put this in the place of the process."""
-        agrees, boxes = WatchedTrees.agrees, Prover.boxes
-
-        def tell(parent: Watch, kind: str, *parts: Any) -> None:
-            if self.child is None:
-                self.child = watch._Child(*parent._begin())
-            getattr(self.child, kind)(*pickle.loads(pickle.dumps(parts)))
-
-        def finish(parent: Watch, data: bytes, groups: Sequence[Any], expired: object) -> Reply:
-            self.data = data
-            self.known = [(parent._trees.get(id(trees), -1), order) for trees, order, _ in groups]
-            self.answer = self.child.finish(data, self.known)
-            return self.answer
-
-        def noted(trees: WatchedTrees, *arguments: Any) -> bool:
-            self.agreed.append(agrees(trees, *arguments))
-            return self.agreed[-1]
-
-        def counted(prover: Prover, ids: np.ndarray, *rest: Any) -> Any:
-            self.bounded += len(ids) if self.data else 0
-            return boxes(prover, ids, *rest)
-
-        monkeypatch.setattr(Watch, "_tell", tell)
-        monkeypatch.setattr(Watch, "finish", finish)
-        monkeypatch.setattr(WatchedTrees, "agrees", noted)
-        monkeypatch.setattr(Prover, "boxes", counted)
-
-    def again(self, data: bytes) -> tuple[bool, Reply]:
-        """Whether the trees are found in another certificate, and the answer to it."""
-        del self.agreed[:]
-        answer: Reply = self.child.finish(data, self.known)
-        return self.agreed == [True], answer
 
 
 @pytest.fixture
@@ -239,17 +185,10 @@ def test_boxes_that_are_handed_on_are_checked_meanwhile(
     assert (str(verified), refused) == (f"VERIFIED UNSAT ({semantics})", [])
     (trees,) = inside.child.trees.values()
     assert len(trees.handed) > 1
-    assert all(checked is not None for _, checked in trees.handed.values())
-    paths: list[int] = []
-    right = Prover.paths
-
-    def counted(prover: Prover, root: Any, batch: Any, *rest: Any) -> Any:
-        paths.append(len(batch.case))
-        return right(prover, root, batch, *rest)
-
-    monkeypatch.setattr(Prover, "paths", counted)
+    assert (inside.made, inside.leaves) == (0, 0)
+    assert inside.child.memory.leaves > len(trees.handed)
     found, answer = inside.again(inside.data)
-    assert (found, paths, answer[0]) == (True, [], verified)
+    assert (found, inside.leaves, answer[0]) == (True, 0, verified)
 
     def other_slope(header: Header, arrays: Arrays) -> None:
         arrays["slope"][-1] ^= 1
@@ -260,7 +199,7 @@ def test_boxes_that_are_handed_on_are_checked_meanwhile(
         arrays["op"][np.flatnonzero(arrays["op"][:nodes] == 2)[0]] = 0
 
     assert inside.again(edited(inside.data, other_slope))[0]
-    assert len(paths) > 0  # of that box only
+    assert (inside.made, inside.leaves) == (0, 1)
     found, answer = inside.again(edited(inside.data, fewer))
     assert not found
     assert isinstance(answer[0], Rejected)
@@ -359,14 +298,14 @@ def test_other_boxes_are_not_bounded_ahead(tmp_path: Path) -> None:
     rows = Rows.of(cases, session.network.n_inputs, len(session.network.output))
     prover = Prover(session.bounder(executed=False), rows)
     roots = prover.roots(cases)
-    prover.bound_ahead(roots)
+    prover.bounds(roots, backward=True)
     ((_, ahead),) = prover.ahead
-    assert prover._bounds(roots, backward=True) is ahead
+    assert prover.bounds(roots, backward=True) is ahead
     smaller = replace(roots, low=0.5 * roots.low)
     known = replace(roots, known=(np.full_like(roots.known[0], -1.0), roots.known[1]))
     for other in (smaller, known, roots[np.array([0, 0])]):
-        assert prover._bounds(other, backward=True) is not ahead
-    assert prover._bounds(roots, backward=False) is not ahead
+        assert prover.bounds(other, backward=True) is not ahead
+    assert prover.bounds(roots, backward=False) is not ahead
 
 
 def test_no_process_for_what_is_over_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -385,44 +324,11 @@ def test_no_process_for_what_is_over_soon(tmp_path: Path, monkeypatch: pytest.Mo
 # --- the process itself ---------------------------------------------------------------------------
 
 
-@dataclass
-class Processes:
-    """Notes the children of a run, and their answers."""
-
-    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    answers: list[Reply | None] = field(default_factory=list)
-    threads: set[threading.Thread] = field(default_factory=lambda: set(threading.enumerate()))
-
-    def assert_gone(self) -> None:
-        assert self.started
-        for process in self.started:
-            assert process.returncode is not None
-            assert process.stdin is not None
-            assert process.stdout is not None
-            assert process.stdin.closed
-            assert process.stdout.closed
-        assert set(threading.enumerate()) <= self.threads
-
-
 @pytest.fixture
 def processes(monkeypatch: pytest.MonkeyPatch) -> Processes:
-    """A second process from the first moment on."""
-    noted = Processes()
-    finish, popen = Watch.finish, subprocess.Popen
-
-    def start(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
-        noted.started.append(popen(*arguments, **options))
-        return noted.started[-1]
-
-    def answer(parent: Watch, *arguments: Any) -> Reply | None:
-        noted.answers.append(finish(parent, *arguments))
-        return noted.answers[-1]
-
-    monkeypatch.setattr(watch, "_PATIENCE", -1.0)
-    monkeypatch.setattr(IdleProcessors, "count", lambda idle: 1.0)
-    monkeypatch.setattr(subprocess, "Popen", start)
-    monkeypatch.setattr(Watch, "finish", answer)
-    return noted
+    made = Processes()
+    made.install(monkeypatch)
+    return made
 
 
 def run(files: Files, **options: Any) -> Result:
@@ -532,7 +438,7 @@ def test_a_process_that_reads_nothing_of_the_model_says_nothing(
 ) -> None:
     """Its complaints would end up among the words of the program; the parent finds out itself."""
     parent = Watch(lambda: (b"no model", b"no specification", None, "real"))
-    parent._tell("problem", None)
+    parent.tell("problem", None)
     assert parent.finish(b"", [], lambda: False) is None
     processes.assert_gone()
     assert capfd.readouterr() == ("", "")
@@ -552,7 +458,7 @@ def test_the_time_may_be_up_while_a_process_is_asked(
         child._process.stdin.close()
 
     monkeypatch.setattr(Child, "_send", send_nothing)
-    parent._tell("problem", None)
+    parent.tell("problem", None)
 
     def expired() -> bool:
         late = next(questions)
