@@ -35,6 +35,7 @@ R19 Sums of relus of one number as curves (`onnxcert.checker.pieces`).
 R20 Bounds where a case holds (`onnxcert.checker.proof`).
 R21 Scalars that no row depends on are left out (`onnxcert.checker.needed`).
 R22 Networks written over the neurons that are unstable on a set (`onnxcert.checker.folding`).
+R23 Equal and opposite scalars, of which one is read (`onnxcert.checker.equals`).
 R9  A scalar whose lower bound exceeds its upper bound: S is empty.
 """
 
@@ -51,6 +52,7 @@ import numpy as np
 from onnxcert.checker import curves, pairs, pieces
 from onnxcert.checker.balls import Balls
 from onnxcert.checker.curves import TINY, Array, U
+from onnxcert.checker.equals import merged_equals
 from onnxcert.checker.errors import Expired
 from onnxcert.checker.forward import Forms, parallel, varies
 from onnxcert.checker.needed import needed
@@ -119,6 +121,10 @@ overflows within this range and what underflows is less than its inverse.
 def gamma(n: float, unit: float = U) -> float:
     """Higham's bound of the relative error of n roundings."""
     return n * unit / (1 - n * unit)
+
+
+Contract = Callable[[Affine, Affine], Affine | None]
+"""From a block and the only one that it reads to one that does both, or None."""
 
 
 class Tally:
@@ -577,12 +583,20 @@ def merged(network: Network, *, executed: bool, joined: bool = True) -> list[Blo
     An offset that follows a sum in a block of its own joins it. Two matrices in a row become their
     product if float64 has that exactly, and if no execution makes roundings between them. Scalars
     that nothing reads any more become empty sums. Over the reals sums of relus of one number become
-    curves (rule R19), if ``joined`` says so.
+    curves (rule R19), and of equal scalars one is read (R23), if ``joined`` says so.
     """
     blocks = list(network.blocks)
     if joined and not executed:
         blocks = pieces.joined(blocks, partial(_readers, network, blocks))
-    readers = _readers(network, blocks)
+        blocks = merged_equals(_contracted_all(network, blocks, _offset_moved))
+    if executed:
+        return _contracted_all(network, blocks, _offset_moved)
+    return _contracted_all(network, blocks, _offset_moved, _contracted)
+
+
+def _contracted_all(network: Network, blocks: Sequence[Block], *rules: Contract) -> list[Block]:
+    """The blocks with those moved into their only reader that a rule moves."""
+    blocks, readers = list(blocks), _readers(network, blocks)
     starts = {block.start: k for k, block in enumerate(blocks)}
     for k, block in enumerate(blocks):
         if not isinstance(block, Affine) or len(block.terms) != 1 or not block.terms[0].ids.size:
@@ -597,9 +611,7 @@ def merged(network: Network, *, executed: bool, joined: bool = True) -> list[Blo
         alone = np.array_equal(readers[whole], np.isin(whole, read))
         if inner.offset_error is not None or not alone:
             continue
-        made = _offset_moved(block, inner)
-        if made is None and not executed:
-            made = _contracted(block, inner)
+        made = next(filter(None, (rule(block, inner) for rule in rules)), None)
         if made is not None:
             blocks[k], blocks[j] = made, replace(inner, terms=(), offset=None)
     return blocks
