@@ -230,7 +230,9 @@ class Solver:
     ) -> Counterexample | Reason | None:
         self._enter("attack", len(open_cases))
         seconds = _FIRST_ATTACK_SHARE * self.deadline.limit
-        if found := self._falsifier.sweep(candidates, open_cases, seconds):
+        # What plain bounds of a box refute needs no more; for many boxes those take long.
+        begin = self._falsifier.glance if len(problem.lower) == 1 else self._falsifier.sweep
+        if found := begin(candidates, open_cases, seconds):
             return found
         return self._refute(problem, cases, candidates, plan, open_cases)
 
@@ -339,6 +341,12 @@ class Solver:
                 return None
         if self._refute_by_constants(problem, open_cases):
             return None
+        if not self._falsifier.swept:
+            self._enter("attack", len(open_cases))
+            seconds = _FIRST_ATTACK_SHARE * self.deadline.limit
+            if witness := self._falsifier.sweep(candidates, open_cases, seconds):
+                return witness
+            self._enter("bounds", len(open_cases))
         splits = plan.splitting != "none"
         root: _Root | None = None
         for steps in sorted({0, self.settings.layer_steps}):
