@@ -272,6 +272,7 @@ class Prover:
         bounder, rows: the network and the cases.
         quickly: how many leaves were tried without rows for every neuron, and how many closed so.
         ahead: what `bound_ahead` found.
+        last: the last box that was bounded by itself; several groups may begin with it.
         place: that of the `Fold` that it belongs to; None for the network itself.
     """
 
@@ -280,6 +281,7 @@ class Prover:
     quickly: list[int] = field(default_factory=lambda: [0, 0])
     ahead: list[tuple[Boxes, Relaxation]] = field(default_factory=list)
     place: Array | None = None
+    last: list[tuple[Boxes, Relaxation]] = field(default_factory=list)
 
     def forms(
         self, r: Relaxation, cases: Array, weights: Array | None = None
@@ -508,11 +510,22 @@ class Prover:
         """Bound boxes that `boxes` will be asked for, before it is known what becomes of them."""
         self.ahead[:] = [(nodes, self._bounds(nodes, backward=True))]
 
+    def alone(self, node: Boxes) -> Relaxation:
+        """Bounds over one box."""
+        for same, r in self.last:
+            if node.bounded_like(same):
+                return r.copy()
+        r = self.bounder.bound(node.low, node.high, node.known, balls=node.balls)
+        self.last[:] = [(node, r.copy())]
+        return r
+
     def _bounds(self, nodes: Boxes, *, backward: bool) -> Relaxation:
         if backward and self.ahead:
             ((same, r),) = self.ahead
             if nodes.bounded_like(same):
                 return r
+        if backward and len(nodes.low) == 1:
+            return self.alone(nodes)
         return self.bounder.bound(
             nodes.low, nodes.high, nodes.known, backward=backward, balls=nodes.balls
         )

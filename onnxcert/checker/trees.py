@@ -318,6 +318,7 @@ class Group:
         self._numbers = {label: number for number, label in enumerate(layers)}
         self._sizes = {k: block.size for k, block in curves}
         self._regions: list[Region] = []
+        self._last: list[tuple[Boxes, Relaxation]] = []
         self._refused_nodes: set[tuple[int, int]] = set()
         self.leaves = 0
 
@@ -340,7 +341,8 @@ class Group:
                 return
             region = self._entered(region, numbers, place)
         cases, network = region.cases, self.bounder.network
-        prover = Prover(self.bounder, Rows.of(cases, network.n_inputs, len(network.output)))
+        rows = Rows.of(cases, network.n_inputs, len(network.output))
+        prover = Prover(self.bounder, rows, last=self._last)
         op = self.arrays.take("op", nodes)
         if (kind == 0 and (columns or hints)) or (kind != 0 and combined):
             raise Rejected("container", f"group {place}", "counts that do not fit its kind")
@@ -718,7 +720,7 @@ class Group:
         given, wanted = hints
         bound = partial(self.bounder.bound, roots.low, roots.high, balls=roots.balls)
         if region.known is None:
-            root = bound(roots.known)
+            root = prover.alone(roots)
             if given:
                 root = bound(self._known(root), backward=False, hints=given, columns=chosen)
             return root

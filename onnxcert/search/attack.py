@@ -131,7 +131,6 @@ class Falsifier:
         deadline: of the run.
         share: of the first seconds of the run that all rounds together may take; later on less.
         spent: seconds that they have taken.
-        swept: whether cases were pursued by as many restarts as there are in a round.
     """
 
     attack: GradientAttack
@@ -140,29 +139,22 @@ class Falsifier:
     deadline: Deadline
     share: float
     spent: float = 0.0
-    swept: bool = False
     _longest: float = 0.0
-    _seconds: float = 0.0
 
     def glance(
         self, candidates: Candidates, open_cases: Array, seconds: float
     ) -> Counterexample | None:
-        """A part of a round, in which every case (K,) is pursued, but from few points.
-
-        Unless somebody sweeps, the whole of a round follows as soon as there are points for it.
-        """
+        """A part of a round, in which every case (K,) is pursued, but from few points."""
         if len(open_cases) == 0 or self.attack.restarts == 0:
             return None
         count = min(max(_FIRST_POINTS, len(open_cases)), self.attack.restarts)
         cases = np.resize(self.rng.permutation(open_cases), count)
-        self.swept, self._seconds = count == self.attack.restarts, seconds
         return self._timed(candidates, cases, self.deadline.slice(seconds))
 
     def sweep(
         self, candidates: Candidates, open_cases: Array, seconds: float
     ) -> Counterexample | None:
         """Rounds from random points until all cases (K,) were pursued or it takes too long."""
-        self.swept = True
         if len(open_cases) == 0 or self.attack.restarts == 0:
             return None
         limit, enough = self.deadline.slice(seconds), self.deadline.slice(_FIRST_SECONDS)
@@ -185,20 +177,16 @@ class Falsifier:
 
     def follow(self, candidates: Candidates, points: Array, cases: Array) -> Counterexample | None:
         """A round, if it is due, of which half begins at points (P, n_in) with cases (P, C)."""
-        limit = self.deadline if self.swept else self.deadline.slice(self._seconds)
         if len(points) == 0 or not self._due():
             return None
         cases = to_host(cases)
         begun = points[: max(1, self.attack.restarts // 2)]
         own = cases[: len(begun)].max(axis=1)
         others = self.rng.choice(cases[cases >= 0], self.attack.restarts - len(begun))
-        return self._timed(candidates, np.concatenate([own, others]), limit, begun)
+        return self._timed(candidates, np.concatenate([own, others]), self.deadline, begun)
 
     def _due(self) -> bool:
-        """Whether another round keeps to the share; the first one after a glance is due."""
-        if not self.swept:
-            self.swept = True
-            return self.attack.restarts > 0
+        """Whether another round keeps to the share."""
         elapsed = self.deadline.elapsed
         early = min(elapsed, _EAGER_SECONDS)
         allowed = self.share * (early + _LATER * (elapsed - early))
@@ -214,7 +202,8 @@ class Falsifier:
         finally:
             seconds = self.deadline.elapsed - started
             self.spent += seconds
-            self._longest = max(self._longest, seconds)
+            whole = seconds * self.attack.restarts / len(cases)  # if it was a part of a round
+            self._longest = max(self._longest, whole)
 
 
 def _moved(inputs: Box, x: Array, gradient: Array, step: float) -> Array:

@@ -230,7 +230,7 @@ class Solver:
     ) -> Counterexample | Reason | None:
         self._enter("attack", len(open_cases))
         seconds = _FIRST_ATTACK_SHARE * self.deadline.limit
-        # What plain bounds of a box refute needs no more; for many boxes those take long.
+        # What plain bounds of a box refute needs no more, and other rounds will be due.
         begin = self._falsifier.glance if len(problem.lower) == 1 else self._falsifier.sweep
         if found := begin(candidates, open_cases, seconds):
             return found
@@ -341,12 +341,6 @@ class Solver:
                 return None
         if self._refute_by_constants(problem, open_cases):
             return None
-        if not self._falsifier.swept:
-            self._enter("attack", len(open_cases))
-            seconds = _FIRST_ATTACK_SHARE * self.deadline.limit
-            if witness := self._falsifier.sweep(candidates, open_cases, seconds):
-                return witness
-            self._enter("bounds", len(open_cases))
         splits = plan.splitting != "none"
         root: _Root | None = None
         for steps in sorted({0, self.settings.layer_steps}):
@@ -594,6 +588,7 @@ class Solver:
             self.graph,
             box,
             backward=backward,
+            decide=True,
             expired=expired,
             execution_unit=self.execution_unit,
         )
