@@ -34,6 +34,7 @@ R20  A case asks for g_m <= 0 for all its rows m, so where it holds, s z >= s z 
      the same roundings: adding 1 to a row is no less exact than subtracting beta.
 R22  Folded networks (`onnxcert.checker.folding`): a box may be bounded with the network of any box
      that it is a part of. The certificate says on which boxes it is folded.
+R23  Equal and opposite scalars (`onnxcert.checker.equals`).
 R17  Over the reals a share exp(x_i) / sum_j exp(x_j) is larger than another one of its row if and
      only if its x_i is. Where a specification only compares shares of one row with each other, x
      takes their place among the outputs (`onnxcert.checker.network.Network.compared`). Executions
