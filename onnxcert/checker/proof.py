@@ -516,7 +516,7 @@ class Prover:
         for same, r in self.last:
             if node.bounded_like(same):
                 return r.copy()
-        r = self.bounder.bound(node.low, node.high, node.known, balls=node.balls)
+        r = self.bounder.bound(node.low, node.high, node.known, backward=True, balls=node.balls)
         self.last[:] = [(node, r.copy())]
         return r
 
