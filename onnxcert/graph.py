@@ -317,6 +317,13 @@ class Graph:
                     values.pop(name, None)
         return values[self.output]
 
+    def values(self, x: Array) -> dict[str, Array]:
+        """All values of a batch (B, input_size), by their names."""
+        values = {self.input: x}
+        for node in self.nodes:
+            values[node.name] = node.op.forward([values[name] for name in node.inputs])
+        return values
+
     def gradient(self, x: Array, loss_gradient: Callable[[Array], Array]) -> tuple[Array, Array]:
         """Outputs, and the gradient of a loss of the outputs with respect to x.
 
@@ -327,9 +334,7 @@ class Graph:
         Returns:
             (outputs (B, m), gradient (B, input_size)).
         """
-        values = {self.input: x}
-        for node in self.nodes:
-            values[node.name] = node.op.forward([values[name] for name in node.inputs])
+        values = self.values(x)
         gradients = {self.output: loss_gradient(values[self.output])}
         for node in reversed(self.nodes):
             incoming = gradients.pop(node.name, None)

@@ -27,7 +27,7 @@ from onnxcert.frontend.rows import only_compares
 from onnxcert.frontend.vnnlib import read_query
 from onnxcert.frontend.write import format_vnnlib
 from onnxcert.graph import Graph
-from onnxcert.passes import drop_unread, join_relus, simplify
+from onnxcert.passes import drop_unread, join_relus, merge_equals, simplify
 from onnxcert.search.candidates import Confirm
 from onnxcert.spec import Query, Tensor
 from onnxcert.spec.build import Specification
@@ -184,7 +184,7 @@ class Instance(Files):
         compared = self.compared
         if compared is not self.model.graph:
             return join_relus(compared)
-        joined = join_relus(self.model.lowered)
+        joined = merge_equals(join_relus(self.model.lowered))
         return compared if joined is self.model.lowered else simplify(joined)
 
     def searched(self, *, executed: bool) -> Graph:

@@ -768,12 +768,12 @@ class RowPass:
         self.push_all(node, parts)
 
     def push_all(
-        self, node: Node, parts: Sequence[tuple[Array, Columns]], sign: float = 1.0
+        self, node: Node, parts: Sequence[tuple[Array, Columns]], sign: Array | None = None
     ) -> None:
-        """Hand flat rows (B x R, n) to the inputs of a node."""
+        """Hand flat rows (B x R, n), times signs (B, R, 1) if given, to the inputs of a node."""
         for name, (part, columns) in zip(node.inputs, parts, strict=True):
             rows = part.reshape(*self.shape, part.shape[1])
-            self.push(name, rows if sign == 1.0 else sign * rows, columns)
+            self.push(name, rows if sign is None else sign * rows, columns)
 
     def _through_planes(self, tilt: Tilt, rows: Array) -> Array:
         """Move the negative part of rows to the planes that take it; what is left of the rows."""
@@ -893,15 +893,15 @@ def pull_back(
     return run.finish(all_rows=keep)
 
 
-def pull_back_units(relaxation: Relaxation, start: str, index: Array, sign: float) -> Array:
-    """Lower bounds of ``sign * value[index]``: (B, R) indices -> (B, R) bounds."""
+def pull_back_units(relaxation: Relaxation, start: str, index: Array, sign: float | Array) -> Array:
+    """Lower bounds of ``sign * value[index]``: (B, R) indices and signs -> (B, R) bounds."""
     return pull_units(relaxation, start, index, sign).lower
 
 
 def pull_units(
-    relaxation: Relaxation, start: str, index: Array, sign: float, *, keep: bool = False
+    relaxation: Relaxation, start: str, index: Array, sign: float | Array, *, keep: bool = False
 ) -> Pulled:
-    """`pull_back` of the forms ``sign * value[index]`` for indices (B, R).
+    """`pull_back` of the forms ``sign * value[index]`` for indices and signs (B, R).
 
     The first step writes rows of the matrix instead of multiplying unit rows by it.
     """
@@ -921,7 +921,8 @@ def pull_units(
         run.constant = -SLACK * xp.take_along_axis(error, index, axis=1)
     if producer.op.bias is not None:
         run.constant = run.constant + sign * producer.op.bias[index]
-    run.push_all(producer, producer.op.one_hot_rows(index.ravel()), sign)
+    signs = xp.broadcast_to(xp.asarray(sign), index.shape)[:, :, None]
+    run.push_all(producer, producer.op.one_hot_rows(index.ravel()), signs)
     _walk(run, {}, keep=keep)
     return run.finish(all_rows=keep)
 

@@ -63,6 +63,7 @@ def crown_bounds(
     *,
     known: Mapping[str, Box] | None = None,
     backward: bool = True,
+    decide: bool = False,
     expired: Callable[[], bool] = lambda: False,
     execution_unit: float = 0.0,
 ) -> Bounds:
@@ -73,6 +74,8 @@ def crown_bounds(
         box: (B, input_size).
         known: value name -> box that is known to hold, intersected.
         backward: False leaves it at interval bounds.
+        decide: of neurons that one backward bound shows to be stable the other one is that of
+            intervals; what it is does not matter to any line.
         expired: asked between row blocks; once True, remaining layers get interval bounds only.
         execution_unit: unit roundoff of executions, see `Relaxation`.
 
@@ -84,6 +87,7 @@ def crown_bounds(
     relaxation = Relaxation(graph, box, execution_unit)
     empty = box.empty
     forms = ForwardForms.begin(graph, box, execution_unit) if backward else None
+    middle = graph.values(0.5 * (box.lower + box.upper)) if backward and decide else {}
     for number, node in enumerate(graph.nodes):
         if isinstance(node.op, Bivariate) and backward:
             empty |= _refine_factors(relaxation, node, boxes, expired)
@@ -119,7 +123,9 @@ def crown_bounds(
         worthwhile = node.name in graph.worthwhile and not reads_input_only
         if backward and worthwhile and not expired():
             unstable = unstable_neurons(graph, node.name, current)
-            current = _refine(relaxation, node.name, current, unstable, expired)
+            current = _refine(
+                relaxation, node.name, current, unstable, expired, middle.get(node.name)
+            )
         boxes[node.name], wrong = _settled(current)
         empty |= wrong
     return Bounds(boxes, relaxation, empty)
@@ -219,7 +225,7 @@ def _by_difference(relaxation: Relaxation, node: Node, boxes: Mapping[str, Box],
         return made
     lower, upper = xp.full(center.shape, -xp.inf), xp.full(center.shape, xp.inf)
     graph = relaxation.graph
-    order = _Rows(node.name, lower, upper, wanted).order(None)
+    order = _Rows(node.name, lower, upper, wanted, center).order(None)
     step = max(1, CHUNK_NUMBERS // (max(graph.sizes.values()) * len(center)))
     each = xp.arange(len(center))[:, None]
     for start in range(0, order.shape[1], step):
@@ -241,14 +247,38 @@ def _refine(
     box: Box,
     unstable: Array,
     expired: Callable[[], bool],
+    middle: Array | None = None,
 ) -> Box:
-    """Intersect with backward bounds where a neuron is unstable."""
+    """Intersect with backward bounds where a neuron is unstable.
+
+    Args:
+        middle: values (B, n) at some input. Of a neuron that is stable they tell on which side, and
+            the bound that shows it comes first; then the other one is left. None for both.
+    """
+    xp = array_module(box.lower)
+    sign = xp.ones(box.lower.shape) if middle is None else xp.where(middle > 0, 1.0, -1.0)
+    box = _refine_side(relaxation, name, box, unstable, sign, expired)
+    if middle is not None:
+        unstable = unstable & unstable_neurons(relaxation.graph, name, box)
+    return _refine_side(relaxation, name, box, unstable, -sign, expired)
+
+
+def _refine_side(
+    relaxation: Relaxation,
+    name: str,
+    box: Box,
+    wanted: Array,
+    sign: Array,
+    expired: Callable[[], bool],
+) -> Box:
+    """Intersect with one backward bound of each neuron that is ``wanted`` (B, n): the lower one
+    where its sign (B, n) is 1, the upper one where it is -1."""
     graph = relaxation.graph
-    if not unstable.any() or expired():
+    if not wanted.any() or expired():
         return box
     patch = None if relaxation.left_out else find_patch(graph, name, box.lower)
     if patch is None:
-        rows = _Rows(name, box.lower.copy(), box.upper.copy(), unstable)
+        rows = _Rows(name, box.lower.copy(), box.upper.copy(), wanted, sign)
         order = rows.order(graph.ranks[name])
         widest = max(graph.sizes.values())
         rows.refine(lambda members: subset(relaxation, members), order, widest, expired)
@@ -257,9 +287,9 @@ def _refine(
     def at(members: Array) -> Relaxation:
         return patch.view(members // places, members % places).relaxation(relaxation)
 
-    vectors = (patch.by_position(vector) for vector in (box.lower, box.upper, unstable))
+    vectors = (patch.by_position(vector) for vector in (box.lower, box.upper, wanted, sign))
     rows = _Rows(name, *vectors)
-    places = len(rows.unstable) // len(box)
+    places = len(rows.wanted) // len(box)
     rows.refine(at, rows.order(None), max(patch.graph.sizes.values()), expired)
     return Box(patch.by_neuron(rows.lower), patch.by_neuron(rows.upper))
 
@@ -271,23 +301,25 @@ class _Rows:
     Attributes:
         start: the value.
         lower, upper: its bounds, changed in place.
-        unstable: which of them are to be refined.
+        wanted: which neurons are to be refined.
+        sign: of which bound, 1 for the lower and -1 for the upper one.
     """
 
     start: str
     lower: Array
     upper: Array
-    unstable: Array
+    wanted: Array
+    sign: Array
 
     def order(self, rank: Array | None) -> Array:
-        """Numbers of neurons, (B, K): unstable ones first, near ones together.
+        """Numbers of neurons, (B, K): wanted ones first, near ones together.
 
-        Shorter subproblems are padded with stable neurons, which does no harm.
+        Shorter subproblems are padded with other neurons, which does no harm.
         """
-        xp = array_module(self.unstable)
-        near = xp.arange(self.unstable.shape[1]) if rank is None else xp.argsort(rank)
-        most = int(self.unstable.sum(axis=1).max())
-        order = xp.argsort(~self.unstable[:, near], axis=1, kind="stable")[:, :most]
+        xp = array_module(self.wanted)
+        near = xp.arange(self.wanted.shape[1]) if rank is None else xp.argsort(rank)
+        most = int(self.wanted.sum(axis=1).max())
+        order = xp.argsort(~self.wanted[:, near], axis=1, kind="stable")[:, :most]
         return near[order]  # type: ignore[no-any-return]
 
     def refine(
@@ -298,7 +330,7 @@ class _Rows:
         expired: Callable[[], bool],
     ) -> None:
         """Refine block by block; ``part`` gives the relaxation of some subproblems."""
-        for members, width in _groups(self.unstable.sum(axis=1), widest):
+        for members, width in _groups(self.wanted.sum(axis=1), widest):
             relaxation = part(members)
             step = max(1, CHUNK_NUMBERS // (widest * len(members)), LEAST_ROWS // len(members))
             for start in range(0, width, step):
@@ -310,15 +342,15 @@ class _Rows:
     def _refine_some(self, relaxation: Relaxation, members: Array, index: Array) -> None:
         xp = array_module(index)
         here = members[:, None], index
-        below = pull_back_units(relaxation, self.start, index, 1.0)
-        above = -pull_back_units(relaxation, self.start, index, -1.0)
+        sign = self.sign[here]
+        found = sign * pull_back_units(relaxation, self.start, index, sign)
         # What padding would tighten must not depend on which subproblems share a batch: a
         # proof is repeated in other batches.
-        wanted = self.unstable[here]
-        sides = (self.lower, below, xp.maximum), (self.upper, above, xp.minimum)
-        for target, value, choose in sides:
+        wanted = self.wanted[here]
+        sides = (self.lower, xp.maximum, sign > 0), (self.upper, xp.minimum, sign < 0)
+        for target, choose, this in sides:
             old = target[here]
-            target[here] = xp.where(wanted, choose(old, value), old)
+            target[here] = xp.where(wanted & this, choose(old, found), old)
 
 
 def _groups(counts: Array, widest: int) -> Iterator[tuple[Array, int]]:

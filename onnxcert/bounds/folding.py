@@ -63,11 +63,11 @@ def can_fold(graph: Graph) -> bool:
     return len(set(read[1:])) == len(read) - 1 and makers.issuperset(read)
 
 
-def unstable_relus(bounds: Bounds) -> int:
-    """How many neurons of a network that can be folded are unstable on a box (a batch of one)."""
-    values = bounds.relaxation.graph.pre_activations
+def unstable_relus(bounds: Bounds) -> Array:
+    """How many neurons of a network that can be folded are unstable on each box, (B,)."""
     graph, boxes = bounds.relaxation.graph, bounds.boxes
-    return sum(int(unstable_neurons(graph, name, boxes[name]).sum()) for name in values)
+    counts = [unstable_neurons(graph, name, boxes[name]) for name in graph.pre_activations]
+    return sum((some.sum(axis=1) for some in counts), 0 * bounds.empty)
 
 
 def fold(bounds: Bounds, expired: Callable[[], bool] = lambda: False) -> Folded | None:

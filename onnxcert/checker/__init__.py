@@ -16,6 +16,7 @@ as ``python -m onnxcert.checker PROOF MODEL [SPEC]``. To read it, begin here:
     curves     rules R4, R5: lines round a curve; ``waves`` has those of exp, sin and cos
     tilts      rule R18: planes above relus
     pieces     rule R19: sums of relus of one number
+    equals     rule R23: equal and opposite scalars
     needed     rule R21: what no row depends on is left out
     pairs      rule R15: planes round products and quotients
     container  the file format

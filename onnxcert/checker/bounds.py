@@ -35,6 +35,7 @@ R19 Sums of relus of one number as curves (`onnxcert.checker.pieces`).
 R20 Bounds where a case holds (`onnxcert.checker.proof`).
 R21 Scalars that no row depends on are left out (`onnxcert.checker.needed`).
 R22 Networks written over the neurons that are unstable on a set (`onnxcert.checker.folding`).
+R23 Equal and opposite scalars, of which one is read (`onnxcert.checker.equals`).
 R9  A scalar whose lower bound exceeds its upper bound: S is empty.
 """
 
@@ -51,6 +52,7 @@ import numpy as np
 from onnxcert.checker import curves, pairs, pieces
 from onnxcert.checker.balls import Balls
 from onnxcert.checker.curves import TINY, Array, U
+from onnxcert.checker.equals import merged_equals
 from onnxcert.checker.errors import Expired
 from onnxcert.checker.forward import Forms, parallel, varies
 from onnxcert.checker.needed import needed
@@ -119,6 +121,10 @@ overflows within this range and what underflows is less than its inverse.
 def gamma(n: float, unit: float = U) -> float:
     """Higham's bound of the relative error of n roundings."""
     return n * unit / (1 - n * unit)
+
+
+Contract = Callable[[Affine, Affine], Affine | None]
+"""From a block and the only one that it reads to one that does both, or None."""
 
 
 class Tally:
@@ -345,10 +351,10 @@ class Part:
         made[:, np.searchsorted(inputs, ids[there])] = self.factors[0][:, there]
         return made
 
-    def push_units(self, pending: dict[int, Array], index: Array, sign: float, size: int) -> None:
-        """As `push` for rows that are ``sign`` at one of ``size`` outputs each: index (R,)."""
+    def push_units(self, pending: dict[int, Array], index: Array, sign: Array, size: int) -> None:
+        """As `push` for rows that are ``sign`` at one of ``size`` outputs each: (R,) both."""
         if isinstance(self.term, Product) and self.factors.shape[0] == self.ids.shape[1] == 1:
-            made = self.tally.of(sign * self.factors[0][index])
+            made = self.tally.of(sign[:, None] * self.factors[0][index])
             self._share(pending, made, self.tally.targets)
             return
         rows = np.zeros((len(index), size))
@@ -446,6 +452,14 @@ class Relaxation:
         self.center[:, span] = center = 0.5 * (low + high)
         self.radius[:, span] = np.maximum(high - center, center - low)
         self.reach[:, span] = np.maximum(np.maximum(abs(low), abs(high)), floor)
+
+    def copy(self) -> Relaxation:
+        """Another one, of which nothing that changes is shared."""
+        names = ("lower", "upper", "noise", "center", "radius", "reach", "empty")
+        made = replace(self, **{name: getattr(self, name).copy() for name in names})
+        for name in ("curves", "planes", "tilts", "fixed", "ended"):
+            setattr(made, name, dict(getattr(self, name)))
+        return made
 
     def ends(self, k: int) -> bool:
         """Whether no form gets behind a block on any set, so that it has no lines."""
@@ -577,12 +591,20 @@ def merged(network: Network, *, executed: bool, joined: bool = True) -> list[Blo
     An offset that follows a sum in a block of its own joins it. Two matrices in a row become their
     product if float64 has that exactly, and if no execution makes roundings between them. Scalars
     that nothing reads any more become empty sums. Over the reals sums of relus of one number become
-    curves (rule R19), if ``joined`` says so.
+    curves (rule R19), and of equal scalars one is read (R23), if ``joined`` says so.
     """
     blocks = list(network.blocks)
     if joined and not executed:
         blocks = pieces.joined(blocks, partial(_readers, network, blocks))
-    readers = _readers(network, blocks)
+        blocks = merged_equals(_contracted_all(network, blocks, _offset_moved))
+    if executed:
+        return _contracted_all(network, blocks, _offset_moved)
+    return _contracted_all(network, blocks, _offset_moved, _contracted)
+
+
+def _contracted_all(network: Network, blocks: Sequence[Block], *rules: Contract) -> list[Block]:
+    """The blocks with those moved into their only reader that a rule moves."""
+    blocks, readers = list(blocks), _readers(network, blocks)
     starts = {block.start: k for k, block in enumerate(blocks)}
     for k, block in enumerate(blocks):
         if not isinstance(block, Affine) or len(block.terms) != 1 or not block.terms[0].ids.size:
@@ -597,9 +619,7 @@ def merged(network: Network, *, executed: bool, joined: bool = True) -> list[Blo
         alone = np.array_equal(readers[whole], np.isin(whole, read))
         if inner.offset_error is not None or not alone:
             continue
-        made = _offset_moved(block, inner)
-        if made is None and not executed:
-            made = _contracted(block, inner)
+        made = next(filter(None, (rule(block, inner) for rule in rules)), None)
         if made is not None:
             blocks[k], blocks[j] = made, replace(inner, terms=(), offset=None)
     return blocks
@@ -865,7 +885,7 @@ class Bounder:
         few = np.flatnonzero(vary.any(axis=0))
         r.few = few if balls is None and len(few) <= _FEW * low.shape[1] else None
         forms = Forms.begin(low, high, self.network.size, self.widest_read)
-        column = 0
+        column, middle = 0, np.zeros(shape)
         for k, block in enumerate(self.blocks):
             span = slice(block.start, block.start + block.size)
             if k:
@@ -873,6 +893,7 @@ class Bounder:
             ids = self.tracked[k][0] if k in self.tracked else self.ends[:0]
             if k and self._ends_here(r, k, block, forms):
                 column += len(ids)
+                self._add_middle(r, k, block, middle)
                 continue
             if isinstance(block, Affine):
                 self._end_inputs(r, k, block)
@@ -893,8 +914,9 @@ class Bounder:
                 _split(r, block, *splits)
             for hint in hints.get(k, ()):
                 self._repeat(r, k, hint, columns.before(k))
-            if len(ids) and backward:
-                self._refine(r, k, ids)
+            if backward:
+                self._add_middle(r, k, block, middle)
+                self._refine(r, k, ids, middle)
             wrong = r.lower[:, span] > r.upper[:, span]
             if wrong.any():  # nothing is in there: any order of the bounds keeps lines defined
                 r.empty |= wrong.any(axis=1)
@@ -1232,25 +1254,60 @@ class Bounder:
             else:
                 np.minimum.at(r.upper[0], ids, found)
 
-    def _refine(self, r: Relaxation, k: int, ids: Array) -> None:
-        """Backward bounds of the tracked scalars of a block that some curve finds unstable."""
+    def _add_middle(self, r: Relaxation, k: int, block: Block, middle: Array) -> None:
+        """Roughly what a block computes in the middle of each set; nothing depends on it but which
+        of two bounds comes first."""
+        span = slice(block.start, block.start + block.size)
+        if k and isinstance(block, Affine):
+            made = self._sums(k, middle, False)
+            middle[:, span] = made if block.offset is None else made + block.offset
+        elif isinstance(block, Curve):
+            x = middle[:, block.ids]
+            below, above = curves.interval(block.kind, x, x, block.slope, self.executed)
+            middle[:, span] = 0.5 * (below + above)
+        else:
+            middle[:, span] = 0.5 * (r.lower[:, span] + r.upper[:, span])
+
+    def _refine(self, r: Relaxation, k: int, ids: Array, middle: Array) -> None:
+        """Backward bounds of the tracked scalars of a block that some curve finds unstable.
+
+        Of a relu that is stable any value tells on which side of zero. The bound that shows it
+        comes first; then no curve finds the scalar unstable, and the other one is not asked for.
+        """
+        if not len(ids):
+            return
+        sign = np.where(middle[:, ids] > 0, 1.0, -1.0)
+        unstable = self._unstable(r, k, ids)
+        self._refine_side(r, k, ids, unstable, sign)
+        self._refine_side(r, k, ids, unstable & self._unstable(r, k, ids), -sign)
+
+    def _unstable(self, r: Relaxation, k: int, ids: Array) -> Array:
+        """Which of some scalars of a block a curve finds unstable, (B, N)."""
         unstable = np.zeros(r.lower.shape, bool)
         for block, read in self.tracked[k][1]:
             unstable[:, read] |= curves.unstable(block.kind, r.lower[:, read], r.upper[:, read])
-        unstable = unstable[:, ids]
+        return unstable[:, ids]
+
+    def _refine_side(self, r: Relaxation, k: int, ids: Array, wanted: Array, sign: Array) -> None:
+        """One backward bound of those scalars that are ``wanted`` (B, N): the lower one where the
+        sign (B, N) is 1, the upper one where it is -1."""
         # Neurons at one place of an image read one window: taken together their rows stay narrow.
-        key = (ids - self.blocks[k].start) % self.places(k) + ~unstable * len(r.lower[0])
+        key = (ids - self.blocks[k].start) % self.places(k) + ~wanted * len(r.lower[0])
         order = np.argsort(key, axis=1, kind="stable")
-        for members, width in _alike(unstable.sum(axis=1), self.widest):
-            part = r if len(members) == len(unstable) else r.at(members)
+        for members, width in _alike(wanted.sum(axis=1), self.widest):
+            part = r if len(members) == len(wanted) else r.at(members)
             step = max(1, _NUMBERS // (self.widest * len(members)), 64 // len(members))
             for start in range(0, width, step):
                 self.look_at_the_clock()
                 index = order[members, start : min(start + step, width)]
-                here, wanted = (members[:, None], ids[index]), unstable[members[:, None], index]
-                for sign, side, better in ((1.0, r.lower, np.maximum), (-1.0, r.upper, np.minimum)):
-                    found = sign * self._units(part, k, ids[index], sign)
-                    side[here] = np.where(wanted, better(side[here], found), side[here])
+                here, some = (members[:, None], ids[index]), (members[:, None], index)
+                found = sign[some] * self._units(part, k, ids[index], sign[some])
+                for side, better, this in (
+                    (r.lower, np.maximum, sign[some] > 0),
+                    (r.upper, np.minimum, sign[some] < 0),
+                ):
+                    use = wanted[some] & this
+                    side[here] = np.where(use, better(side[here], found), side[here])
 
     def look_at_the_clock(self) -> None:
         """Stop if the time is up."""
@@ -1263,19 +1320,19 @@ class Bounder:
             (p.ids.shape[1] for p in self.parts[k] if isinstance(p.term, Product)), default=1
         )
 
-    def _units(self, r: Relaxation, k: int, ids: Array, sign: float) -> Array:
-        """Lower bounds of ``sign * scalar``: ids (B, R) of block k -> (B, R)."""
-        block = self.blocks[k]
+    def _units(self, r: Relaxation, k: int, ids: Array, sign: float | Array) -> Array:
+        """Lower bounds of ``sign * scalar``: ids and signs (B, R) of block k -> (B, R)."""
+        block, sign = self.blocks[k], np.broadcast_to(sign, ids.shape)
         pending: dict[int, Array] = {}
         index = ids - block.start
         n = self.network.n_inputs
         if not isinstance(block, Affine):
             rows = np.zeros((ids.size, block.size))
-            rows[np.arange(ids.size), index.ravel()] = sign
+            rows[np.arange(ids.size), index.ravel()] = sign.ravel()
             start = np.zeros(ids.shape)
             return self.pull(r, {k: rows}, start).least(r.lower[:, :n], r.upper[:, :n], r.balls)
         for part in self.onward[k]:
-            part.push_units(pending, index.ravel(), sign, block.size)
+            part.push_units(pending, index.ravel(), sign.ravel(), block.size)
         offset = 0.0 if (all_of := self.offsets[k]) is None else sign * all_of[index]
         noise = np.broadcast_to(r.noise, (len(ids), r.noise.shape[1]))
         start = offset - np.take_along_axis(noise, ids, axis=1) * SLACK

@@ -181,7 +181,7 @@ class _Maker:
         block = bounder.blocks[int(bounder.block_of(ids[:1])[0])]
         pending: dict[int, Array] = {}
         for part in bounder.onward[int(bounder.block_of(ids[:1])[0])]:
-            part.push_units(pending, ids - block.start, 1.0, block.size)
+            part.push_units(pending, ids - block.start, np.ones(len(ids)), block.size)
         offset = bounder.offsets[int(bounder.block_of(ids[:1])[0])]
         constant = np.zeros(len(ids)) if offset is None else 1.0 * offset[ids - block.start]
         error, size, found = r.noise[0, ids] * SLACK, abs(constant), dict[int, Array]()

@@ -34,6 +34,7 @@ R20  A case asks for g_m <= 0 for all its rows m, so where it holds, s z >= s z 
      the same roundings: adding 1 to a row is no less exact than subtracting beta.
 R22  Folded networks (`onnxcert.checker.folding`): a box may be bounded with the network of any box
      that it is a part of. The certificate says on which boxes it is folded.
+R23  Equal and opposite scalars (`onnxcert.checker.equals`).
 R17  Over the reals a share exp(x_i) / sum_j exp(x_j) is larger than another one of its row if and
      only if its x_i is. Where a specification only compares shares of one row with each other, x
      takes their place among the outputs (`onnxcert.checker.network.Network.compared`). Executions
@@ -508,12 +509,12 @@ class Prover:
         """Bounds of all scalars; those of one box of which nothing is known are kept."""
         for same, r in self.ahead if backward else ():
             if nodes.bounded_like(same):
-                return r
+                return r.copy()
         r = self.bounder.bound(
             nodes.low, nodes.high, nodes.known, backward=backward, balls=nodes.balls
         )
         if backward and len(nodes.low) == 1 and not np.isfinite(nodes.known[0]).any():
-            self.ahead[:] = [(nodes, r)]
+            self.ahead[:] = [(nodes, r.copy())]
         return r
 
     def _ascend(

@@ -24,6 +24,17 @@ from onnxcert.arrays import (
 )
 from onnxcert.ops.base import Affine, Part, register
 
+_ENTRIES = 100_000
+"""Matrices with fewer entries stay dense: a dense product is faster at any density."""
+
+_DENSITY = 0.05
+"""Largest share of non-zero entries in a matrix that is stored by them."""
+
+
+def pays_sparse(size: int, used: int) -> bool:
+    """Whether a matrix of so many entries, of which so many are not zero, is stored by those."""
+    return size >= _ENTRIES and used <= _DENSITY * size
+
 
 @register
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from onnxcert.passes.fuse_linears import fuse_linears
 from onnxcert.passes.fuse_scales import fuse_scales
 from onnxcert.passes.fuse_selects import fuse_selects
 from onnxcert.passes.join_relus import join_relus
+from onnxcert.passes.merge_equals import merge_equals
 
 PASSES = (drop_unused, drop_identities, fuse_selects, fuse_scales, fuse_linears)
 """In the order in which they run."""
@@ -29,6 +30,7 @@ __all__ = [
     "fuse_scales",
     "fuse_selects",
     "join_relus",
+    "merge_equals",
     "simplify",
 ]
 

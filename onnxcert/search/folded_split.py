@@ -19,7 +19,7 @@ boxes, and took as long because most tries failed: 2 to 3 ms a subproblem over t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -161,8 +161,8 @@ class FoldedSplit(Brancher):
         xp = array_module(before["lower"])
         brancher = self._brancher(part.number)
         numbers = np.full(len(part.index), part.number)
-        for place in np.flatnonzero(to_host(~part.bounded.closed)):
-            numbers[place] = self._fold(part, int(place))
+        for place, count in self._worth_folding(part):
+            numbers[place] = self._fold(part, place, count)
         batch = part.batch | {
             "fold": xp.asarray(numbers),
             "folded": xp.asarray(numbers != part.number),
@@ -197,21 +197,27 @@ class FoldedSplit(Brancher):
             if self._folds[number].waiting <= 0:
                 del self._folds[number]
 
-    def _fold(self, part: _Part, place: int) -> int:
-        """Fold a box of a batch if that is worth it; the number of what its halves have."""
+    def _worth_folding(self, part: _Part) -> Iterator[tuple[int, int]]:
+        """Which open boxes of a batch are worth it, and how many neurons are unstable there."""
+        brancher = self._brancher(part.number)
+        counts = to_host(unstable_relus(brancher.bounds_of(part.bounded)))
+        if part.number < 0:
+            worth = counts * sum(brancher.graph.sizes.values()) >= LEAST_WORK
+        else:
+            worth = counts < AGAIN * self._folds[part.number].neurons
+        for place in np.flatnonzero(worth & to_host(~part.bounded.closed)).tolist():
+            yield place, int(counts[place])
+
+    def _fold(self, part: _Part, place: int, count: int) -> int:
+        """Fold a box of a batch, if there is room; the number of what its halves have."""
+        taken = 8 * count * count
+        if taken + sum(f.bytes for f in self._folds.values()) > MOST_BYTES:
+            return part.number
         brancher = self._brancher(part.number)
         bounds = brancher.bounds_of(part.bounded)
         index = array_module(part.index).asarray([place])
         boxes = {name: box.take(index) for name, box in bounds.boxes.items()}
         bounds = Bounds(boxes, bounds.relaxation, bounds.empty[index])
-        count = unstable_relus(bounds)
-        if part.number < 0:
-            worth = count * sum(brancher.graph.sizes.values()) >= LEAST_WORK
-        else:
-            worth = count < AGAIN * self._folds[part.number].neurons
-        taken = 8 * count * count
-        if not worth or taken + sum(f.bytes for f in self._folds.values()) > MOST_BYTES:
-            return part.number
         bounds = Bounds(boxes, subset(bounds.relaxation, index), bounds.empty)
         folded = fold(bounds, part.expired)
         if folded is None:

@@ -274,6 +274,7 @@ class InputSplit(Brancher):
             self.graph,
             self._inputs(batch),
             known=known,
+            decide=True,
             expired=expired,
             execution_unit=self.execution_unit,
         )

@@ -232,7 +232,9 @@ class Solver:
     ) -> Counterexample | Reason | None:
         self._enter("attack", len(open_cases))
         seconds = _FIRST_ATTACK_SHARE * self.deadline.limit
-        if found := self._falsifier.sweep(candidates, open_cases, seconds):
+        # What plain bounds of a box refute needs no more, and other rounds will be due.
+        begin = self._falsifier.glance if len(problem.lower) == 1 else self._falsifier.sweep
+        if found := begin(candidates, open_cases, seconds):
             return found
         return self._refute(problem, cases, candidates, plan, open_cases)
 
@@ -588,6 +590,7 @@ class Solver:
             self.graph,
             box,
             backward=backward,
+            decide=True,
             expired=expired,
             execution_unit=self.execution_unit,
         )

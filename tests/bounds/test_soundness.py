@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fractions import Fraction
+from typing import Any
+from unittest import mock
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxcert.arrays import Array
+from onnxcert.bounds import crown
 from onnxcert.bounds.backward import Multipliers, pull_back, pull_back_units
 from onnxcert.bounds.crown import Bounds, crown_bounds
 from onnxcert.bounds.interval import interval_bounds
 from onnxcert.graph import Graph, Node
-from onnxcert.ops import Concat, Linear
+from onnxcert.ops import Concat, Linear, Relu
 from onnxcert.sets import Box
 from tests import strategies
 from tests.oracles import Vector, dot, exact, exact_values
@@ -56,10 +59,10 @@ def test_interval_bounds(drawn: tuple[Graph, Box, list[Sample]]) -> None:
         assert_inside(boxes, sample)
 
 
-@given(drawn=networks(smooth=True))
-def test_backward_bounds(drawn: tuple[Graph, Box, list[Sample]]) -> None:
+@given(drawn=networks(smooth=True), decide=st.booleans())
+def test_backward_bounds(drawn: tuple[Graph, Box, list[Sample]], decide: bool) -> None:
     graph, box, samples = drawn
-    bounds = crown_bounds(graph, box)
+    bounds = crown_bounds(graph, box, decide=decide)
     assert not bounds.empty.any()
     for sample in samples:
         assert_inside(bounds.boxes, sample)
@@ -83,7 +86,7 @@ def test_backward_bounds_with_known_bounds(
         lower = np.nextafter(inside.min(axis=0) - slack, -np.inf)
         upper = np.nextafter(inside.max(axis=0) + slack, np.inf)
         known[name] = Box(np.tile(lower, (2, 1)), np.tile(upper, (2, 1)))
-    bounds = crown_bounds(graph, box, known=known)
+    bounds = crown_bounds(graph, box, known=known, decide=bool(seed % 2))
     assert not bounds.empty.any()
     for sample in samples:
         assert_inside(bounds.boxes, sample)
@@ -93,6 +96,41 @@ def test_backward_bounds_with_known_bounds(
             assert (child.lower >= known[name].lower).all()
             assert (child.upper <= known[name].upper).all()
             assert (inherited.lower <= child.upper).all()
+
+
+@given(seed=strategies.seeds)
+def test_what_one_bound_decides_needs_no_other(seed: int) -> None:
+    """The neurons that stay unstable are the same, with the same bounds; the rows are fewer."""
+    rng = np.random.default_rng(seed)
+    nodes, source = [], "x"
+    for number, (rows, columns) in enumerate([(3, 20), (20, 20), (20, 1)]):
+        nodes.append(Node(f"z{number}", Linear(rng.normal(size=(rows, columns))), (source,)))
+        if number < 2:
+            source = f"h{number}"
+            nodes.append(Node(source, Relu(columns), (f"z{number}",)))
+    graph = Graph("x", 3, tuple(nodes), "z2")
+    center = rng.normal(size=(2, 3))
+    box, count = Box(center - 0.2, center + 0.2), []
+
+    def counted(*arguments: Any) -> Array:
+        count.append(arguments[2].size)
+        return pull_back_units(*arguments)
+
+    with mock.patch.object(crown, "pull_back_units", counted):
+        whole = crown_bounds(graph, box)
+        every = sum(count)
+        count.clear()
+        found = crown_bounds(graph, box, decide=True)
+    assert sum(count) <= every
+    ours, theirs = found.boxes["z1"], whole.boxes["z1"]
+    bent = (theirs.lower < 0) & (theirs.upper > 0)
+    np.testing.assert_array_equal((ours.lower < 0) & (ours.upper > 0), bent)
+    np.testing.assert_allclose(ours.lower[bent], theirs.lower[bent], rtol=1e-12)
+    np.testing.assert_allclose(ours.upper[bent], theirs.upper[bent], rtol=1e-12)
+    for curve, other in zip(
+        found.relaxation.curves.values(), whole.relaxation.curves.values(), strict=True
+    ):
+        np.testing.assert_allclose(curve.mean, other.mean, rtol=1e-12)
 
 
 @given(drawn=networks(), seed=strategies.seeds)

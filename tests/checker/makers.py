@@ -392,6 +392,40 @@ def tables(
     return model_of(nodes, {"x": [1, 2]}, ["y"], constants)
 
 
+def lattice(seed: int, outputs: int = 1) -> onnx.ModelProto:
+    """Two layers of relus of which many read equal or opposite numbers, and one a constant.
+
+    Sums between them are equal, too, so that numbers behind those are.
+    """
+    rng = np.random.default_rng(seed)
+    first = np.round(8 * rng.normal(size=(3, 3))) / 8
+    first = np.concatenate([first, [[0.0], [0.0], [0.5]]], axis=1)
+    columns, signs = [0, 1, 0, 3, 0, 2, 1, 2], [1, 1, -1, 1, 1, -1, -1, 1]
+    first = first[:, columns] * signs
+    total = (np.round(8 * rng.normal(size=(9, 4))) / 8)[:, [0, 1, 0, 2, 3]]
+    second = np.zeros((5, 6))
+    second[[0, 1, 1, 0, 2, 3, 2, 4], [0, 0, 1, 1, 2, 2, 3, 5]] = [1, -1, 1, -1, 1, 0.5, 1, 1]
+    second[1, 3], second[3, 4] = -1, 1
+    constants = {
+        "w": first[:2],
+        "b": first[2],
+        "v": total[:8],
+        "c": total[8],
+        "u": second,
+        "m": np.round(8 * rng.normal(size=(6, outputs))) / 8,
+    }
+    nodes = [
+        helper.make_node("Gemm", ["x", "w", "b"], ["z"]),
+        helper.make_node("Relu", ["z"], ["h"]),
+        helper.make_node("Gemm", ["h", "v", "c"], ["t"]),
+        helper.make_node("MatMul", ["t", "u"], ["s"]),
+        helper.make_node("Relu", ["s"], ["k"]),
+        helper.make_node("MatMul", ["k", "m"], ["y"]),
+    ]
+    arrays = {name: array.astype(np.float32) for name, array in constants.items()}
+    return model_of(nodes, {"x": [1, 2]}, ["y"], arrays)
+
+
 def products(*, share: bool = False) -> onnx.ModelProto:
     """relu(A x + a) times B x + b, or shares of relu(A x + a) + 1; then a weighted sum."""
     rng = np.random.default_rng(5)
@@ -589,6 +623,13 @@ PLANS = {
         (-3.171875, -3.140625),
         (1.0, -1.0),
         outputs=2,
+        settings=_NEURON,
+    ),
+    "lattice": _Plan(
+        lattice(3),
+        lambda t: [(*_SQUARE, [([1], t)])],
+        (-0.5625, -0.53125),
+        (-1.0, -0.125),
         settings=_NEURON,
     ),
     "softmax": _Plan(

@@ -428,7 +428,7 @@ def agreement(graph: Graph, box: Box, rng: np.random.Generator, *, ieee: bool) -
     center = graph.forward(0.5 * (box.lower + box.upper)) @ rows.T
     offset = -center.max(axis=0)  # the engine stops as soon as all bounds are positive
     unit = 2.0**-24 if ieee else 0.0
-    bounds = crown_bounds(graph, box, execution_unit=unit)
+    bounds = crown_bounds(graph, box, execution_unit=unit, decide=True)
     forms = Forms(
         np.broadcast_to(rows, (count, *rows.shape)),
         None,

@@ -30,7 +30,7 @@ from onnxcert.frontend.onnx import load_model
 from onnxcert.ops import Cos, Exp, Sigmoid, Sin, Tanh
 from onnxcert.sets import Box
 from tests.bounds.executions import Execution
-from tests.checker.makers import ACCEPTED, Instance, by_hand, coarse, dense, spec, tables
+from tests.checker.makers import ACCEPTED, Instance, by_hand, coarse, dense, lattice, spec, tables
 from tests.frontend.onnx_models import model_of
 from tests.oracles import exact_curve as known_curve
 from tests.oracles import extended
@@ -309,6 +309,7 @@ EXACT_MODELS = {
     "residual_tanh": lambda seed: residual(seed, "Tanh"),
     "matrices": matrices,
     "tables": random_tables,
+    "lattice": lambda seed: lattice(seed, 2),
 }
 
 

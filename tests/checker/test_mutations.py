@@ -49,7 +49,7 @@ Mutation = Callable[[Made], bytes]
 
 ALL = list(PLANS)
 INPUT_TREES = ["inputs", "boxes", "combined", "sums", "executed", "convolution"]
-NEURON_TREES = ["neurons", "weights", "sigmoid", "executed_neurons", "tables"]
+NEURON_TREES = ["neurons", "weights", "sigmoid", "executed_neurons", "tables", "lattice"]
 
 
 @pytest.mark.parametrize("name", ALL)

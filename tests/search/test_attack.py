@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -81,6 +81,34 @@ def test_sweep_pursues_every_case_but_begins_no_round_after_a_second() -> None:
     runner.sweep(candidates, np.arange(20), 30.0)
     assert [len(cases) for cases, _ in attack.rounds] == [RESTARTS] * 2
     assert runner.spent == 4.0
+
+
+def test_a_glance_pursues_every_case_from_few_points() -> None:
+    _, candidates = needle(3)
+    clock = Clock()
+    runner, attack = falsifier(0.5, clock)
+    runner.attack = replace(attack, restarts=64)
+    for _ in range(2):  # two problems of one query
+        runner.glance(candidates, np.arange(3), 30.0)
+    assert [len(cases) for cases, _ in attack.rounds] == [8, 8]
+    assert all(set(cases) == {0, 1, 2} for cases, _ in attack.rounds)
+    runner.glance(candidates, np.arange(0), 30.0)
+    runner.catch_up(candidates, np.arange(3))
+    assert len(attack.rounds) == 2
+    # A whole round takes eight times as long, sixteen seconds.
+    clock.seconds[0] = 80.0
+    runner.catch_up(candidates, np.arange(3))
+    assert len(attack.rounds) == 2
+    clock.seconds[0] = 140.0
+    runner.catch_up(candidates, np.arange(3))
+    assert [len(cases) for cases, _ in attack.rounds] == [8, 8, 64]
+
+
+def test_a_glance_is_no_more_than_a_round() -> None:
+    _, candidates = needle(20)
+    runner, attack = falsifier(0.5, Clock())
+    runner.glance(candidates, np.arange(20), 30.0)
+    assert [len(cases) for cases, _ in attack.rounds] == [RESTARTS]
 
 
 def test_rounds_keep_to_their_share_of_the_time() -> None:

@@ -11,12 +11,7 @@ from onnxcert.frontend.builder import Builder
 from onnxcert.frontend.rules.registry import Call, reads
 from onnxcert.frontend.tensors import Constant, NoRule, Operand, Shape, Tensor
 from onnxcert.ops import Linear, SparseLinear
-
-_SPARSE_ENTRIES = 100_000
-"""Matrices with fewer entries stay dense: a dense product is faster at any density."""
-
-_SPARSE_DENSITY = 0.05
-"""Largest share of non-zero entries in a matrix that is stored by them."""
+from onnxcert.ops.sparse import pays_sparse
 
 _MOST_PRODUCTS = 1 << 20
 """Products of two computed numbers in one product of matrices: each is a pair of planes."""
@@ -45,9 +40,7 @@ def matrix_product(build: Builder, rows: Tensor, weight: Constant, scale: float 
 
 
 def _entries_if_sparse(matrix: Array) -> tuple[Array, Array] | None:
-    if matrix.size < _SPARSE_ENTRIES:
-        return None
-    if np.count_nonzero(matrix) > _SPARSE_DENSITY * matrix.size:
+    if not pays_sparse(matrix.size, int(np.count_nonzero(matrix))):
         return None
     row, column = np.nonzero(matrix)
     return row, column
