@@ -9,10 +9,6 @@ so that a sum with w relu(v) has the value of the same sum with w relu(u) - w u 
 u itself is a sum and may be written out. A relu of a constant is a constant. All three are
 identities of real numbers; executions round every relu and every sum by itself and are left alone.
 
-so that a sum with w relu(v) has the value of the same sum with w relu(u) - w u in its place, where
-u itself is a sum and is written out. A relu of a constant is a constant. All of these are
-identities of real numbers; executions round every relu and every sum by itself and are left alone.
-
 A network is rewritten from its first block to its last. A block of sums is written down by factors
 of scalars, those of equal scalars together; then its own sums are compared, and so are those that
 relus read. Every scalar keeps its number and its value over the reals, and so do neurons their
