@@ -251,6 +251,11 @@ class RegionSearch:
         """Whether there is a region that is not in other hands."""
         return bool(self._waiting)
 
+    @property
+    def over(self) -> bool:
+        """Whether `advance` has an answer; the last region in other hands may have brought it."""
+        return self._answer is not None or not (self._waiting or self._away)
+
     def hand_out(self, *, more: bool) -> None:
         """Hear of regions in other hands; hand out all but one if there shall be more of them."""
         if self.others is None:
@@ -481,7 +486,10 @@ class Turns:
                 self.answer = Reason.INCOMPLETE
         self.regions.hand_out(more=self._share >= 1.0)
         return self._advance(
-            lambda: self.regions.ready and self.regions.seconds < self._share * self._elapsed
+            lambda: (
+                self.regions.over
+                or (self.regions.ready and self.regions.seconds < self._share * self._elapsed)
+            )
         )
 
     def finish(self, answer: Counterexample | Reason | None) -> Counterexample | Reason | None:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from onnxcert.proof.trace import NeuronTrees
 from onnxcert.search.halving import _growth
-from onnxcert.search.regions import Turns
+from onnxcert.search.regions import Outcome, Region, RegionSearch, Settled, Turns
 from onnxcert.verdict import Counterexample, Reason
 
 Answer = Counterexample | Reason | None
@@ -61,6 +62,7 @@ class Regions:
     count: int = 0
     begun: list[np.ndarray] = field(default_factory=list)
     ready: bool = True
+    over: bool = False
     others: Any = None
 
     @property
@@ -140,6 +142,54 @@ def test_an_answer_of_the_regions_is_the_answer(answer: Answer) -> None:
     if answer is None:  # what the regions refuted has no root any more
         assert [cases.tolist() for _, cases in trees.roots] == [[5]]
         assert trees.halves is not None
+
+
+def test_the_last_region_may_come_back_from_other_hands() -> None:
+    turns, regions, clock, _ = setting(lambda count: None)
+    regions.ready = False
+    assert not go_on(turns, clock, -1.0, 4.0)
+    assert regions.count == 0
+    regions.over = True
+    assert turns.enough(-1.0)
+    assert turns.finish(Reason.TIMEOUT) is None
+
+
+@dataclass
+class Helper:
+    """Another process that is done with a region as soon as it is asked."""
+
+    tasks: list[Any] = field(default_factory=list)
+    found: Any = None
+    reserved: bool = False
+    size: int = 1
+
+    @property
+    def vacancies(self) -> int:
+        return 1 - len(self.tasks)
+
+    def submit(self, task: Any, done: Callable[[Settled | None], None]) -> None:
+        self.tasks.append(done)
+
+    def poll(self, *, wait: bool = False) -> None:
+        while self.tasks:
+            self.tasks.pop()(Settled(Outcome(None, NeuronTrees(*4 * (None,))), 1.0))  # type: ignore[arg-type]
+
+
+def test_a_search_in_regions_is_over_when_all_came_back() -> None:
+    clock, helper = Clock(), Helper()
+    search = RegionSearch(*2 * (None,), 0, 0, 0, clock, None, others=helper)  # type: ignore[arg-type]
+    kept: list[NeuronTrees] = []
+    two = [(Region({}, np.array([0]), None), kept.append) for _ in range(2)]  # type: ignore[arg-type]
+    search._waiting += two
+    search.hand_out(more=True)
+    assert not search.over
+    search._waiting.pop()
+    assert not search.ready
+    assert not search.over
+    helper.poll()
+    assert search.over
+    assert search.advance() is None
+    assert len(kept) == 1
 
 
 def test_an_answer_of_the_other_search_makes_regions_needless() -> None:
