@@ -24,6 +24,7 @@ from onnxcert.bounds.backward import (
 from onnxcert.bounds.execution import before_rounding, enclose, execution_error
 from onnxcert.bounds.forward import ForwardForms
 from onnxcert.bounds.patches import find_patch
+from onnxcert.bounds.row_slopes import Both
 from onnxcert.graph import Graph, Node
 from onnxcert.ops.base import Affine, Bivariate, Elementwise
 from onnxcert.sets import Ball, Box
@@ -65,6 +66,7 @@ def crown_bounds(
     backward: bool = True,
     expired: Callable[[], bool] = lambda: False,
     execution_unit: float = 0.0,
+    slopes: Both | None = None,
 ) -> Bounds:
     """Bound every value of the graph over a batch of input boxes.
 
@@ -74,14 +76,14 @@ def crown_bounds(
         known: value name -> box that is known to hold, intersected.
         backward: False leaves it at interval bounds.
         expired: asked between row blocks; once True, remaining layers get interval bounds only.
-        execution_unit: unit roundoff of executions, see `Relaxation`.
+        execution_unit, slopes: see `Relaxation`.
 
     Returns:
         Bounds valid for the real-valued network and for those executions.
     """
     known = known or {}
     boxes = {graph.input: box}
-    relaxation = Relaxation(graph, box, execution_unit)
+    relaxation = Relaxation(graph, box, execution_unit, slopes=slopes)
     empty = box.empty
     forms = ForwardForms.begin(graph, box, execution_unit) if backward else None
     for number, node in enumerate(graph.nodes):
@@ -246,7 +248,9 @@ def _refine(
     graph = relaxation.graph
     if not unstable.any() or expired():
         return box
-    patch = None if relaxation.left_out else find_patch(graph, name, box.lower)
+    # Slopes of rows are numbered as the neurons of the whole network are.
+    whole = relaxation.left_out or relaxation.slopes is not None
+    patch = None if whole else find_patch(graph, name, box.lower)
     if patch is None:
         rows = _Rows(name, box.lower.copy(), box.upper.copy(), unstable)
         order = rows.order(graph.ranks[name])

@@ -26,7 +26,8 @@ import numpy as np
 
 from onnxcert.arrays import Array, array_module, concatenate, to_host
 from onnxcert.bounds.crown import Bounds, subset
-from onnxcert.bounds.folding import can_fold, fold, unstable_relus
+from onnxcert.bounds.folding import Folded, can_fold, fold, unstable_relus
+from onnxcert.bounds.row_slopes import Both, learn
 from onnxcert.search.branching import Bounded, Brancher, Children
 from onnxcert.search.frontier import Batch, take
 from onnxcert.search.input_split import InputSplit
@@ -217,7 +218,10 @@ class FoldedSplit(Brancher):
         if folded is None:
             return part.number
         whole = self.whole
-        inner = InputSplit(folded.graph, whole.cases, whole.open_cases, whole.trees, steps=STEPS)
+        slopes = None if part.number < 0 else _learn(folded, bounds, brancher.slopes, part.expired)
+        inner = InputSplit(
+            folded.graph, whole.cases, whole.open_cases, whole.trees, steps=STEPS, slopes=slopes
+        )
         places = [brancher.layers[name].start + folded.kept[name] for name in inner.layers]
         position = concatenate([*places, index[:0]])
         if part.number >= 0:
@@ -225,6 +229,14 @@ class FoldedSplit(Brancher):
         number = max(self._folds, default=-1) + 1
         self._folds[number] = _Fold(inner, folded.neurons, position, taken)
         return number
+
+
+def _learn(folded: Folded, bounds: Bounds, known: Both | None, expired: Callable[[], bool]) -> Both:
+    """Slopes of rows over a network that was folded again, on the box of its bounds."""
+    box = bounds.boxes[folded.graph.input]
+    if known is not None:
+        known = known[0].take(folded.relus), known[1].take(folded.relus)
+    return learn(folded.layers(bounds), box.lower[0], box.upper[0], known, expired)
 
 
 def _joined(parts: list[_Part], count: int, cases: Array) -> Bounded:
