@@ -34,7 +34,8 @@ R18 Relus below planes over what their sums read (`onnxcert.checker.tilts`), ins
 R19 Sums of relus of one number as curves (`onnxcert.checker.pieces`).
 R20 Bounds where a case holds (`onnxcert.checker.proof`).
 R21 Scalars that no row depends on are left out (`onnxcert.checker.needed`).
-R22 Networks written over the neurons that are unstable on a set (`onnxcert.checker.folding`).
+R22 Networks written over the neurons that are unstable on a set (`onnxcert.checker.folding`), with
+    lower lines for each row.
 R9  A scalar whose lower bound exceeds its upper bound: S is empty.
 """
 

@@ -4,7 +4,10 @@ Bounds of a wide network cost a backward row for every unstable neuron, through 
 Where few inputs vary, boxes soon leave most relus stable. Then the network is folded
 (`onnxcert.bounds.folding`), once, and all boxes below are bounded over the folded one, which is
 folded again when enough of its neurons have become stable. The certificate says on which boxes, and
-the checker does the same (rule R22).
+the checker does the same (rule R22). From the second fold on every row of a layer takes lower lines
+of its own (`onnxcert.bounds.row_slopes`), which are learned on the box that is folded: with them 62
+takes 353 boxes and 56 CPU seconds for the whole run, and without them 941 and 90 (both while much
+else ran).
 
 With as many ascent steps as elsewhere, 4, cifar_biasfield 12 and 62 take 239 and 1,839 boxes and
 130 and 96 CPU seconds; without folding a box takes 3 and 1.3 seconds, not 0.4 and 0.05. On 62
