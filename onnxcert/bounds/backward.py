@@ -42,6 +42,7 @@ import numpy as np
 
 from onnxcert.arrays import UNIT_ROUNDOFF, Array, Device, array_module, single, singles
 from onnxcert.bounds.execution import execution_error
+from onnxcert.bounds.row_slopes import Both
 from onnxcert.graph import Graph, MatrixProduct, Node
 from onnxcert.ops.base import TINY, Affine, Bivariate, Elementwise, gamma
 from onnxcert.sets import Ball, Box, Lines, Planes
@@ -377,6 +378,8 @@ class Relaxation:
         tilts: relu -> upper planes of some of its neurons.
         left_out: nodes without lines or rounding vectors, because no row gets behind their value.
         to_inputs: whether all rows go on to the input, as derivatives by the box need it.
+        slopes: of the lower lines that rows of single neurons take, those for lower and those for
+            upper bounds; None where they take the default.
     """
 
     graph: Graph
@@ -391,6 +394,7 @@ class Relaxation:
     tilts: dict[str, Tilt] = field(default_factory=dict)
     left_out: set[str] = field(default_factory=set)
     to_inputs: bool = False
+    slopes: Both | None = None
     _at_start: dict[str, Array] = field(default_factory=dict)
     _varies: dict[str, Array] = field(default_factory=dict)
     _sums_of_planes: dict[str, tuple[Surface, PlanesOfSums | None]] = field(default_factory=dict)
@@ -478,6 +482,11 @@ class Relaxation:
         mean_offset = 0.5 * (lines.lower_offset + lines.upper_offset)
         half_offset = 0.5 * (lines.upper_offset - lines.lower_offset)
         steepness = abs(mean) + abs(half)
+        if self.slopes is not None and isinstance(node.op, Elementwise):
+            # Some rows take a line as steep as the relu.
+            steeper = array_module(steepness).maximum(steepness, 1.0)
+            unstable = node.op.unstable(boxes[source])
+            steepness = array_module(steepness).where(unstable, steeper, steepness)
         error = steepness * boxes[source].magnitude + abs(mean_offset) + abs(half_offset)
         error = 2.0 * self._gamma(node) * error + TINY
         executed = execution_error(self.graph, node, boxes, self.execution_unit)
@@ -662,6 +671,7 @@ class RowPass:
         self.pending: dict[str, tuple[Array, Columns]] = {}
         self.constant: Array | float = 0.0
         self.kept: dict[str, Array] = {}
+        self.slopes: Mapping[str, Array] = {}
 
     def push(self, name: str, rows: Array, columns: Columns = None) -> None:
         """Add rows over a value, which other consumers of the value may have reached already."""
@@ -793,8 +803,15 @@ class RowPass:
         absolute = abs(rows)
         self.charge(rows, _part(curve.mean_offset, columns))
         self.charge(absolute, _part(curve.half_offset, columns), -1.0)
-        result = rows * _part(curve.mean, columns)[:, None]
-        absolute *= _part(curve.half, columns)[:, None]
+        mean, half = _part(curve.mean, columns)[:, None], _part(curve.half, columns)[:, None]
+        if node.name in self.slopes:
+            own = self.slopes[node.name]
+            own = own if columns is None else own[:, :, columns]
+            rows = rows * _own_slopes(rows > 0, own, mean, half)
+            self.push(node.inputs[0], rows, columns)
+            return
+        result = rows * mean
+        absolute *= half
         result -= absolute
         self.push(node.inputs[0], result, columns)
 
@@ -915,6 +932,10 @@ def pull_units(
         batch, row = index.shape
         rows[xp.arange(batch)[:, None], xp.arange(row), index] = sign
         return pull_back(relaxation, start, rows, keep=keep)
+    if relaxation.slopes is not None:
+        upward = xp.broadcast_to(xp.asarray(sign) > 0, index.shape)[:, :, None]
+        low, high = (slopes.at(start, index) for slopes in relaxation.slopes)
+        run.slopes = {relu: xp.where(upward, low[relu], high[relu]) for relu in low}
     error = relaxation._at_start.get(start)
     if error is not None:
         error = xp.broadcast_to(error, (len(index), error.shape[1]))
@@ -955,6 +976,21 @@ def pull_differences(
 def _part(vector: Array, columns: Columns) -> Array:
     """The columns of a vector (B, n)."""
     return vector if columns is None else vector[:, columns]
+
+
+def _own_slopes(positive: Array, own: Array, mean: Array, half: Array) -> Array:
+    """What relus make of rows (B, R, n): the upper line where these are not positive.
+
+    Args:
+        positive: which are.
+        own: the slopes of lower lines, taken where a neuron is unstable (it has two lines then).
+        mean, half: of the default lines, (B, 1, n).
+    """
+    xp = array_module(mean)
+    upper, lower = mean + half, mean - half
+    bent = (upper > 0) & (upper < 1)
+    least, most = xp.where(bent, 0.0, lower), xp.where(bent, 1.0, lower)
+    return xp.where(positive, xp.where(own, most, least), upper)  # type: ignore[no-any-return]
 
 
 def widen(rows: Array, columns: Columns, size: int) -> Array:

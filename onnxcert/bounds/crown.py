@@ -24,6 +24,7 @@ from onnxcert.bounds.backward import (
 from onnxcert.bounds.execution import before_rounding, enclose, execution_error
 from onnxcert.bounds.forward import ForwardForms
 from onnxcert.bounds.patches import find_patch
+from onnxcert.bounds.row_slopes import Both
 from onnxcert.graph import Graph, Node
 from onnxcert.ops.base import Affine, Bivariate, Elementwise
 from onnxcert.sets import Ball, Box
@@ -66,6 +67,7 @@ def crown_bounds(
     decide: bool = False,
     expired: Callable[[], bool] = lambda: False,
     execution_unit: float = 0.0,
+    slopes: Both | None = None,
 ) -> Bounds:
     """Bound every value of the graph over a batch of input boxes.
 
@@ -77,14 +79,14 @@ def crown_bounds(
         decide: of neurons that one backward bound shows to be stable the other one is that of
             intervals; what it is does not matter to any line.
         expired: asked between row blocks; once True, remaining layers get interval bounds only.
-        execution_unit: unit roundoff of executions, see `Relaxation`.
+        execution_unit, slopes: see `Relaxation`.
 
     Returns:
         Bounds valid for the real-valued network and for those executions.
     """
     known = known or {}
     boxes = {graph.input: box}
-    relaxation = Relaxation(graph, box, execution_unit)
+    relaxation = Relaxation(graph, box, execution_unit, slopes=slopes)
     empty = box.empty
     forms = ForwardForms.begin(graph, box, execution_unit) if backward else None
     middle = graph.values(0.5 * (box.lower + box.upper)) if backward and decide else {}
@@ -276,7 +278,9 @@ def _refine_side(
     graph = relaxation.graph
     if not wanted.any() or expired():
         return box
-    patch = None if relaxation.left_out else find_patch(graph, name, box.lower)
+    # Slopes of rows are numbered as the neurons of the whole network are.
+    whole = relaxation.left_out or relaxation.slopes is not None
+    patch = None if whole else find_patch(graph, name, box.lower)
     if patch is None:
         rows = _Rows(name, box.lower.copy(), box.upper.copy(), wanted, sign)
         order = rows.order(graph.ranks[name])

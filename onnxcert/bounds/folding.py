@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from onnxcert.arrays import Array, array_module, to_host
 from onnxcert.bounds.backward import SLACK, Columns, Relaxation, RowPass, unstable_neurons, widen
 from onnxcert.bounds.crown import CHUNK_NUMBERS, LEAST_ROWS, Bounds
+from onnxcert.bounds.row_slopes import Layer
 from onnxcert.graph import Graph, Node
 from onnxcert.ops import Concat, Linear, Relu
 from onnxcert.ops.base import Affine, Elementwise
@@ -40,15 +41,31 @@ class Folded:
     Attributes:
         graph: the network, whose values have the names of the others.
         kept: pre-activation -> numbers of its neurons there, (K,).
+        sums: pre-activation -> what it makes of the inputs and all relus before it: (K, m), (K,).
     """
 
     graph: Graph
     kept: Mapping[str, Array]
+    sums: Mapping[str, tuple[Array, Array]]
 
     @property
     def neurons(self) -> int:
         """How many there are."""
         return sum(len(index) for index in self.kept.values())
+
+    @property
+    def relus(self) -> dict[str, tuple[str, Array]]:
+        """Pre-activation -> the relu that reads it, and ``kept``; in order."""
+        read = {node.inputs[0]: node.name for node in self.graph.nodes}
+        return {name: (read[name], index) for name, index in self.kept.items()}
+
+    def layers(self, bounds: Bounds) -> list[Layer]:
+        """The layers with their bounds (a batch of one) of the network that was folded."""
+        return [
+            Layer(name, relu, *self.sums[name], box.lower[0, index], box.upper[0, index])
+            for name, (relu, index) in self.relus.items()
+            for box in [bounds.boxes[name]]
+        ]
 
 
 def can_fold(graph: Graph) -> bool:
@@ -108,7 +125,8 @@ def fold(bounds: Bounds, expired: Callable[[], bool] = lambda: False) -> Folded 
         maker.add_relu(relu)
     if expired():
         return None
-    return Folded(Graph(graph.input, graph.input_size, tuple(maker.nodes), graph.output), kept)
+    made = Graph(graph.input, graph.input_size, tuple(maker.nodes), graph.output)
+    return Folded(made, kept, maker.sums)
 
 
 @dataclass
@@ -120,12 +138,14 @@ class _Maker:
         bent: relu -> (n,) which of its neurons are unstable.
         nodes: what is done.
         sizes: values that the next node may read, with their lengths.
+        sums: as those of `Folded`, and of the output.
     """
 
     relaxation: Relaxation
     bent: Mapping[str, Array]
     nodes: list[Node] = field(default_factory=list)
     sizes: dict[str, int] = field(default_factory=dict)
+    sums: dict[str, tuple[Array, Array]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         graph = self.relaxation.graph
@@ -161,6 +181,7 @@ class _Maker:
         if len(sizes) > 1:
             source = f"{name}/read"
             self.nodes.append(Node(source, Concat(sizes), tuple(self.sizes), maker.source))
+        self.sums[name] = weight, offset
         op = Linear(weight.T, offset)
         self.nodes.append(Node(name, op, (source,), maker.source, deviation=SLACK * deviation))
 

@@ -34,7 +34,8 @@ R18 Relus below planes over what their sums read (`onnxcert.checker.tilts`), ins
 R19 Sums of relus of one number as curves (`onnxcert.checker.pieces`).
 R20 Bounds where a case holds (`onnxcert.checker.proof`).
 R21 Scalars that no row depends on are left out (`onnxcert.checker.needed`).
-R22 Networks written over the neurons that are unstable on a set (`onnxcert.checker.folding`).
+R22 Networks written over the neurons that are unstable on a set (`onnxcert.checker.folding`), with
+    lower lines for each row.
 R23 Equal and opposite scalars, of which one is read (`onnxcert.checker.equals`).
 R9  A scalar whose lower bound exceeds its upper bound: S is empty.
 """
@@ -705,6 +706,9 @@ class Bounder:
         spherical: whether inputs may lie in ellipsoids; intervals are exact for sums of the inputs
             of a box only.
         joined: whether rule R19 applies; then nothing is said of relus that became a curve.
+        slopes: of the lower lines that rows of single scalars take (rule R22): block -> (2, n,
+            neurons) booleans for the rows of lower and of upper bounds, and the columns of each
+            block of relus before it. Empty where all take the default.
         read: (n_out,) which outputs rows are about; the others, and what only they are made from,
             are left out (rule R21). None for all, and for everything in the network.
 
@@ -721,8 +725,10 @@ class Bounder:
         expired: Callable[[], bool] = lambda: False,
         spherical: bool = False,
         joined: bool = True,
+        slopes: Mapping[int, tuple[Array, Mapping[int, slice]]] = MappingProxyType({}),
         read: Array | None = None,
     ) -> None:
+        self.slopes = slopes
         self.whole, self.executed, self.expired = network, executed, expired
         # Executors may take numbers below 2^-126 for zero, before and after every step. As the size
         # of what is read, this charges a product with 2^-24 2^-100 |W|, which is more.
@@ -1055,6 +1061,8 @@ class Bounder:
         mean, half = 0.5 * (lower_slope + upper_slope), 0.5 * (upper_slope - lower_slope)
         middle, gap = 0.5 * (lower + upper), 0.5 * (upper - lower)
         steep = abs(mean) + abs(half)
+        if self.slopes:  # some rows take a line as steep as the relu
+            steep = np.where(_two_lines(mean, half), np.maximum(steep, 1.0), steep)
         noise = self.gamma * (steep * np.maximum(abs(low), abs(high)) + abs(middle) + abs(gap))
         noise = noise + steep * r.noise[:, block.ids] * self.at_curves[block.ids]
         gap = gap + noise * SLACK + TINY
@@ -1336,7 +1344,12 @@ class Bounder:
         offset = 0.0 if (all_of := self.offsets[k]) is None else sign * all_of[index]
         noise = np.broadcast_to(r.noise, (len(ids), r.noise.shape[1]))
         start = offset - np.take_along_axis(noise, ids, axis=1) * SLACK
-        return self.pull(r, pending, start).least(r.lower[:, :n], r.upper[:, :n], r.balls)
+        own: dict[int, Array] = {}
+        if k in self.slopes:
+            (table, columns), side = self.slopes[k], np.where(sign > 0, 0, 1)
+            taken = table[side, index]
+            own = {c: taken[:, :, where] for c, where in columns.items()}
+        return self.pull(r, pending, start, own=own).least(r.lower[:, :n], r.upper[:, :n], r.balls)
 
     # Backward
 
@@ -1347,6 +1360,7 @@ class Bounder:
         start: Array,
         multipliers: Mapping[int, Array] = MappingProxyType({}),
         kept: dict[int, Array] | None = None,
+        own: Mapping[int, Array] = MappingProxyType({}),
     ) -> Form:
         """Pull forms back to the input.
 
@@ -1357,6 +1371,7 @@ class Bounder:
             multipliers: block -> (B, n) to subtract from the rows over its scalars (rule R7); the
                 caller charges for them.
             kept: takes the rows that reach the curves: block -> (B, R, n).
+            own: block of relus -> (B, R, n) booleans, slopes of the lower lines for each row.
         """
         shape = start.shape
         constant, error, size = start, np.zeros(shape), abs(start)
@@ -1384,7 +1399,7 @@ class Bounder:
             rows, here = a.reshape(*shape, -1), slice(None) if used is None else used
             parts = [a]
             if isinstance(block, Curve | Pair):
-                moved, lost, bent = self._bent(r, k, rows, here)
+                moved, lost, bent = self._bent(r, k, rows, here, own.get(k))
                 parts = [part.reshape(a.shape) for part in bent]
                 constant = constant + (moved - lost)
                 size += abs(moved) + abs(lost)
@@ -1398,8 +1413,8 @@ class Bounder:
                 continue
             for last, part in enumerate(self.onward[k], 1 - len(self.onward[k])):
                 # What a plain term hands on is the array itself, and to that others add in place.
-                own = parts[-1] if last == 0 else parts[0]
-                part.push(pending, own.copy() if part.plain and last else own, used)
+                made = parts[-1] if last == 0 else parts[0]
+                part.push(pending, made.copy() if part.plain and last else made, used)
         error = error * SLACK + gamma(8 * len(self.blocks) + 16) * size + TINY
         # Coefficients that underflow are off by up to 2^-1074 for each product in them.
         error += 1e-300 * r.reach.sum(axis=1)[:, None]
@@ -1444,7 +1459,7 @@ class Bounder:
 
     @staticmethod
     def _bent(
-        r: Relaxation, k: int, rows: Array, here: Array | slice
+        r: Relaxation, k: int, rows: Array, here: Array | slice, own: Array | None
     ) -> tuple[Array, Array, list[Array]]:
         """What rows (B, R, n) add to the constant at some lines or planes of a block, what is lost
         of it, and the rows over what the block reads."""
@@ -1455,9 +1470,20 @@ class Bounder:
         else:
             mean, half, middle, gap = (part[:, here] for part in r.curves[k])
         moved, lost = times(rows, middle), times(absolute, gap)
+        if own is not None:
+            # At an unstable relu a row > 0 may take either y >= 0 or y >= z, which have no offset,
+            # as the default line has none; others go by the upper line.
+            mean, half = mean[:, None], half[:, None]
+            slope = np.where(_two_lines(mean, half), 1.0 * own[:, :, here], mean - half)
+            return moved, lost, [rows * np.where(rows > 0, slope, mean + half)]
         absolute *= half[:, None]
         made.append(rows * mean[:, None] - absolute)
         return moved, lost, made
+
+
+def _two_lines(mean: Array, half: Array) -> Array:
+    """Which relus are unstable, by their lines: the upper one is neither zero nor the identity."""
+    return np.asarray((mean + half > 0) & (mean + half < 1))
 
 
 def _hardly_varies(low: Array, high: Array) -> Array:

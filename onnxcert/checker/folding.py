@@ -19,6 +19,13 @@ them; so a case that is refuted for the folded network over a part of S, with bo
 hold there, is refuted for the network. Over executions in binary32 it is not: nobody executes the
 folded network.
 
+Where a folded network is folded again, the row of each of its scalars takes lower lines of its own
+(`onnxcert.checker.row_slopes`), slope 0 or 1, at relus that are unstable: both have no offset, so
+that only the coefficient differs from that of rule R4, and both are at most as steep as the relu,
+which is what such a network charges for roundings there. Which they are makes bounds better or
+worse, not wrong, and they hold on all parts of the set, where a relu that has become stable has its
+one line.
+
 Only networks of sums and of relus that read them are folded, over boxes. What a certificate asks
 for elsewhere is not done; nothing depends on it.
 """
@@ -34,6 +41,7 @@ from onnxcert.checker import curves
 from onnxcert.checker.bounds import SLACK, Bounder, Relaxation, gamma, narrow, times
 from onnxcert.checker.curves import TINY, Array
 from onnxcert.checker.network import Affine, Block, Curve, Network, Product
+from onnxcert.checker.row_slopes import Layer, learn
 
 _NUMBERS = 1 << 20
 """Float64 numbers in a row block."""
@@ -69,12 +77,13 @@ def possible(bounder: Bounder, r: Relaxation) -> bool:
     return True
 
 
-def fold(bounder: Bounder, r: Relaxation) -> Folded | None:
+def fold(bounder: Bounder, r: Relaxation, *, again: bool = False) -> Folded | None:
     """Fold a network on a set.
 
     Args:
         bounder: of the network.
         r: bounds and lines on the set (a batch of one), where that is `possible`.
+        again: whether it is a folded network already; then its rows get slopes of their own.
 
     Returns:
         None where a line of a stable relu is not the relu, or arithmetic gave no numbers.
@@ -83,7 +92,7 @@ def fold(bounder: Bounder, r: Relaxation) -> Folded | None:
     for k, block in enumerate(bounder.blocks):
         if isinstance(block, Curve) and not (r.ends(k) or maker.add(k, block)):
             return None
-    return maker.finish()
+    return maker.finish(again=again)
 
 
 def _unstable(r: Relaxation, block: Curve) -> Array:
@@ -219,7 +228,51 @@ class _Maker:
         # Coefficients that underflow are off by up to 2^-1074 for each product in them.
         return found, constant, error + 1e-300 * r.reach.sum()
 
-    def finish(self) -> Folded | None:
+    def _slopes(self) -> dict[int, tuple[Array, dict[int, slice]]]:
+        """Slopes of rows for the folded `Bounder`, learned on the set from those of this one."""
+        layers, known = list[Layer](), list[Array]()
+        columns: dict[int, slice] = {}
+        read: dict[int, dict[int, slice]] = {}
+        for k, bent in self.bent.items():
+            if not bent.any():
+                continue
+            block = self.bounder.blocks[k]
+            assert isinstance(block, Curve)
+            number = 1 + 2 * len(layers)  # the new blocks are sums and relus by turns
+            layers.append(self._layer(number, block.ids[bent]))
+            known += self._known(block.ids[bent], bent)
+            read[number] = dict(columns)
+            before = sum(part.stop - part.start for part in columns.values())
+            columns[number + 1] = slice(before, before + int(bent.sum()))
+        n = self.bounder.network.n_inputs
+        found = learn(
+            layers,
+            self.r.lower[0, :n],
+            self.r.upper[0, :n],
+            known or None,
+            self.bounder.look_at_the_clock,
+        )
+        return {k: (table, of) for (k, of), table in zip(read.items(), found, strict=True)}
+
+    def _layer(self, number: int, ids: Array) -> Layer:
+        affine = self.blocks[number]
+        assert isinstance(affine, Affine)
+        (term,) = affine.terms
+        assert isinstance(term, Product)
+        assert affine.offset is not None
+        return Layer(term.weight[0], affine.offset, self.r.lower[0, ids], self.r.upper[0, ids])
+
+    def _known(self, ids: Array, bent: Array) -> list[Array]:
+        """The slopes of some rows at the neurons that are left; nothing where there are none."""
+        slopes = self.bounder.slopes.get(int(self.bounder.block_of(ids[:1])[0]))
+        if slopes is None:
+            return []
+        # Relus that hardly vary have none.
+        left = [p.start + np.flatnonzero(self.bent.get(c, ())) for c, p in slopes[1].items()]
+        taken = np.concatenate([np.zeros(0, np.int64), *left])
+        return [slopes[0][:, bent][:, :, taken]]
+
+    def finish(self, *, again: bool) -> Folded | None:
         """Add the outputs."""
         network = self.bounder.network
         ids, numbers = np.unique(network.output, return_inverse=True)
@@ -240,7 +293,9 @@ class _Maker:
             network.outputs,
             False,
         )
-        bounder = Bounder(folded, executed=False, expired=self.bounder.expired, joined=False)
+        slopes = self._slopes() if again else {}
+        expired = self.bounder.expired
+        bounder = Bounder(folded, executed=False, expired=expired, joined=False, slopes=slopes)
         known, origin = self.bounder.known_ids, np.concatenate(self.origin)
         place = np.searchsorted(known, wanted := origin[bounder.known_ids])
         if not np.isin(wanted, known).all():

@@ -497,8 +497,9 @@ class Prover:
         if not wanted.any() or not folding.possible(self.bounder, r):
             return None
         folds = np.full(len(wanted), None)
+        again = self.place is not None  # slopes of rows pay below the first fold
         for number in np.flatnonzero(wanted):
-            made = folding.fold(self.bounder, r.at(np.array([number])))
+            made = folding.fold(self.bounder, r.at(np.array([number])), again=again)
             if made is not None:
                 place = made.place if self.place is None else self.place[made.place]
                 prover = Prover(made.bounder, self.rows, self.quickly, [], place)

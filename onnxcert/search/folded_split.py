@@ -4,7 +4,10 @@ Bounds of a wide network cost a backward row for every unstable neuron, through 
 Where few inputs vary, boxes soon leave most relus stable. Then the network is folded
 (`onnxcert.bounds.folding`), once, and all boxes below are bounded over the folded one, which is
 folded again when enough of its neurons have become stable. The certificate says on which boxes, and
-the checker does the same (rule R22).
+the checker does the same (rule R22). From the second fold on every row of a layer takes lower lines
+of its own (`onnxcert.bounds.row_slopes`), which are learned on the box that is folded: with them 62
+takes 353 boxes and 56 CPU seconds for the whole run, and without them 941 and 90 (both while much
+else ran).
 
 With as many ascent steps as elsewhere, 4, cifar_biasfield 12 and 62 take 239 and 1,839 boxes and
 130 and 96 CPU seconds; without folding a box takes 3 and 1.3 seconds, not 0.4 and 0.05. On 62
@@ -26,7 +29,8 @@ import numpy as np
 
 from onnxcert.arrays import Array, array_module, concatenate, to_host
 from onnxcert.bounds.crown import Bounds, subset
-from onnxcert.bounds.folding import can_fold, fold, unstable_relus
+from onnxcert.bounds.folding import Folded, can_fold, fold, unstable_relus
+from onnxcert.bounds.row_slopes import Both, learn
 from onnxcert.search.branching import Bounded, Brancher, Children
 from onnxcert.search.frontier import Batch, take
 from onnxcert.search.input_split import InputSplit
@@ -223,7 +227,10 @@ class FoldedSplit(Brancher):
         if folded is None:
             return part.number
         whole = self.whole
-        inner = InputSplit(folded.graph, whole.cases, whole.open_cases, whole.trees, steps=STEPS)
+        slopes = None if part.number < 0 else _learn(folded, bounds, brancher.slopes, part.expired)
+        inner = InputSplit(
+            folded.graph, whole.cases, whole.open_cases, whole.trees, steps=STEPS, slopes=slopes
+        )
         places = [brancher.layers[name].start + folded.kept[name] for name in inner.layers]
         position = concatenate([*places, index[:0]])
         if part.number >= 0:
@@ -231,6 +238,14 @@ class FoldedSplit(Brancher):
         number = max(self._folds, default=-1) + 1
         self._folds[number] = _Fold(inner, folded.neurons, position, taken)
         return number
+
+
+def _learn(folded: Folded, bounds: Bounds, known: Both | None, expired: Callable[[], bool]) -> Both:
+    """Slopes of rows over a network that was folded again, on the box of its bounds."""
+    box = bounds.boxes[folded.graph.input]
+    if known is not None:
+        known = known[0].take(folded.relus), known[1].take(folded.relus)
+    return learn(folded.layers(bounds), box.lower[0], box.upper[0], known, expired)
 
 
 def _joined(parts: list[_Part], count: int, cases: Array) -> Bounded:

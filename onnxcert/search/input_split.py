@@ -30,6 +30,7 @@ import numpy as np
 from onnxcert.arrays import Array, IntArray, array_module, concatenate, to_host
 from onnxcert.bounds.ascent import STEPS, Raised, raise_forms
 from onnxcert.bounds.crown import Bounds, crown_bounds
+from onnxcert.bounds.row_slopes import Both
 from onnxcert.graph import Graph
 from onnxcert.proof.trace import NOTHING, InputTrees
 from onnxcert.search.branching import Bounded, Brancher, Children
@@ -160,6 +161,7 @@ class InputSplit(Brancher):
         trees: where decisions are noted.
         execution_unit: as in `onnxcert.bounds.crown.crown_bounds`.
         steps: of the ascent.
+        slopes: of rows for the layers, see `onnxcert.bounds.row_slopes`; None for the default.
     """
 
     graph: Graph
@@ -168,6 +170,7 @@ class InputSplit(Brancher):
     trees: InputTrees
     execution_unit: float = 0.0
     steps: int = STEPS
+    slopes: Both | None = None
 
     @cached_property
     def layers(self) -> dict[str, slice]:
@@ -277,6 +280,7 @@ class InputSplit(Brancher):
             decide=True,
             expired=expired,
             execution_unit=self.execution_unit,
+            slopes=self.slopes,
         )
 
     def bound(self, batch: Batch, expired: Callable[[], bool]) -> Bounded:
@@ -388,7 +392,7 @@ class InputSplit(Brancher):
     def split(self, batch: Batch, bounded: Bounded) -> Children:
         """Halve what is left of each open box along its best input.
 
-        What else the batch holds is handed on; ``folded`` (B,) is for the certificate.
+        What else the batch holds is handed on; ``folded`` (B,) is for the certificate, see `Step`.
         """
         state = bounded.state
         assert isinstance(state, _State)

@@ -87,7 +87,9 @@ def test_folding_again(seed: int) -> None:
         graph,
         crown_bounds(graph, half),
         Folded(
-            second.graph, {name: first.kept[name][index] for name, index in second.kept.items()}
+            second.graph,
+            {name: first.kept[name][index] for name, index in second.kept.items()},
+            second.sums,
         ),
         points,
         1e-9,

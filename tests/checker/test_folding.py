@@ -37,16 +37,16 @@ def folded(
     bounder = whole = Bounder(question(model, low, high).session.network, executed=False)
     made: Folded | None = None
     origin = np.arange(bounder.network.size)
-    for _ in range(times):
+    for number in range(times):
         r = bounder.bound(np.array([low]), np.array([high]))
-        if not possible(bounder, r) or (made := fold(bounder, r)) is None:
+        if not possible(bounder, r) or (made := fold(bounder, r, again=number > 0)) is None:
             return whole, None
         bounder, origin = made.bounder, origin[made.origin]
     assert made is not None
     return whole, Folded(made.bounder, origin, made.place)
 
 
-@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("times", [1, 2, 3])
 @pytest.mark.parametrize("name", MODELS)
 @given(data=st.data(), seed=st.integers(0, 30))
 def test_values_are_those_of_the_network(
@@ -77,6 +77,27 @@ def test_values_are_those_of_the_network(
                 assert Fraction(float(a)) <= value <= Fraction(float(b))
         outputs = [exact[i] for i in whole.network.output]
         assert outputs == [values[i] for i in made.bounder.network.output]
+
+
+@pytest.mark.parametrize("name", MODELS)
+@given(data=st.data(), seed=st.integers(0, 30))
+def test_any_slopes_of_rows_are_right(name: str, data: st.DataObject, seed: int) -> None:
+    low, high, points = data.draw(boxes(4 if name == "windows" else 2))
+    rng = np.random.default_rng(seed)
+
+    def anything(layers: Any, *others: Any) -> list[Any]:
+        sizes = [len(layer.lower) for layer in layers]
+        return [rng.random((2, n, sum(sizes[:k]))) < 0.5 for k, n in enumerate(sizes)]
+
+    with mock.patch.object(folding, "learn", anything):
+        whole, made = folded(MODELS[name](seed), low, high, times=2)
+    if made is None:
+        return
+    r = made.bounder.bound(np.array([low]), np.array([high]))
+    for x in points:
+        values = np.append(np.array(scalars(whole, x), object)[made.origin], Fraction(0))
+        for value, a, b in zip(values, r.lower[0], r.upper[0], strict=True):
+            assert Fraction(float(a)) <= value <= Fraction(float(b))
 
 
 @pytest.mark.parametrize("name", [n for n in EXACT_MODELS if n not in ("relu", "residual")])
@@ -142,8 +163,9 @@ def test_trees_with_folds(proof: tuple[Instance, bytes]) -> None:
     assert (op == 3).sum() > 3
     made: list[Folded] = []
 
-    def noted(*arguments: Any) -> Folded | None:
-        found = fold(*arguments)
+    def noted(*arguments: Any, again: bool) -> Folded | None:
+        found = fold(*arguments, again=again)
+        assert found is None or bool(found.bounder.slopes) == again
         made.extend([] if found is None else [found])
         return found
 
