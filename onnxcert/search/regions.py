@@ -485,12 +485,15 @@ class Turns:
             if not self.regions.begin(self.whole.only(open_cases), self.trees):
                 self.answer = Reason.INCOMPLETE
         self.regions.hand_out(more=self._share >= 1.0)
-        return self._advance(
+        found = self._advance(
             lambda: (
                 self.regions.over
                 or (self.regions.ready and self.regions.seconds < self._share * self._elapsed)
             )
         )
+        if self.answer is Reason.INCOMPLETE:  # nobody is needed for regions any more
+            self.regions.hand_out(more=False)
+        return found
 
     def finish(self, answer: Counterexample | Reason | None) -> Counterexample | Reason | None:
         """What the answer of the neuron splits means, with the regions'."""

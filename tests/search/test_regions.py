@@ -64,13 +64,15 @@ class Regions:
     ready: bool = True
     over: bool = False
     others: Any = None
+    reserved: bool = False
 
     @property
     def work(self) -> float:
         return self.seconds
 
     def hand_out(self, *, more: bool) -> None:
-        """There is nobody else."""
+        """Nobody takes one."""
+        self.reserved = more
 
     def begin(self, region: np.ndarray, trees: Trees) -> bool:
         self.begun.append(region)
@@ -152,6 +154,14 @@ def test_the_last_region_may_come_back_from_other_hands() -> None:
     regions.over = True
     assert turns.enough(-1.0)
     assert turns.finish(Reason.TIMEOUT) is None
+
+
+def test_who_was_kept_for_regions_is_free_when_these_are_given_up() -> None:
+    turns, regions, clock, _ = setting(lambda c: Reason.INCOMPLETE if c == 5 else Reason.TIMEOUT)
+    go_on(turns, clock, -1.0, 4.0)
+    assert regions.reserved
+    go_on(turns, clock, -1.0, 20.0)
+    assert (turns.answer, regions.reserved) == (Reason.INCOMPLETE, False)
 
 
 @dataclass
