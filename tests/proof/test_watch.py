@@ -291,21 +291,32 @@ def test_a_single_root_is_bounded_ahead_and_once(
     assert trees.prover.ahead == []
 
 
-def test_other_boxes_are_not_bounded_ahead(tmp_path: Path) -> None:
+def test_only_the_same_box_is_not_bounded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files = hard(tmp_path)
     session = Session(files.model.read_bytes(), files.spec.read_bytes())
     cases = list(session.query.cases())
     rows = Rows.of(cases, session.network.n_inputs, len(session.network.output))
     prover = Prover(session.bounder(executed=False), rows)
+    right, calls = Bounder.bound, []
+
+    def bound(self: Bounder, *arguments: Any, **options: Any) -> Any:
+        calls.append(arguments)
+        return right(self, *arguments, **options)
+
+    monkeypatch.setattr(Bounder, "bound", bound)
     roots = prover.roots(cases)
-    prover.bounds(roots, backward=True)
-    ((_, ahead),) = prover.ahead
-    assert prover.bounds(roots, backward=True) is ahead
-    smaller = replace(roots, low=0.5 * roots.low)
+    for _ in range(3):
+        prover.bounds(roots, backward=True)
+    assert len(calls) == 1
     known = replace(roots, known=(np.full_like(roots.known[0], -1.0), roots.known[1]))
-    for other in (smaller, known, roots[np.array([0, 0])]):
-        assert prover.bounds(other, backward=True) is not ahead
-    assert prover.bounds(roots, backward=False) is not ahead
+    smaller = replace(roots, low=0.5 * roots.low)
+    for number, other in enumerate((known, roots[np.array([0, 0])], smaller), 2):
+        prover.bounds(other, backward=True)
+        assert len(calls) == number
+    prover.bounds(smaller, backward=False)
+    assert len(calls) == 5
 
 
 def test_no_process_for_what_is_over_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
