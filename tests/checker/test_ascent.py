@@ -436,7 +436,8 @@ def agreement(graph: Graph, box: Box, rng: np.random.Generator, *, ieee: bool) -
         np.ones((count, 2), bool),
     )
     engine = raise_forms(graph, bounds.boxes, forms, weights, execution_unit=unit).lower
-    bounder = Bounder(numbered(graph), executed=ieee)
+    # As the engine's: without rules R19 and R23, whose passes are not run here.
+    bounder = Bounder(numbered(graph), executed=ieee, joined=False)
     found, size = raised(bounder, box, rows, offset, weights)
     return engine, found.max(axis=0), size
 
