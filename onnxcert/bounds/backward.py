@@ -942,7 +942,9 @@ def pull_units(
         run.constant = -SLACK * xp.take_along_axis(error, index, axis=1)
     if producer.op.bias is not None:
         run.constant = run.constant + sign * producer.op.bias[index]
-    signs = xp.broadcast_to(xp.asarray(sign), index.shape)[:, :, None]
+    signs = None
+    if not (isinstance(sign, float) and sign == 1.0):
+        signs = xp.broadcast_to(xp.asarray(sign), index.shape)[:, :, None]
     run.push_all(producer, producer.op.one_hot_rows(index.ravel()), signs)
     _walk(run, {}, keep=keep)
     return run.finish(all_rows=keep)

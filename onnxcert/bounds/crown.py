@@ -27,7 +27,7 @@ from onnxcert.bounds.patches import find_patch
 from onnxcert.bounds.row_slopes import Both
 from onnxcert.graph import Graph, Node
 from onnxcert.ops.base import Affine, Bivariate, Elementwise
-from onnxcert.sets import Ball, Box
+from onnxcert.sets import Ball, Box, Planes
 
 CHUNK_NUMBERS = 1 << 20
 """Numbers in the widest row block of a pass: 8 MB, so that its temporaries stay in cache."""
@@ -109,9 +109,7 @@ def crown_bounds(
         elif isinstance(node.op, Bivariate):
             if backward and not expired():
                 current = current.intersect(_by_difference(relaxation, node, boxes, current))
-            ordered, _ = _settled(current)
-            ordered = before_rounding(graph, node, boxes, ordered, execution_unit)
-            planes = node.op.relax([boxes[name] for name in node.inputs], ordered)
+            planes = _planes(relaxation, node, boxes, current)
             if forms is not None:
                 current = current.intersect(forms.add_bivariate(number, node, boxes, planes))
             relaxation.add_bivariate(node, boxes, planes)
@@ -120,17 +118,32 @@ def crown_bounds(
                 current = current.intersect(forms.add_affine(number, node, boxes))
             boxes[node.name] = current
             relaxation.add_affine(node, boxes)
-        # Intervals are exact there, unless the inputs are fewer than their box has.
-        reads_input_only = node.inputs == (graph.input,) and not isinstance(box, Ball)
-        worthwhile = node.name in graph.worthwhile and not reads_input_only
-        if backward and worthwhile and not expired():
+        if backward and _is_worthwhile(relaxation, node) and not expired():
             unstable = unstable_neurons(graph, node.name, current)
-            current = _refine(
-                relaxation, node.name, current, unstable, expired, middle.get(node.name)
-            )
+            at_middle = middle.get(node.name)
+            current = _refine(relaxation, node.name, current, unstable, expired, at_middle)
         boxes[node.name], wrong = _settled(current)
         empty |= wrong
     return Bounds(boxes, relaxation, empty)
+
+
+def _planes(relaxation: Relaxation, node: Node, boxes: Mapping[str, Box], current: Box) -> Planes:
+    """Planes of a function of two values, given what is known of these and of what it makes."""
+    assert isinstance(node.op, Bivariate)
+    ordered, _ = _settled(current)
+    unit = relaxation.execution_unit
+    ordered = before_rounding(relaxation.graph, node, boxes, ordered, unit)
+    return node.op.relax([boxes[name] for name in node.inputs], ordered)
+
+
+def _is_worthwhile(relaxation: Relaxation, node: Node) -> bool:
+    """Whether backward bounds of a value may gain anything.
+
+    Intervals are exact where only inputs are read, unless those are fewer than their box has.
+    """
+    graph = relaxation.graph
+    exact = node.inputs == (graph.input,) and not isinstance(relaxation.box, Ball)
+    return node.name in graph.worthwhile and not exact
 
 
 def _settled(box: Box) -> tuple[Box, Array]:

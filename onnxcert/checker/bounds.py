@@ -68,6 +68,7 @@ from onnxcert.checker.network import (
     Product,
     Term,
     distinct,
+    pays_sparse,
 )
 
 SLACK = 1 + 1e-6
@@ -81,9 +82,6 @@ _FEWEST = 1 << 16
 
 _WIDE = 200
 """Rows shorter than this are not searched for zeros."""
-
-_SPARSE_FROM, _SPARSE = 5_000, 0.03
-"""Matrices with so many entries of which a smaller share is not zero are stored by those."""
 
 _WINDOWS = 1 << 20
 """Float64 numbers that meet the images of some rows."""
@@ -446,6 +444,14 @@ class Relaxation:
         self.lower[:, where] = np.maximum(self.lower[:, where], low)
         self.upper[:, where] = np.minimum(self.upper[:, where], high)
 
+    def order(self, span: slice) -> None:
+        """Where a lower bound exceeds an upper one: rule R9; any order keeps lines defined."""
+        low, high = self.lower[:, span], self.upper[:, span]
+        wrong = low > high
+        if wrong.any():
+            self.empty |= wrong.any(axis=1)
+            self.lower[:, span], self.upper[:, span] = np.minimum(low, high), np.maximum(low, high)
+
     def settle(self, k: int, block: Block, floor: float) -> None:
         """The bounds of block k are final; its numbers count as at least ``floor`` large."""
         span = slice(block.start, block.start + block.size)
@@ -674,7 +680,7 @@ def _contracted(block: Affine, inner: Affine) -> Affine | None:
     offset = block.offset if inner.offset is None else a @ inner.offset[read]
     rows, columns = np.nonzero(product)
     term: Term = Product(ids[None, :, None], weight=product[None])
-    if product.size >= _SPARSE_FROM and 0 < len(rows) < _SPARSE * product.size:
+    if pays_sparse(product.size, len(rows)):
         term = Entries(ids[columns], out=rows, value=product[rows, columns])
     return replace(block, terms=(term,), offset=offset)
 
@@ -879,19 +885,9 @@ class Bounder:
             columns: the neurons that those slopes belong to.
             balls: ellipsoids that the inputs lie in.
         """
-        shape = (len(low), self.network.size + 1)
-        lower, upper, noise, center, radius, reach = (np.zeros(shape) for _ in range(6))
-        empty = np.zeros(len(low), bool) if balls is None else balls.apart(low, high)
-        r = Relaxation(lower, upper, noise, center, radius, reach, empty=empty, balls=balls)
-        r.lower[:, : low.shape[1]], r.upper[:, : low.shape[1]] = low, high
-        vary = varies(low, high)
-        if not vary.all():
-            r.varies = np.zeros(shape)
-            r.varies[:, : low.shape[1]] = vary
-        few = np.flatnonzero(vary.any(axis=0))
-        r.few = few if balls is None and len(few) <= _FEW * low.shape[1] else None
+        r = self._begin(low, high, balls)
         forms = Forms.begin(low, high, self.network.size, self.widest_read)
-        column, middle = 0, np.zeros(shape)
+        column, middle = 0, np.zeros(r.lower.shape)
         for k, block in enumerate(self.blocks):
             span = slice(block.start, block.start + block.size)
             if k:
@@ -899,7 +895,8 @@ class Bounder:
             ids = self.tracked[k][0] if k in self.tracked else self.ends[:0]
             if k and self._ends_here(r, k, block, forms):
                 column += len(ids)
-                self._add_middle(r, k, block, middle)
+                if backward:
+                    self._add_middle(r, k, block, middle)
                 continue
             if isinstance(block, Affine):
                 self._end_inputs(r, k, block)
@@ -923,12 +920,23 @@ class Bounder:
             if backward:
                 self._add_middle(r, k, block, middle)
                 self._refine(r, k, ids, middle)
-            wrong = r.lower[:, span] > r.upper[:, span]
-            if wrong.any():  # nothing is in there: any order of the bounds keeps lines defined
-                r.empty |= wrong.any(axis=1)
-                both = r.lower[:, span], r.upper[:, span]
-                r.lower[:, span], r.upper[:, span] = np.minimum(*both), np.maximum(*both)
+            r.order(span)
         r.settle(len(self.blocks) - 1, self.blocks[-1], self.flushed)
+        return r
+
+    def _begin(self, low: Array, high: Array, balls: Balls | None) -> Relaxation:
+        """What is known over input boxes before any block is met."""
+        shape, inputs = (len(low), self.network.size + 1), low.shape[1]
+        lower, upper, noise, center, radius, reach = (np.zeros(shape) for _ in range(6))
+        empty = np.zeros(len(low), bool) if balls is None else balls.apart(low, high)
+        r = Relaxation(lower, upper, noise, center, radius, reach, empty=empty, balls=balls)
+        r.lower[:, :inputs], r.upper[:, :inputs] = low, high
+        vary = varies(low, high)
+        if not vary.all():
+            r.varies = np.zeros(shape)
+            r.varies[:, :inputs] = vary
+        few = np.flatnonzero(vary.any(axis=0))
+        r.few = few if balls is None and len(few) <= _FEW * inputs else None
         return r
 
     def _ends_here(self, r: Relaxation, k: int, block: Block, forms: Forms | None) -> bool:
@@ -1411,14 +1419,20 @@ class Bounder:
                 made = a @ r.ended[k][2][here]
                 pending[_AT_FEW] = pending[_AT_FEW] + made if _AT_FEW in pending else made
                 continue
-            for last, part in enumerate(self.onward[k], 1 - len(self.onward[k])):
-                # What a plain term hands on is the array itself, and to that others add in place.
-                made = parts[-1] if last == 0 else parts[0]
-                part.push(pending, made.copy() if part.plain and last else made, used)
+            self._hand_on(k, parts, used, pending)
         error = error * SLACK + gamma(8 * len(self.blocks) + 16) * size + TINY
         # Coefficients that underflow are off by up to 2^-1074 for each product in them.
         error += 1e-300 * r.reach.sum(axis=1)[:, None]
         return self._at_inputs(r, pending, constant - error, multipliers.get(0))
+
+    def _hand_on(
+        self, k: int, rows: Sequence[Array], used: Array | None, pending: dict[int, Array]
+    ) -> None:
+        """Push rows, one array or one for each of two parts, to what a block reads."""
+        for last, part in enumerate(self.onward[k], 1 - len(self.onward[k])):
+            # What a plain term hands on is the array itself, and to that others add in place.
+            made = rows[-1] if last == 0 else rows[0]
+            part.push(pending, made.copy() if part.plain and last else made, used)
 
     def _at_inputs(
         self, r: Relaxation, pending: Mapping[int, Array], constant: Array, split: Array | None

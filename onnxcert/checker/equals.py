@@ -40,6 +40,7 @@ from onnxcert.checker.network import (
     Pick,
     Product,
     Term,
+    pays_sparse,
 )
 
 _MOST = 1 << 22
@@ -47,9 +48,6 @@ _MOST = 1 << 22
 
 _BITS = 26
 """Of a factor; the product of two such numbers is exact."""
-
-_SPARSE_FROM, _SPARSE = 5_000, 0.03
-"""As in `onnxcert.checker.bounds`."""
 
 
 def merged_equals(blocks: Sequence[Block]) -> list[Block]:
@@ -129,8 +127,7 @@ class _Sums:
             return (), some
         ids, out, value = self.ids[inner], self.out[inner], self.value[inner]
         read, column = np.unique(ids, return_inverse=True)
-        entries = self.size * len(read)
-        if entries >= _SPARSE_FROM and len(ids) < _SPARSE * entries:
+        if pays_sparse(self.size * len(read), len(ids)):
             return (Entries(ids, out, value),), some
         weight = np.zeros((1, self.size, len(read)))
         weight[0, out, column] = value

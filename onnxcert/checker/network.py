@@ -25,6 +25,10 @@ TRANSCENDENTAL = ("sigmoid", "tanh", "exp", "sin", "cos")
 """Curves whose values are not rational."""
 
 
+_SPARSE_FROM, _SPARSE = 5_000, 0.03
+"""Matrices of so many factors, of which a smaller share is not zero, are stored by those."""
+
+
 def need(truth: Any, otherwise: str) -> None:
     """Refuse what is not understood."""
     if not truth:
@@ -109,6 +113,11 @@ class Entries(Term):
         result = np.zeros(size, v.dtype)
         np.add.at(result, self.out, _like(self.value, v) * v[self.ids])
         return result
+
+
+def pays_sparse(size: int, used: int) -> bool:
+    """Whether a matrix of so many factors, of which so many are not zero, is kept as `Entries`."""
+    return size >= _SPARSE_FROM and 0 < used < _SPARSE * size
 
 
 @dataclass(frozen=True, eq=False)

@@ -678,7 +678,6 @@ class Solver:
         if not refuted.all():
             self.follow_neurons(trees, problem.case_disjunct[open_cases])
         nodes = trees.plant(problem.case_disjunct[open_cases[refuted]])
-        xp = array_module(found.lower)
         tilted = xp.zeros(len(open_cases), dtype=bool)
         if tilts is not None:
             tilted = xp.isin(column[:, 0], tilts.cases)

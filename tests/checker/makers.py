@@ -168,6 +168,20 @@ class Made:
         return self.sibling.outcome(bound_to(self.sibling, certificate))
 
 
+def assert_slopes_prove_nothing_false(it: Made, rng: np.random.Generator) -> None:
+    """Whatever slopes a certificate has: of the sibling it is refused, and of its own question an
+    audit agrees with the check."""
+    for _ in range(20):
+
+        def change(header: Header, arrays: Arrays) -> None:
+            arrays["slope"] = rng.integers(0, 256, arrays["slope"].shape).astype(np.uint8)
+            arrays["point"] = rng.normal(size=arrays["point"].shape)
+
+        certificate = it.edited(change)
+        assert it.at_sibling(certificate) == "R8"
+        assert it.instance.outcome(certificate, audit=9) in ("R8", ACCEPTED)
+
+
 def edited(certificate: bytes, change: Callable[[Header, Arrays], None]) -> bytes:
     """A certificate after a change of copies of its header and arrays."""
     header, arrays = container.unpack(certificate)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,8 +50,8 @@ def test_the_same_function(seed: int, data: st.DataObject) -> None:
 
 
 @given(model=mixed(), data=st.data())
-def test_factors_of_any_size(model: object, data: st.DataObject) -> None:
-    graph = load_model(model).lowered  # type: ignore[arg-type]
+def test_factors_of_any_size(model: onnx.ModelProto, data: st.DataObject) -> None:
+    graph = load_model(model).lowered
     merged = merge_equals(graph)
     x = [data.draw(st.integers(-64, 64)) / 16 for _ in range(2)]
     assert exact_values(merged, x)[merged.output] == exact_values(graph, x)[graph.output]

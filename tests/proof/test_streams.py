@@ -44,9 +44,7 @@ Outcome = tuple[str, list[tuple[int, int, list[int]]]]
 def inside(monkeypatch: pytest.MonkeyPatch) -> Inside:
     made = Inside()
     made.install(monkeypatch)
-    monkeypatch.setattr(
-        "onnxcert.search.solve.Solver._split_briefly", lambda *arguments: Reason.TIMEOUT
-    )
+    hasty.skip_plain_bounds(monkeypatch)
     return made
 
 
@@ -641,9 +639,7 @@ def test_different_things_have_different_digests() -> None:
 def processes(monkeypatch: pytest.MonkeyPatch) -> Processes:
     made = Processes()
     made.install(monkeypatch)
-    monkeypatch.setattr(
-        "onnxcert.search.solve.Solver._split_briefly", lambda *arguments: Reason.TIMEOUT
-    )
+    hasty.skip_plain_bounds(monkeypatch)
     return made
 
 
@@ -718,13 +714,7 @@ def test_messages_that_wait_are_bounded(
 def test_messages_to_spare_are_not_sent_in_a_hurry(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "echo.py").write_text(
-        "import sys\n"
-        "from onnxcert.processes import read, write\n"
-        "while True:\n"
-        "    write(sys.stdout.buffer, read(sys.stdin.buffer))\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
+    module = crew.write_echo(tmp_path, monkeypatch)
     send, blocked = Child._send, threading.Event()
 
     def later(child: Child) -> None:
@@ -732,7 +722,7 @@ def test_messages_to_spare_are_not_sent_in_a_hurry(
         send(child)
 
     monkeypatch.setattr(Child, "_send", later)
-    child = Child("echo")
+    child = Child(module)
     for number in range(4):
         child.tell(number, spare=number % 2 == 0)
     assert child.waiting > 0

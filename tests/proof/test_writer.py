@@ -17,8 +17,8 @@ from onnxcert.frontend.lower import lower_query
 from onnxcert.frontend.write import format_vnnlib
 from onnxcert.proof.trace import NOTHING, InputTrees, Trace
 from onnxcert.proof.writer import CaseNumbers, Writer
-from onnxcert.search.solve import Solver
 from onnxcert.spec import Problem
+from tests import hasty
 from tests.checker.makers import Rows, spec
 from tests.frontend.onnx_models import model_of
 from tests.proof.networks import CUBE, Files, least
@@ -200,8 +200,7 @@ def test_neurons_are_numbered_as_in_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Dead neurons are dropped before the search; what is left keeps its place in the file."""
-    # How far splits over plain bounds get is a question of time; here layers shall have hints.
-    monkeypatch.setattr(Solver, "_split_briefly", lambda *arguments: onnxcert.Reason.TIMEOUT)
+    hasty.skip_plain_bounds(monkeypatch)  # layers shall have hints
     files = _dying(tmp_path)
     assert files.verify(splitting="neuron").word == "unsat"
     assert files.check() == "VERIFIED UNSAT (real)"

@@ -96,9 +96,7 @@ def staff_at_once(monkeypatch: pytest.MonkeyPatch, idle: float) -> None:
     monkeypatch.setattr(crew, "_TASK_SECONDS", 0.05)
     monkeypatch.setattr(IdleProcessors, "count", lambda self: idle)
     monkeypatch.setattr("onnxcert.search.solve.applicable", lambda graph, boxes: False)
-    monkeypatch.setattr(
-        "onnxcert.search.solve.Solver._split_briefly", lambda *a: onnxcert.Reason.TIMEOUT
-    )
+    hasty.skip_plain_bounds(monkeypatch)
 
 
 def question(folder: Path, margin: float = 0.03) -> Files:
@@ -267,18 +265,23 @@ def test_a_child_that_ends_is_noticed() -> None:
     child.close()
 
 
-def test_a_message_is_sent_as_it_was_when_it_was_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Objects of a search remember what they computed, and go on doing so while a thread sends."""
-    (tmp_path / "echo.py").write_text(
+def write_echo(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module that says what it is told, and its name."""
+    (folder / "echo.py").write_text(
         "import sys\n"
         "from onnxcert.processes import read, write\n"
         "while True:\n"
         "    write(sys.stdout.buffer, read(sys.stdin.buffer))\n"
     )
-    monkeypatch.syspath_prepend(tmp_path)
-    child = Child("echo")
+    monkeypatch.syspath_prepend(folder)
+    return "echo"
+
+
+def test_a_message_is_sent_as_it_was_when_it_was_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Objects of a search remember what they computed, and go on doing so while a thread sends."""
+    child = Child(write_echo(tmp_path, monkeypatch))
     message = {number: number for number in range(10**5)}
     for number in range(20):
         child.tell(message)
