@@ -27,10 +27,10 @@ from onnxcert.graph import Graph
 from onnxcert.ops.base import Bivariate, Elementwise
 from onnxcert.sets import Ball, Box
 
-STEPS = 4
-"""Steps after the first pass."""
+STEPS, RATE = 4, 0.5
+"""Steps after the first pass, and the rate of the first one."""
 
-_RATE, _DECAY = 0.5, 0.8
+_DECAY = 0.8
 
 _NOTHING = 1e-9
 """Share of the largest part of a form below which a number is taken for a rounding error."""
@@ -86,6 +86,7 @@ def raise_forms(
     weights: Array,
     *,
     steps: int = STEPS,
+    rate: float = RATE,
     execution_unit: float = 0.0,
     expired: Callable[[], bool] = lambda: False,
 ) -> Raised:
@@ -97,6 +98,7 @@ def raise_forms(
         forms: (P, R) forms.
         weights: (P, R), non-negative.
         steps: how often the slopes are moved; 0 only evaluates.
+        rate: by how much at first.
         execution_unit: unit roundoff of executions for which the bounds given hold, and those
             found shall hold.
         expired: asked before each step.
@@ -116,7 +118,7 @@ def raise_forms(
         fixed = not moves or not pulled.activations
         if number == steps or fixed or bool((best.lower > 0).all()) or expired():
             break
-        _move(free, boxes, pulled, positions, _RATE * _DECAY**number)
+        _move(free, boxes, pulled, positions, rate * _DECAY**number)
     assert best is not None
     return best
 

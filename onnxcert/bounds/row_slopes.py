@@ -29,13 +29,12 @@ import numpy as np
 
 from onnxcert.arrays import Array, array_module, concatenate
 
-STEPS = 8
+STEPS = 5
 """Of every layer's rows."""
 
-STEPS_AGAIN = 3
-"""The same where slopes are known."""
+_RATE, _DECAY = 1.0, 0.7
 
-_RATE, _DECAY = 0.5, 0.8
+_LEAST = 1e-30
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,20 +70,6 @@ class RowSlopes:
         """Those of the rows of some neurons (B, R): relu -> (B, R, m)."""
         return {relu: table[index] for relu, table in self.of.get(name, {}).items()}
 
-    def take(self, kept: Mapping[str, tuple[str, Array]]) -> RowSlopes:
-        """Those of some neurons: pre-activation -> its relu and their numbers, (K,)."""
-        columns = dict(kept.values())
-        return RowSlopes(
-            {
-                name: {
-                    relu: table[index][:, columns[relu]]
-                    for relu, table in self.of.get(name, {}).items()
-                    if relu in columns
-                }
-                for name, (_, index) in kept.items()
-            }
-        )
-
 
 Both = tuple[RowSlopes, RowSlopes]
 """Of rows for lower bounds and of rows for upper ones."""
@@ -94,7 +79,6 @@ def learn(
     layers: Sequence[Layer],
     low: Array,
     high: Array,
-    known: Both | None = None,
     expired: Callable[[], bool] = lambda: False,
 ) -> Both:
     """Learn the slopes of all rows on a box (n_in,).
@@ -102,7 +86,6 @@ def learn(
     Args:
         layers: of a folded network, in order.
         low, high: the box.
-        known: slopes of a box around it, to begin with; None for the default.
         expired: asked before each pass; once True, slopes stay as they are.
     """
     xp = array_module(low)
@@ -112,8 +95,8 @@ def learn(
     for layer in layers:
         lower, upper = layer.lower, layer.upper
         if lines:
-            rows = _Rows(layer, lines, box, _begin(layer, layers[: len(lines)], lines, known))
-            for step in range(STEPS if known is None else STEPS_AGAIN):
+            rows = _Rows(layer, lines, box)
+            for step in range(STEPS):
                 if expired():
                     break
                 rows.move(_RATE * _DECAY**step)
@@ -150,20 +133,6 @@ class _Lines:
         return cls(*(part.astype(xp.float32) for part in parts))
 
 
-def _begin(
-    layer: Layer, before: Sequence[Layer], lines: Sequence[_Lines], known: Both | None
-) -> Array:
-    """Slopes (2 n, neurons before) of the rows of a layer and of their negations."""
-    xp, count = array_module(layer.weight), len(layer.weight)
-    if known is None:
-        usual = concatenate([line.slope for line in lines])
-        result: Array = xp.repeat(usual[None], 2 * count, axis=0)
-        return result
-    tables = [[side.of[layer.name][other.relu] for other in before] for side in known]
-    result = concatenate([concatenate(side, axis=1) for side in tables]).astype(xp.float32)
-    return result
-
-
 class _Rows:
     """The rows of a layer and their negations, over the layers before.
 
@@ -172,16 +141,16 @@ class _Rows:
         best: (2 n,) their bounds so far.
     """
 
-    def __init__(
-        self, layer: Layer, lines: Sequence[_Lines], box: tuple[Array, Array], slopes: Array
-    ) -> None:
-        xp = array_module(slopes)
+    def __init__(self, layer: Layer, lines: Sequence[_Lines], box: tuple[Array, Array]) -> None:
+        xp = array_module(layer.weight)
         self._rows = concatenate([layer.weight, -layer.weight]).astype(xp.float32)
         self._start = concatenate([layer.offset, -layer.offset]).astype(xp.float32)
-        self._lines, self._box, self.slopes = lines, box, slopes
+        self._lines, self._box = lines, box
+        usual = concatenate([line.slope for line in lines])
+        self.slopes = xp.repeat(usual[None], len(self._rows), axis=0)
         ends = np.cumsum([0, *(len(line.chord) for line in lines)]).tolist()
         self._spans = [slice(*span) for span in itertools.pairwise(ends)]
-        self.best = xp.full(len(slopes), -xp.inf)
+        self.best = xp.full(len(self._rows), -xp.inf)
 
     def move(self, rate: float) -> None:
         """One pass back to the inputs and one forward, and a step of every slope."""
@@ -204,7 +173,9 @@ class _Rows:
         ):
             value = values @ line.weight.T + line.bias
             own = self.slopes[:, span]
-            own += xp.float32(rate) * xp.where(positive, xp.sign(value), none)
+            size = abs(value) + xp.float32(_LEAST)
+            turn = positive * value / (size + size.mean(axis=1, keepdims=True))
+            own += xp.float32(rate) * turn
             xp.clip(own, 0.0, 1.0, out=own)
             made = slope * value + xp.where(positive, none, line.offset)
             values = concatenate([values, made], axis=1)

@@ -23,12 +23,13 @@ from onnxcert.checker.bounds import Bounder, Relaxation
 from onnxcert.checker.curves import BENT, Array
 from onnxcert.checker.network import Affine, Curve, Pair
 
-_RATE, _DECAY = 0.5, 0.8
+STEPS, RATE = 4, 0.5
+"""How often lines move, and by how much at first."""
 
-STEPS = 4
-
-FOLDED_STEPS = 16
+FOLDED_STEPS, FOLDED_RATE = 8, 0.25
 """Over folded networks, where a pass costs little beside the bounds of a box."""
+
+_DECAY = 0.8
 
 _NOTHING = 1e-9
 """Share of the largest part of a form below which a number is taken for a rounding error."""
@@ -44,12 +45,13 @@ class Ascent:
     Attributes:
         bounder: the network.
         base: bounds of every scalar on the sets; its lines are not used.
-        steps: after the first pass.
+        steps, rate: after the first pass, and of the first step.
     """
 
     bounder: Bounder
     base: Relaxation
     steps: int = STEPS
+    rate: float = RATE
 
     def passes(self, form: Pending, low: Array, high: Array) -> Iterator[tuple[Relaxation, Array]]:
         """The lines and the bounds (P,) of one pass after the other.
@@ -89,7 +91,7 @@ class Ascent:
                 radius = 0.5 * (high - low)
                 side = _signs(found.wide(low.shape[1])[:, 0] * radius, least)
                 point = 0.5 * (low + high) - side * radius
-            values, rate = self._path(r, rows, point, least), _RATE * _DECAY**number
+            values, rate = self._path(r, rows, point, least), self.rate * _DECAY**number
             for k in rows.keys() & steps.keys():
                 row, (mean, half) = rows[k], steps[k]
                 gain = (row * mean - abs(row) * half) * values[:, curves[k].ids]

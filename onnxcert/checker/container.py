@@ -17,8 +17,9 @@
     op             uint8          per group: one tree per root in preorder, 0 leaf, 1 split, the
                                   lower half first; 2 for a root that is handed on to halves, 3
                                   for one that is handed on alone; in a group that splits inputs, 2
-                                  for a node that is handed on, and 3 for a split whose halves are
-                                  bounded with the network folded on the box (rule R22)
+                                  for a node that is handed on, 3 for a split whose halves are
+                                  bounded with the network folded on the box (rule R22), and 4 for
+                                  a split of a box that is not bounded itself
     arg            uint32         per split: the input, or the position of the neuron; the split of
                                   a group that hands cases on comes before those of its trees
     layer          uint16         per split of a neuron: its layer

@@ -229,8 +229,8 @@ class _Maker:
         return found, constant, error + 1e-300 * r.reach.sum()
 
     def _slopes(self) -> dict[int, tuple[Array, dict[int, slice]]]:
-        """Slopes of rows for the folded `Bounder`, learned on the set from those of this one."""
-        layers, known = list[Layer](), list[Array]()
+        """Slopes of rows for the folded `Bounder`, learned on the set."""
+        layers = list[Layer]()
         columns: dict[int, slice] = {}
         read: dict[int, dict[int, slice]] = {}
         for k, bent in self.bent.items():
@@ -240,7 +240,6 @@ class _Maker:
             assert isinstance(block, Curve)
             number = 1 + 2 * len(layers)  # the new blocks are sums and relus by turns
             layers.append(self._layer(number, block.ids[bent]))
-            known += self._known(block.ids[bent], bent)
             read[number] = dict(columns)
             before = sum(part.stop - part.start for part in columns.values())
             columns[number + 1] = slice(before, before + int(bent.sum()))
@@ -249,7 +248,6 @@ class _Maker:
             layers,
             self.r.lower[0, :n],
             self.r.upper[0, :n],
-            known or None,
             self.bounder.look_at_the_clock,
         )
         return {k: (table, of) for (k, of), table in zip(read.items(), found, strict=True)}
@@ -261,16 +259,6 @@ class _Maker:
         assert isinstance(term, Product)
         assert affine.offset is not None
         return Layer(term.weight[0], affine.offset, self.r.lower[0, ids], self.r.upper[0, ids])
-
-    def _known(self, ids: Array, bent: Array) -> list[Array]:
-        """The slopes of some rows at the neurons that are left; nothing where there are none."""
-        slopes = self.bounder.slopes.get(int(self.bounder.block_of(ids[:1])[0]))
-        if slopes is None:
-            return []
-        # Relus that hardly vary have none.
-        left = [p.start + np.flatnonzero(self.bent.get(c, ())) for c, p in slopes[1].items()]
-        taken = np.concatenate([np.zeros(0, np.int64), *left])
-        return [slopes[0][:, bent][:, :, taken]]
 
     def finish(self, *, again: bool) -> Folded | None:
         """Add the outputs."""

@@ -10,11 +10,11 @@ R8   A case asks for g_m <= 0 for all its rows m. It has no solution on a set wh
      its own (`onnxcert.checker.ascent`).
      Where a row g(x) >= a . x + c must be <= 0, x_i keeps a distance of at most -min(g) / |a_i|
      from the end where the form is least: the box is clipped to the hull over its open cases.
-R10  A set is split into x_d <= p and x_d >= p with p the middle of the clipped box, or into
-     z <= p and z >= p for a scalar z: closed halves, nothing is lost. The tree is walked from its
-     root and the halves are made here, so that a certificate cannot express a gap. A node of a tree
-     over inputs may be handed on to trees over neurons: one for each case that is open there, over
-     its box and with the bounds known there.
+R10  A set is split into x_d <= p and x_d >= p with p the middle of the box, clipped if it was
+     bounded, or into z <= p and z >= p for a scalar z: closed halves, nothing is lost. The tree is
+     walked from its root and the halves are made here, so that a certificate cannot express a gap.
+     A node of a tree over inputs may be cut without being bounded, or handed on to trees over
+     neurons: one for each case that is open there, over its box and with the bounds known there.
 R11  Bounds of a set hold for its subsets.
 R12  (Reserved: derived cuts.)
 R13  A witness lies in the specification exactly, with the outputs that exact rational arithmetic
@@ -52,7 +52,7 @@ from types import MappingProxyType
 import numpy as np
 
 from onnxcert.checker import folding
-from onnxcert.checker.ascent import FOLDED_STEPS, STEPS, Ascent
+from onnxcert.checker.ascent import FOLDED_RATE, FOLDED_STEPS, RATE, STEPS, Ascent
 from onnxcert.checker.audit import Auditor
 from onnxcert.checker.balls import Balls, Ellipsoid
 from onnxcert.checker.bounds import Bounder, Columns, Form, Relaxation, gamma
@@ -544,7 +544,8 @@ class Prover:
     def _passes(self, r: Relaxation, nodes: Boxes, weights: Array, auditor: Auditor) -> Array:
         """`_ascend` for bounds ``r`` of just these nodes."""
         refuted, case = np.zeros(len(weights), bool), nodes.cases[:, 0]
-        ascent = Ascent(self.bounder, r, STEPS if self.place is None else FOLDED_STEPS)
+        plan = (STEPS, RATE) if self.place is None else (FOLDED_STEPS, FOLDED_RATE)
+        ascent = Ascent(self.bounder, r, *plan)
         for chosen, lower in ascent.passes(
             lambda r: self.forms(r, nodes.cases, weights), nodes.low, nodes.high
         ):

@@ -4,7 +4,8 @@ An unstable relu is at least zero and at least its scalar: the lower line of rul
 in [0, 1]. For bounds of a folded network's scalars, each row takes a slope of its own at each
 neuron, 0 or 1. They are learned here, on the box on which the network is folded: a pass back gives
 the point at which a row is least, one forward through the lines that it took the values there, and
-the slopes move along their signs. Bounds found on the way serve the layers after.
+the slopes move along these, a value v by v / (|v| + mean of all |v| of its row and layer) times the
+rate. Bounds found on the way serve the layers after.
 
 Nothing that is computed here is believed: any slopes are right. So it is done in binary32, without
 error terms.
@@ -20,10 +21,12 @@ import numpy as np
 
 from onnxcert.checker.curves import Array
 
-STEPS, STEPS_AGAIN = 8, 3
-"""Of every row, from the default and from slopes that were learned on a larger box."""
+STEPS = 5
+"""Of every row."""
 
-_RATE, _DECAY = 0.5, 0.8
+_RATE, _DECAY = 1.0, 0.7
+
+_LEAST = np.float32(1e-30)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +59,6 @@ def learn(
     layers: Sequence[Layer],
     low: Array,
     high: Array,
-    known: Sequence[Array] | None = None,
     look_at_the_clock: Callable[[], None] = lambda: None,
 ) -> list[Array]:
     """Slopes of the rows of all layers over a box (n_in,).
@@ -64,7 +66,6 @@ def learn(
     Args:
         layers: in order.
         low, high: the box.
-        known: slopes to begin with, None for the default ones.
         look_at_the_clock: called before each pass.
 
     Returns:
@@ -73,16 +74,13 @@ def learn(
     box = (0.5 * (low + high)).astype(np.float32), (0.5 * (high - low)).astype(np.float32)
     lines: list[_Lines] = []
     result = []
-    for number, layer in enumerate(layers):
+    for layer in layers:
         count, lower, upper = len(layer.lower), layer.lower, layer.upper
-        if known is not None:
-            slopes = np.concatenate(known[number]).astype(np.float32)
-        else:
-            usual = np.concatenate([np.zeros(0, np.float32), *(line.slope for line in lines)])
-            slopes = np.repeat(usual[None], 2 * count, axis=0)
+        usual = np.concatenate([np.zeros(0, np.float32), *(line.slope for line in lines)])
+        slopes = np.repeat(usual[None], 2 * count, axis=0)
         if lines:
             rows = _Rows(layer, lines, box, slopes)
-            for step in range(STEPS if known is None else STEPS_AGAIN):
+            for step in range(STEPS):
                 look_at_the_clock()
                 rows.move(np.float32(_RATE * _DECAY**step))
             lower = np.maximum(lower, rows.best[:count])
@@ -138,7 +136,8 @@ class _Rows:
         ):
             value = values @ line.weight.T + line.offset
             own = self.slopes[:, span]
-            own += rate * np.where(positive, np.sign(value), np.float32(0.0))
+            size = abs(value) + _LEAST
+            own += rate * (positive * value / (size + size.mean(axis=1, keepdims=True)))
             np.clip(own, 0.0, 1.0, out=own)
             made = slope * value + np.where(positive, np.float32(0.0), line.bulge)
             values = np.concatenate([values, made], axis=1)

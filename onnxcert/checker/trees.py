@@ -221,6 +221,7 @@ class InputGroup:
         tree, inputs: (nodes, 2) children of every node, and (nodes,) the inputs of splits.
         handed: (nodes,) which are handed on.
         folded: (nodes,) which nodes the network is folded on for their halves.
+        unbounded: (nodes,) which nodes are cut as they are, without being bounded.
         combined: sums of rows.
         numbers: (K,) the cases.
     """
@@ -230,6 +231,7 @@ class InputGroup:
     inputs: Array
     handed: Array
     folded: Array
+    unbounded: Array
     combined: Combined
     numbers: Array
 
@@ -457,13 +459,13 @@ class Group:
         numbers: Array,
         place: int,
     ) -> None:
-        if (op > 3).any():
+        if (op > 4).any():
             raise Rejected("R10", f"group {place}", "an unknown code")
-        roots, handed, folded = prover.roots(cases), op == 2, op == 3
-        tree = children(np.where(handed, 0, np.where(folded, 1, op)), len(roots.low))
+        roots, handed = prover.roots(cases), op == 2
+        tree = children(np.where(handed, 0, np.minimum(op, 1)), len(roots.low))
         inputs = self._inputs(tree, place)
         sums = self._combined(cases, numbers, combined, len(op))
-        group = InputGroup(roots, tree, inputs, handed, folded, sums, numbers)
+        group = InputGroup(roots, tree, inputs, handed, op == 3, op == 4, sums, numbers)
         walked = self.known.walked(place, group)
         if walked is None:
             walked = self._walk(prover, group, place)
@@ -523,10 +525,15 @@ class Group:
         place: int,
         stack: list[tuple[Array, Boxes]],
     ) -> None:
-        tree, folded = group.tree, group.folded[ids]
+        tree, at_once = group.tree, group.unbounded[ids]
+        if at_once.any():
+            self._cut(ids[at_once], nodes[at_once], group, stack)
+            ids, nodes = ids[~at_once], nodes[~at_once]
+        if not len(ids):
+            return
         leaf = tree[ids, 0] < 0
         open_nodes, rest, lower = prover.boxes(
-            ids, nodes, leaf, group.combined, self.auditor, folded
+            ids, nodes, leaf, group.combined, self.auditor, group.folded[ids]
         )
         still = ids[open_nodes]
         leaf = leaf[open_nodes]
@@ -534,9 +541,13 @@ class Group:
             cases, box = rest.cases[b][rest.cases[b] >= 0], (rest.low[b], rest.high[b])
             self._refuse(Refusal(place, int(still[b]), cases, *box, float(lower[b])))
         if not leaf.all():
-            still = still[~leaf]
-            for side, half in enumerate(prover.halves(rest[~leaf], group.inputs[still])):
-                stack.append((tree[still, side], half))
+            self._cut(still[~leaf], rest[~leaf], group, stack)
+
+    @staticmethod
+    def _cut(ids: Array, nodes: Boxes, group: InputGroup, stack: list[tuple[Array, Boxes]]) -> None:
+        """The halves of nodes are next."""
+        for side, half in enumerate(Prover.halves(nodes, group.inputs[ids])):
+            stack.append((group.tree[ids, side], half))
 
     # Trees over neurons
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import IntEnum
 
 import numpy as np
 
@@ -56,6 +57,18 @@ class _Nodes:
         return table
 
 
+class Cut(IntEnum):
+    """What happened before a box was cut in the middle of an input.
+
+    It was bounded and clipped; the network was folded on what was left, too; or nothing, because it
+    is itself a half of a box that was to be cut several times.
+    """
+
+    BOUNDED = 1
+    FOLDED = 2
+    AT_ONCE = 3
+
+
 @dataclass(frozen=True, eq=False)
 class Step:
     """What the search did with a batch of boxes.
@@ -65,7 +78,7 @@ class Step:
         cut, inputs, low, high: (M,) nodes that were cut in the middle of an input, and the nodes of
             their lower and upper halves.
         combined: nodes, cases and weights (K, R): cases that a sum of their rows refutes there.
-        folded: (M,) which of those that were cut the network was folded on.
+        how: (M,) `Cut` of those that were cut.
     """
 
     closed: IntArray
@@ -74,7 +87,7 @@ class Step:
     low: IntArray
     high: IntArray
     combined: tuple[IntArray, IntArray, FloatArray]
-    folded: Array
+    how: IntArray
 
 
 @dataclass(eq=False)
@@ -111,7 +124,7 @@ class InputTrees:
         cut: Array,
         inputs: Array,
         combined: tuple[Array, Array, Array] = (NOTHING, NOTHING, NOTHING[:, None]),
-        folded: Array | None = None,
+        how: Array | Cut = Cut.BOUNDED,
     ) -> tuple[IntArray, IntArray]:
         """Note a batch (see `Step`): the numbers of the lower and upper halves."""
         parents = to_host(cut)
@@ -120,8 +133,10 @@ class InputTrees:
         low, high = self.nodes.link(parents)
         nodes, cases, weights = map(to_host, combined)
         sums = nodes, cases, weights
-        marks = np.zeros(len(parents), bool) if folded is None else to_host(folded)
-        step = Step(to_host(closed), parents, to_host(inputs), low, high, sums, marks)
+        kinds = np.broadcast_to(
+            np.int64(how) if isinstance(how, Cut) else to_host(how), len(parents)
+        )
+        step = Step(to_host(closed), parents, to_host(inputs), low, high, sums, kinds)
         self.steps.append(step)
         self.stepped(step)
         return low, high

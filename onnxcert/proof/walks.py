@@ -12,7 +12,7 @@ from onnxcert.checker.audit import Auditor
 from onnxcert.checker.proof import Boxes, Combined, Prover
 from onnxcert.checker.spec import Case
 from onnxcert.checker.trees import InputGroup, Node, Region, Walked
-from onnxcert.proof.trace import Step
+from onnxcert.proof.trace import Cut, Step
 
 _NUMBERS = 1 << 19
 """Float64 numbers of bounds in one batch of nodes."""
@@ -28,7 +28,7 @@ class WatchedTrees:
             themselves.
         auditor: audits nothing.
         boxes: open nodes; None below a node that is refuted already.
-        decision: node -> input and halves, -1 for leaves, and whether it is folded on.
+        decision: node -> input and halves, -1 for leaves, and how it was cut (0 for leaves).
         roots: node -> numbers of its cases.
         refuted: whether all leaves so far were.
         sums: (node, number of a case) -> weights.
@@ -40,7 +40,7 @@ class WatchedTrees:
     cases: Sequence[Case]
     auditor: Auditor
     boxes: dict[int, Boxes | None] = field(default_factory=dict)
-    decision: dict[int, tuple[int, int, int, bool]] = field(default_factory=dict)
+    decision: dict[int, tuple[int, int, int, int]] = field(default_factory=dict)
     roots: dict[int, frozenset[int]] = field(default_factory=dict)
     refuted: bool = True
     sums: dict[tuple[int, int], bytes] = field(default_factory=dict)
@@ -49,11 +49,14 @@ class WatchedTrees:
     def step(self, step: Step, combined: Combined) -> None:
         """Walk a batch."""
         for node in step.closed.tolist():
-            self.decision[node] = (-1, -1, -1, False)
-        rows = zip(step.cut, step.inputs, step.low, step.high, step.folded, strict=True)
-        for node, chosen, low, high, folded in rows:
-            self.decision[int(node)] = (int(chosen), int(low), int(high), bool(folded))
-        nodes = np.concatenate([step.closed, step.cut])
+            self.decision[node] = (-1, -1, -1, 0)
+        rows = zip(step.cut, step.inputs, step.low, step.high, step.how, strict=True)
+        for node, chosen, low, high, how in rows:
+            self.decision[int(node)] = (int(chosen), int(low), int(high), int(how))
+        at_once = step.how == Cut.AT_ONCE
+        for node in step.cut[at_once].tolist():
+            self._cut(np.array([node]), self.boxes.pop(node))
+        nodes = np.concatenate([step.closed, step.cut[~at_once]])
         network = self.prover.bounder.network
         width = network.size + 1 + self.prover.rows.used.shape[1] * network.n_inputs
         most = max(1, _NUMBERS // width)
@@ -65,26 +68,32 @@ class WatchedTrees:
         ids = np.array([node for node, boxes in known if boxes is not None], np.int64)
         for node, boxes in known:
             if boxes is None:
-                self._hand_on(node, None, None)
+                self._cut(np.array([node]), None)
         parts = [boxes for _, boxes in known if boxes is not None]
         if not parts:
             return
         batch = Boxes.joined(parts)
         chosen = self._inputs(ids)
-        folded = np.array([self.decision[node][3] for node in ids.tolist()])
+        folded = np.array([self.decision[node][3] == Cut.FOLDED for node in ids.tolist()])
         left, rest, _ = self.prover.boxes(ids, batch, chosen < 0, combined, self.auditor, folded)
-        for node in np.setdiff1d(ids, ids[left]).tolist():
-            self._hand_on(node, None, None)
+        self._cut(np.setdiff1d(ids, ids[left]), None)
         inner = chosen[left] >= 0
         self.refuted &= bool(inner.all())
-        nodes = ids[left][inner]
-        halves = self.prover.halves(rest[inner], self._inputs(nodes))
+        self._cut(ids[left][inner], rest[inner])
+
+    def _cut(self, nodes: IntArray, boxes: Boxes | None) -> None:
+        """Hand the halves of nodes on; there are no boxes below what is refuted."""
+        if boxes is None:
+            for node in nodes.tolist():
+                self._hand_on(node, None, None)
+            return
+        halves = self.prover.halves(boxes, self._inputs(nodes))
         for place, node in enumerate(nodes.tolist()):
             self._hand_on(node, *(half[place : place + 1] for half in halves))
 
     def hand(self, node: int) -> Region | None:
         """A node is handed on to trees over neurons; where, if anything is left of it."""
-        self.decision[node] = (-1, -1, -1, False)
+        self.decision[node] = (-1, -1, -1, 0)
         self.handed[node] = box = self.boxes.pop(node)
         handed = Node(0, 0, self.cases, self.numbers, box)
         return None if box is None else Region((), handed)
@@ -123,13 +132,15 @@ class WatchedTrees:
         rows = [frozenset(group.numbers[row[row >= 0]].tolist()) for row in group.roots.cases]
         if self.roots != dict(zip(order[firsts].tolist(), rows, strict=True)):
             return False
-        nothing = (-2, -2, -2, False)
+        nothing = (-2, -2, -2, 0)
         seen = np.array([self.decision.get(node, nothing) for node in order.tolist()])
         split = tree[:, 0] >= 0
         same = np.where(split, inputs, -1) == seen[:, 0]
         children = np.where(split[:, None], order[tree], -1)
-        folded = group.folded == seen[:, 3]
-        if not (same.all() and (children == seen[:, 1:3]).all() and folded.all()):
+        how = (group.folded == (seen[:, 3] == Cut.FOLDED)) & (
+            group.unbounded == (seen[:, 3] == Cut.AT_ONCE)
+        )
+        if not (same.all() and (children == seen[:, 1:3]).all() and how.all()):
             return False
         stored = {
             (int(order[node]), int(group.numbers[case])): weights.tobytes()

@@ -22,12 +22,13 @@ from onnxcert.checker.errors import Unusable
 from onnxcert.checker.spec import Row, Spec
 from onnxcert.graph import Graph, Neurons
 from onnxcert.ops.base import Affine
-from onnxcert.proof.trace import Halves, InputTrees, NeuronTrees, Trace
+from onnxcert.proof.trace import Cut, Halves, InputTrees, NeuronTrees, Trace
 from onnxcert.spec import Problem
 
 _BoxKey = tuple[bytes, bytes, Ellipsoid | None]
 _NOTHING: IntArray = np.zeros(0, np.int64)
 _NO_HINTS: FloatArray = np.zeros(0)
+_CODES = {Cut.BOUNDED: 1, Cut.FOLDED: 3, Cut.AT_ONCE: 4}
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,10 +249,10 @@ class Writer:
         children = trees.nodes.children
         order = np.array(list(_preorder([node for _, node in roots], children)), np.int64)
         split = children[order, 0] >= 0
-        inputs, folded = np.zeros(len(children), np.int64), np.zeros(len(children), np.int64)
+        inputs, codes = np.zeros(len(children), np.int64), np.zeros(len(children), np.int64)
         for step in trees.steps:
             inputs[step.cut] = step.inputs
-            folded[step.cut] = step.folded
+            codes[step.cut] = [_CODES[how] for how in step.how]
         place = np.full(len(children), -1)
         place[order] = np.arange(len(order))
         combined = {
@@ -263,8 +264,7 @@ class Writer:
         self._group(0, cases, len(order), len(combined), 0, 0)
         self.groups.append((trees, order, np.array(cases)))
         handed = [node for node in order.tolist() if node in trees.handed]
-        codes = np.where(split & (folded[order] > 0), 3, split)
-        self._put("op", np.where(np.isin(order, handed), 2, codes))
+        self._put("op", np.where(np.isin(order, handed), 2, np.where(split, codes[order], 0)))
         self._put("arg", inputs[order[split]])
         for key in sorted(combined):
             self._put("combine", key)

@@ -31,20 +31,27 @@ from onnxcert.arrays import Array, array_module, concatenate, to_host
 from onnxcert.bounds.crown import Bounds, subset
 from onnxcert.bounds.folding import Folded, can_fold, fold, unstable_relus
 from onnxcert.bounds.row_slopes import Both, learn
+from onnxcert.proof.trace import Cut
 from onnxcert.search.branching import Bounded, Brancher, Children
 from onnxcert.search.frontier import Batch, take
-from onnxcert.search.input_split import InputSplit
+from onnxcert.search.input_split import InputSplit, cuts_left, gain_of_cuts
 
 LEAST_WORK = 1 << 25
 """Unstable neurons times values of the network from which on it is folded."""
 
-AGAIN = 0.8
+AGAIN = 0.7
 """A folded network is folded again where a smaller share of its neurons is unstable."""
 
-STEPS = 16
-"""Of ascents over folded networks, as the checker has it."""
+LEAST_SINCE, LEAST_LEFT = 3, 2.0
+"""And after so many cuts, where at least so many more are likely to be needed."""
 
-MOST_BYTES = 1 << 30
+STEPS, RATE = 8, 0.25
+"""Of ascents over folded networks, as the checker has them."""
+
+MOST_CUTS = 3
+"""Of a box over a folded network before its parts are bounded."""
+
+MOST_BYTES = 1 << 31
 """What folded networks may take all together; then boxes keep that of their parents."""
 
 
@@ -122,7 +129,10 @@ class FoldedSplit(Brancher):
     @staticmethod
     def _unfolded(batch: Batch) -> Batch:
         xp = array_module(batch["lower"])
-        return batch | {"fold": xp.full(len(batch["lower"]), -1)}
+        return batch | {
+            "fold": xp.full(len(batch["lower"]), -1),
+            "since": xp.zeros(len(batch["lower"]), dtype=np.int64),
+        }
 
     def bound(self, batch: Batch, expired: Callable[[], bool]) -> Bounded:
         """As `InputSplit.bound`, over one network after the other."""
@@ -167,9 +177,11 @@ class FoldedSplit(Brancher):
         numbers = np.full(len(part.index), part.number)
         for place, count in self._worth_folding(part):
             numbers[place] = self._fold(part, place, count)
+        fresh = xp.asarray(numbers != part.number)
         batch = part.batch | {
             "fold": xp.asarray(numbers),
-            "folded": xp.asarray(numbers != part.number),
+            "since": xp.where(fresh, 0, before["since"]),
+            "how": xp.where(fresh, Cut.FOLDED, Cut.BOUNDED),
         }
         sides = [side for side in ("known_lower", "known_upper") if side in before]
         if part.number >= 0:
@@ -178,6 +190,7 @@ class FoldedSplit(Brancher):
         if children.batch is None:
             return children
         made = dict(children.batch)
+        made["since"] = made["since"] + made["cuts"]
         if part.number >= 0:
             for side in sides:
                 every = made.pop(f"all_{side}")
@@ -208,7 +221,10 @@ class FoldedSplit(Brancher):
         if part.number < 0:
             worth = counts * sum(brancher.graph.sizes.values()) >= LEAST_WORK
         else:
-            worth = counts < AGAIN * self._folds[part.number].neurons
+            score = part.bounded.score
+            left = cuts_left(score, gain_of_cuts(part.batch, score))
+            again = to_host((part.batch["since"] >= LEAST_SINCE) & (left >= LEAST_LEFT))
+            worth = again | (counts < AGAIN * self._folds[part.number].neurons)
         for place in np.flatnonzero(worth & to_host(~part.bounded.closed)).tolist():
             yield place, int(counts[place])
 
@@ -227,9 +243,16 @@ class FoldedSplit(Brancher):
         if folded is None:
             return part.number
         whole = self.whole
-        slopes = None if part.number < 0 else _learn(folded, bounds, brancher.slopes, part.expired)
+        slopes = None if part.number < 0 else _learn(folded, bounds, part.expired)
         inner = InputSplit(
-            folded.graph, whole.cases, whole.open_cases, whole.trees, steps=STEPS, slopes=slopes
+            folded.graph,
+            whole.cases,
+            whole.open_cases,
+            whole.trees,
+            steps=STEPS,
+            rate=RATE,
+            most_cuts=MOST_CUTS,
+            slopes=slopes,
         )
         places = [brancher.layers[name].start + folded.kept[name] for name in inner.layers]
         position = concatenate([*places, index[:0]])
@@ -240,12 +263,10 @@ class FoldedSplit(Brancher):
         return number
 
 
-def _learn(folded: Folded, bounds: Bounds, known: Both | None, expired: Callable[[], bool]) -> Both:
+def _learn(folded: Folded, bounds: Bounds, expired: Callable[[], bool]) -> Both:
     """Slopes of rows over a network that was folded again, on the box of its bounds."""
     box = bounds.boxes[folded.graph.input]
-    if known is not None:
-        known = known[0].take(folded.relus), known[1].take(folded.relus)
-    return learn(folded.layers(bounds), box.lower[0], box.upper[0], known, expired)
+    return learn(folded.layers(bounds), box.lower[0], box.upper[0], expired)
 
 
 def _joined(parts: list[_Part], count: int, cases: Array) -> Bounded:

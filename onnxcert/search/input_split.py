@@ -28,15 +28,15 @@ from typing import cast
 import numpy as np
 
 from onnxcert.arrays import Array, IntArray, array_module, concatenate, to_host
-from onnxcert.bounds.ascent import STEPS, Raised, raise_forms
+from onnxcert.bounds.ascent import RATE, STEPS, Raised, raise_forms
 from onnxcert.bounds.crown import Bounds, crown_bounds
 from onnxcert.bounds.row_slopes import Both
 from onnxcert.graph import Graph
-from onnxcert.proof.trace import NOTHING, InputTrees
+from onnxcert.proof.trace import NOTHING, Cut, InputTrees
 from onnxcert.search.branching import Bounded, Brancher, Children
 from onnxcert.search.cases import Cases
 from onnxcert.search.clipping import clip_box, combine_rows
-from onnxcert.search.frontier import Batch, take
+from onnxcert.search.frontier import Batch, join, take
 from onnxcert.search.steepness import MOST_INPUTS, steepness
 from onnxcert.sets import Ball, Box
 
@@ -44,6 +44,12 @@ _KNOWN_LIMIT = 1 << 16
 """Pre-activations up to which a subproblem remembers its parent's bounds: 1 MB. With them the
 boxes of cifar_biasfield 12, of 29 thousand, have half as many rows and are bounded by -9.2 after
 four cuts instead of -13.6."""
+
+_SPARE = 0.25
+"""Of a cut that is not planned: bounds may gain more."""
+
+_FRESH = 0.5
+"""What a cut gains once a folded network has slopes of its own, as a share of what it did."""
 
 _ASCENT_NUMBERS = 1 << 18
 """Values of all layers in one ascent, so that its temporaries stay in cache."""
@@ -160,7 +166,8 @@ class InputSplit(Brancher):
         open_cases: (K,) indices of the cases still open.
         trees: where decisions are noted.
         execution_unit: as in `onnxcert.bounds.crown.crown_bounds`.
-        steps: of the ascent.
+        steps, rate: of the ascent.
+        most_cuts: of a box before any part of it is bounded.
         slopes: of rows for the layers, see `onnxcert.bounds.row_slopes`; None for the default.
     """
 
@@ -170,6 +177,8 @@ class InputSplit(Brancher):
     trees: InputTrees
     execution_unit: float = 0.0
     steps: int = STEPS
+    rate: float = RATE
+    most_cuts: int = 1
     slopes: Both | None = None
 
     @cached_property
@@ -255,11 +264,13 @@ class InputSplit(Brancher):
 
     def _nothing_known(self, count: int) -> Batch:
         xp = array_module(self.cases.offset)
+        above = {"above": xp.full(count, -xp.inf), "gain": xp.zeros(count)}
+        above["cuts"] = xp.ones(count, dtype=np.int64)
         width = sum(s.stop - s.start for s in self.layers.values())
         if not width:
-            return {}
+            return above
         sides = (("known_lower", -xp.inf), ("known_upper", xp.inf))
-        return {name: xp.full((count, width), value) for name, value in sides}
+        return above | {name: xp.full((count, width), value) for name, value in sides}
 
     def _numbers(self, cases: Array) -> IntArray:
         """Cases as the whole query counts them, -1 for none."""
@@ -357,6 +368,7 @@ class InputSplit(Brancher):
                 self.cases.forms(cases[part, None]),
                 weights[part],
                 steps=self.steps,
+                rate=self.rate,
                 execution_unit=self.execution_unit,
                 expired=expired,
             )
@@ -392,50 +404,88 @@ class InputSplit(Brancher):
     def split(self, batch: Batch, bounded: Bounded) -> Children:
         """Halve what is left of each open box along its best input.
 
-        What else the batch holds is handed on; ``folded`` (B,) is for the certificate, see `Step`.
+        What else the batch holds is handed on; ``how`` (B,) is for the certificate, see `Step`.
         """
         state = bounded.state
         assert isinstance(state, _State)
-        xp = array_module(batch["lower"])
-        batch = batch | {"lower": state.box.lower, "upper": state.box.upper}
-        width = xp.where(bounded.closed[:, None], 0.0, batch["upper"] - batch["lower"])
-        gain = state.steepness * width
+        xp, nodes = array_module(batch["lower"]), batch["node"]
+        rows, numbers, weights = state.combined
+        sums = nodes[rows], numbers, weights
+        batch = {"how": xp.full(len(nodes), Cut.BOUNDED)} | batch | state.known
+        batch |= {"lower": state.box.lower, "upper": state.box.upper, "cases": state.open_cases}
+        batch |= {"steepness": state.steepness, "score": bounded.score}
+        parent = take(batch, ~bounded.closed)
+        parent["cases"] = _pack(parent["cases"])
+        score, fresh = parent["score"], parent["how"] == Cut.FOLDED
+        gain = gain_of_cuts(parent, score)
+        planned = xp.ceil(cuts_left(score, gain) - _SPARE)
+        parent["planned"] = xp.clip(planned, 1.0, self.most_cuts).astype(np.int64)
+        parent["gain"] = xp.where(fresh, _FRESH * gain, gain)
+        parent["above"] = xp.where(fresh, -xp.inf, score)
+        parent["cuts"] = xp.zeros_like(parent["cuts"])
+        where, middle, divisible = self._middle(parent)
+        stuck = int((~divisible).sum())
+        parent, where, middle = take(parent, divisible), where[divisible], middle[divisible]
+        how = parent.pop("how")
+        halves = self.trees.step(nodes[bounded.closed], parent["node"], where, sums, how)
+        children = _halves(parent, where, middle, halves)
+        for number in range(1, self.most_cuts):
+            where, middle, divisible = self._middle(children)
+            again = (children["planned"] > number) & divisible
+            if not again.any():
+                break
+            parent, where, middle = take(children, again), where[again], middle[again]
+            halves = self.trees.step(NOTHING, parent["node"], where, how=Cut.AT_ONCE)
+            children = join([take(children, ~again), _halves(parent, where, middle, halves)])
+        del children["steepness"], children["planned"]
+        score = children.pop("score")
+        return Children(children if len(score) else None, score, stuck)
+
+    def _middle(self, boxes: Batch) -> tuple[Array, Array, Array]:
+        """The best input to cut of each box, its middle, and whether it can be cut: (B,) each."""
+        low, high = boxes["lower"], boxes["upper"]
+        xp, width = array_module(low), high - low
+        gain = boxes["steepness"] * width
         relative = width / self._scale
-        wide = relative >= _THINNEST * relative.max(axis=1, keepdims=True)
+        wide = relative >= _THINNEST * relative.max(axis=1, keepdims=True, initial=0.0)
         gain = xp.where(wide, gain, 0.0)
         # Where the forms are flat the widest input is as good as any.
-        gain = xp.where(gain.max(axis=1, keepdims=True) > 0, gain, relative)
-        middle = xp.where(bounded.closed[:, None], 0.0, batch["lower"]) + 0.5 * width
-        inside = (middle > batch["lower"]) & (middle < batch["upper"])
+        gain = xp.where(gain.max(axis=1, keepdims=True, initial=0.0) > 0, gain, relative)
+        middle = low + 0.5 * width
+        inside = (middle > low) & (middle < high)
         gain = xp.where(inside, gain, -1.0)
         chosen = gain.argmax(axis=1)
         each = xp.arange(len(chosen))
-        divisible = gain[each, chosen] >= 0
-        is_open = ~bounded.closed
-        keep = is_open & divisible
-        parent = take(batch | {"cases": state.open_cases} | state.known, keep)
-        parent["cases"] = _pack(parent["cases"])
-        position, cut = chosen[keep], middle[each, chosen][keep]
-        each = xp.arange(len(position))
-        folded = parent.pop("folded", None)
-        low, high = dict(parent), dict(parent)
-        low["upper"] = parent["upper"].copy()
-        low["upper"][each, position] = cut
-        high["lower"] = parent["lower"].copy()
-        high["lower"][each, position] = cut
-        nodes, (rows, numbers, weights) = batch["node"], state.combined
-        halves = self.trees.step(
-            nodes[bounded.closed],
-            parent["node"],
-            position,
-            (nodes[rows], numbers, weights),
-            folded,
-        )
-        low["node"], high["node"] = map(xp.asarray, halves)
-        children = {name: concatenate([low[name], high[name]]) for name in parent}
-        score = bounded.score[keep]
-        stuck = int((is_open & ~divisible).sum())
-        return Children(children if len(position) else None, concatenate([score, score]), stuck)
+        return chosen, middle[each, chosen], gain[each, chosen] >= 0
+
+
+def gain_of_cuts(boxes: Batch, score: Array) -> Array:
+    """What one cut gained on the way to boxes with these bounds (B,); zero where nobody knows."""
+    xp = array_module(score)
+    known = xp.isfinite(score) & xp.isfinite(boxes["above"])
+    gain = xp.where(known, score, 0.0) - xp.where(known, boxes["above"], 0.0)
+    made: Array = xp.where(known, gain / boxes["cuts"], boxes["gain"])
+    return made
+
+
+def cuts_left(score: Array, gain: Array) -> Array:
+    """How many cuts refute a box if each gains as much (B,); 1 where that is nothing."""
+    xp = array_module(score)
+    rises = (gain > 0) & xp.isfinite(score)
+    left: Array = xp.where(rises, -score / xp.where(rises, gain, 1.0), 1.0)
+    return left
+
+
+def _halves(parent: Batch, where: Array, middle: Array, nodes: tuple[IntArray, IntArray]) -> Batch:
+    """Lower halves of boxes, cut at an input, then the upper ones."""
+    xp = array_module(where)
+    each, low, high = xp.arange(len(where)), dict(parent), dict(parent)
+    low["upper"], high["lower"] = parent["upper"].copy(), parent["lower"].copy()
+    low["upper"][each, where] = middle
+    high["lower"][each, where] = middle
+    low["node"], high["node"] = map(xp.asarray, nodes)
+    low["cuts"] = high["cuts"] = parent["cuts"] + 1
+    return {name: concatenate([low[name], high[name]]) for name in parent}
 
 
 def _pack(cases: Array) -> Array:

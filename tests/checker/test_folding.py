@@ -19,6 +19,7 @@ from onnxcert.checker.bounds import Bounder
 from onnxcert.checker.certificate import EXECUTED
 from onnxcert.checker.folding import Folded, fold, possible
 from onnxcert.checker.network import Affine
+from onnxcert.checker.proof import Prover
 from onnxcert.search import folded_split
 from tests.checker.makers import ACCEPTED, Instance, bound_to, dense, edited, prove, spec
 from tests.checker.test_bounds import EXACT_MODELS, boxes, question, residual, scalars, windows
@@ -191,7 +192,7 @@ def test_certificates_that_say_otherwise(proof: tuple[Instance, bytes]) -> None:
         arrays["group"][0, 2] = 3
 
     def unknown(header: Any, arrays: Any) -> None:
-        arrays["op"] = np.where(arrays["op"] == 3, 4, arrays["op"]).astype(np.uint8)
+        arrays["op"] = np.where(arrays["op"] == 3, 5, arrays["op"]).astype(np.uint8)
 
     assert instance.outcome(edited(certificate, root_only)) == "R8"
     assert instance.outcome(edited(certificate, one_split)) == "R8"
@@ -202,6 +203,34 @@ def test_certificates_that_say_otherwise(proof: tuple[Instance, bytes]) -> None:
 
     with mock.patch.object(folding, "fold", side_effect=AssertionError("folded")):
         assert instance.outcome(edited(certificate, executed)) in (ACCEPTED, "R8")
+
+
+def test_boxes_that_are_cut_at_once(proof: tuple[Instance, bytes]) -> None:
+    """They are not bounded; to bound them does no harm, and to bound none proves nothing false."""
+    instance, certificate = proof
+    op = container.unpack(certificate)[1]["op"]
+    assert (op == 4).sum() > 3
+    counts: list[int] = []
+    right = Prover.boxes
+
+    def counted(prover: Prover, ids: Any, *arguments: Any) -> Any:
+        counts.append(len(ids))
+        return right(prover, ids, *arguments)
+
+    with mock.patch.object(Prover, "boxes", counted):
+        assert instance.outcome(certificate) == ACCEPTED
+    assert sum(counts) == (op != 4).sum()
+
+    def bounded(header: Any, arrays: Any) -> None:
+        arrays["op"][arrays["op"] == 4] = 1
+
+    def unbounded(header: Any, arrays: Any) -> None:
+        arrays["op"][arrays["op"] == 1] = 4
+
+    assert instance.outcome(edited(certificate, bounded)) == ACCEPTED
+    sibling = asked(-1.0)
+    for change in (bounded, unbounded):
+        assert sibling.outcome(bound_to(sibling, edited(certificate, change))) == "R8"
 
 
 def test_a_fold_that_is_wrong_is_seen(proof: tuple[Instance, bytes]) -> None:

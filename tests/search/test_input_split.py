@@ -9,10 +9,11 @@ from onnxcert.bounds.ascent import Raised
 from onnxcert.bounds.crown import crown_bounds
 from onnxcert.graph import Graph, Node
 from onnxcert.ops import Linear, Relu
-from onnxcert.proof.trace import InputTrees
+from onnxcert.proof.trace import Cut, InputTrees
 from onnxcert.search.auto import choose_plan
 from onnxcert.search.cases import Cases
-from onnxcert.search.input_split import InputSplit
+from onnxcert.search.frontier import Batch
+from onnxcert.search.input_split import InputSplit, cuts_left, gain_of_cuts
 from onnxcert.search.steepness import steepness
 from onnxcert.settings import Settings
 from onnxcert.spec import Problem
@@ -75,3 +76,49 @@ def test_decimals_leave_derivatives() -> None:
     found = steepness(bounds.relaxation, bounds.boxes, np.array([0]), raised, vary)
     assert found[0, 1] > found[0, 0] > 0
     assert not found[0, 2:].any()
+
+
+def test_parts_of_a_box_that_is_cut_several_times_cover_it() -> None:
+    """Each cut is noted, and where bounds have risen by a third of what is missing there are three.
+
+    A box whose bounds did not rise, or of which nothing is known, is cut once.
+    """
+    graph, problem = flat_and_steep(), fixed((0.0, 1.0), (0.0, 1.0))
+    trees = InputTrees(problem)
+    split = InputSplit(graph, Cases.build(problem, Device()), np.array([0]), trees, most_cuts=3)
+    root = split.roots()
+    assert len(_parts(split, root)["node"]) == 2
+    bounded = split.bound(root, lambda: False)
+    risen = root | {"above": 1.3 * bounded.score}
+    parts = _parts(split, risen)
+    assert len(parts["node"]) == 8
+    assert (parts["cuts"] == 3).all()
+    left = bounded.state.box  # type: ignore[attr-defined]
+    areas = [
+        (high - low)[:, :2].prod(axis=1)
+        for low, high in ((left.lower, left.upper), (parts["lower"], parts["upper"]))
+    ]
+    assert areas[1].sum() == areas[0].sum()
+    inner = np.concatenate([step.cut[step.how == Cut.AT_ONCE] for step in trees.steps])
+    assert len(inner) == 6
+    assert not np.isin(inner, parts["node"]).any()
+    assert len(_parts(split, root | {"above": 0.7 * bounded.score})["node"]) == 2
+
+
+def _parts(split: InputSplit, batch: Batch) -> Batch:
+    children = split.split(batch, split.bound(batch, lambda: False)).batch
+    assert children is not None
+    return children
+
+
+def test_cuts_that_are_left() -> None:
+    boxes = {
+        "above": np.array([-4.0, -np.inf, -np.inf, -1.0]),
+        "cuts": np.array([2, 1, 1, 1]),
+        "gain": np.array([9.0, 0.25, 0.0, 9.0]),
+    }
+    score = np.array([-3.0, -1.0, -1.0, -2.0])
+    gain = gain_of_cuts(boxes, score)
+    assert gain.tolist() == [0.5, 0.25, 0.0, -1.0]
+    assert cuts_left(score, gain).tolist() == [6.0, 4.0, 1.0, 1.0]
+    assert cuts_left(np.array([-np.inf]), np.array([1.0])).tolist() == [1.0]
