@@ -10,6 +10,10 @@ cross its whole range; the best of the five bounds counts. Derivatives that canc
 what is left of them are rounding errors, and those of the checker are others. Planes of products
 turn in the same way, from parallel ones at the middle of their range.
 
+Over folded networks (`onnxcert.search.folded_split`), where thousands of neurons are unstable, 8
+steps from rate 0.25 are as good as 16 from 0.5: -0.41 where the default has -0.56, and 128 steps
+-0.37.
+
 Frank-Wolfe steps towards the signs closed 10 % fewer boxes with twice the passes, gradients scaled
 by their largest entry as many.
 """

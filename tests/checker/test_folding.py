@@ -134,7 +134,7 @@ def test_a_line_that_is_not_the_relu_is_refused() -> None:
 
 def always() -> Any:
     """Fold every box, and again whenever a neuron has become stable."""
-    return mock.patch.multiple(folded_split, LEAST_WORK=0, AGAIN=1.0)
+    return mock.patch.multiple(folded_split, LEAST_WORK=0, AGAIN=1.0, LEAST_LEFT=0.0)
 
 
 def asked(margin: float) -> Instance:

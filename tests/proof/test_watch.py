@@ -91,6 +91,7 @@ def test_folded_networks(
     """They are made where the search made them, and a certificate that says otherwise is walked."""
     monkeypatch.setattr(folded_split, "LEAST_WORK", 0)
     monkeypatch.setattr(folded_split, "AGAIN", 1.0)
+    monkeypatch.setattr(folded_split, "LEAST_LEFT", 0.0)
     files = hard(tmp_path)
     result = files.verify(splitting="input", watch="auto", batch_limit=batch_limit)
     assert (result.word, inside.agreed, inside.bounded) == ("unsat", [True], 0)

@@ -29,6 +29,7 @@ def always(monkeypatch: Patch) -> None:
     """Small networks are folded, and again with every neuron that is stable."""
     monkeypatch.setattr(folded_split, "LEAST_WORK", 0)
     monkeypatch.setattr(folded_split, "AGAIN", 1.0)
+    monkeypatch.setattr(folded_split, "LEAST_LEFT", 0.0)
 
 
 def question(margin: float) -> tuple[Graph, Problem]:
