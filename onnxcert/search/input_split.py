@@ -407,7 +407,7 @@ class InputSplit(Brancher):
         return bounded.state.bounds
 
     def split(self, batch: Batch, bounded: Bounded) -> Children:
-        """Halve what is left of each open box along its best input.
+        """Halve what is left of each open box along its best input, and again as often as planned.
 
         What else the batch holds is handed on; ``how`` (B,) is for the certificate, see `Step`.
         """
@@ -419,15 +419,8 @@ class InputSplit(Brancher):
         batch = {"how": xp.full(len(nodes), Cut.BOUNDED)} | batch | state.known
         batch |= {"lower": state.box.lower, "upper": state.box.upper, "cases": state.open_cases}
         batch |= {"steepness": state.steepness, "score": bounded.score}
-        parent = take(batch, ~bounded.closed)
+        parent = self._plan(take(batch, ~bounded.closed))
         parent["cases"] = _pack(parent["cases"])
-        score, fresh = parent["score"], parent["how"] == Cut.FOLDED
-        gain = gain_of_cuts(parent, score)
-        planned = xp.ceil(cuts_left(score, gain) - _SPARE)
-        parent["planned"] = xp.clip(planned, 1.0, self.most_cuts).astype(np.int64)
-        parent["gain"] = xp.where(fresh, _FRESH * gain, gain)
-        parent["above"] = xp.where(fresh, -xp.inf, score)
-        parent["cuts"] = xp.zeros_like(parent["cuts"])
         where, middle, divisible = self._middle(parent)
         stuck = int((~divisible).sum())
         parent, where, middle = take(parent, divisible), where[divisible], middle[divisible]
@@ -445,6 +438,18 @@ class InputSplit(Brancher):
         del children["steepness"], children["planned"]
         score = children.pop("score")
         return Children(children if len(score) else None, score, stuck)
+
+    def _plan(self, boxes: Batch) -> Batch:
+        """How often boxes are cut before their parts are bounded, and what the parts know of it."""
+        xp, score, fresh = array_module(boxes["cuts"]), boxes["score"], boxes["how"] == Cut.FOLDED
+        gain = gain_of_cuts(boxes, score)
+        planned = xp.ceil(cuts_left(score, gain) - _SPARE)
+        return boxes | {
+            "planned": xp.clip(planned, 1.0, self.most_cuts).astype(np.int64),
+            "gain": xp.where(fresh, _FRESH * gain, gain),
+            "above": xp.where(fresh, -xp.inf, score),
+            "cuts": xp.zeros_like(boxes["cuts"]),
+        }
 
     def _middle(self, boxes: Batch) -> tuple[Array, Array, Array]:
         """The best input to cut of each box, its middle, and whether it can be cut: (B,) each."""
