@@ -884,13 +884,15 @@ class Group:
 
 
 def _joined(paths: Sequence[Paths]) -> Paths:
-    """One batch; shorter paths are padded with scalar -1."""
+    """One batch of leaves, each a batch of one; shorter paths are padded with scalar -1."""
     width = max(path.scalar.shape[1] for path in paths)
 
     def table(name: str, fill: float) -> Array:
-        parts = [getattr(path, name) for path in paths]
-        padded = [np.pad(p, ((0, 0), (0, width - p.shape[1])), constant_values=fill) for p in parts]
-        return np.concatenate(padded)
+        parts = [getattr(path, name)[0] for path in paths]
+        made = np.full((len(parts), width), fill, parts[0].dtype)
+        for row, part in zip(made, parts, strict=True):
+            row[: len(part)] = part
+        return made
 
     return Paths(
         np.concatenate([path.case for path in paths]),

@@ -351,10 +351,14 @@ class NeuronSplit(Brancher):
         xp = array_module(neuron)
         signed = self._path_multipliers(neuron, multipliers, index)
         result = abs(signed) * (signed * sign > 0)
-        for position in range(neuron.shape[1] - 1):
-            again = neuron[:, position + 1 :] == neuron[:, position : position + 1]
-            again &= sign[:, position + 1 :] == sign[:, position : position + 1]
-            result[again.any(axis=1), position] = 0.0
+        # Few paths split a neuron again on one side: the same number twice in a row of these.
+        sides = xp.where(neuron >= 0, 2 * neuron + (sign > 0), -1 - xp.arange(neuron.shape[1]))
+        ordered = xp.sort(sides, axis=1)
+        twice = xp.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(axis=1))
+        some = sides[twice]
+        for position in range(neuron.shape[1] - 1 if len(twice) else 0):
+            again = (some[:, position + 1 :] == some[:, position : position + 1]).any(axis=1)
+            result[twice[again], position] = 0.0
         return xp.where(neuron >= 0, result, xp.nan)  # type: ignore[no-any-return]
 
 
