@@ -992,7 +992,8 @@ def _own_slopes(positive: Array, own: Array, mean: Array, half: Array) -> Array:
     upper, lower = mean + half, mean - half
     bent = (upper > 0) & (upper < 1)
     least, most = xp.where(bent, 0.0, lower), xp.where(bent, 1.0, lower)
-    return xp.where(positive, xp.where(own, most, least), upper)  # type: ignore[no-any-return]
+    slope: Array = xp.where(positive, xp.where(own, most, least), upper)
+    return slope
 
 
 def widen(rows: Array, columns: Columns, size: int) -> Array:

@@ -53,17 +53,12 @@ class Folded:
         """How many there are."""
         return sum(len(index) for index in self.kept.values())
 
-    @property
-    def relus(self) -> dict[str, tuple[str, Array]]:
-        """Pre-activation -> the relu that reads it, and ``kept``; in order."""
-        read = {node.inputs[0]: node.name for node in self.graph.nodes}
-        return {name: (read[name], index) for name, index in self.kept.items()}
-
     def layers(self, bounds: Bounds) -> list[Layer]:
         """The layers with their bounds (a batch of one) of the network that was folded."""
+        relus = {node.inputs[0]: node.name for node in self.graph.nodes}
         return [
-            Layer(name, relu, *self.sums[name], box.lower[0, index], box.upper[0, index])
-            for name, (relu, index) in self.relus.items()
+            Layer(name, relus[name], *self.sums[name], box.lower[0, index], box.upper[0, index])
+            for name, index in self.kept.items()
             for box in [bounds.boxes[name]]
         ]
 

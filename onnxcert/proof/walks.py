@@ -66,9 +66,7 @@ class WatchedTrees:
     def _bound(self, nodes: IntArray, combined: Combined) -> None:
         known = [(node, self.boxes.pop(node)) for node in nodes.tolist()]
         ids = np.array([node for node, boxes in known if boxes is not None], np.int64)
-        for node, boxes in known:
-            if boxes is None:
-                self._cut(np.array([node]), None)
+        self._cut(np.array([node for node, boxes in known if boxes is None], np.int64), None)
         parts = [boxes for _, boxes in known if boxes is not None]
         if not parts:
             return

@@ -50,6 +50,9 @@ AGAIN, LEAST_LEFT = 0.7, 0.5
 """A folded network is folded again where a smaller share of its neurons is unstable and, going by
 what the last cuts gained, more cuts than that are needed."""
 
+FRESH = 0.5
+"""What a cut gains once a folded network has slopes of its own, as a share of what it did."""
+
 STEPS, RATE = 8, 0.25
 """Of ascents over folded networks, as the checker has them."""
 
@@ -191,6 +194,10 @@ class FoldedSplit(Brancher):
         if children.batch is None:
             return children
         made = dict(children.batch)
+        # What is gained by new slopes says nothing of the cuts that follow.
+        fresh = made["fold"] != part.number
+        made["gain"] = xp.where(fresh, FRESH * made["gain"], made["gain"])
+        made["above"] = xp.where(fresh, -xp.inf, made["above"])
         if part.number >= 0:
             for side in sides:
                 every = made.pop(f"all_{side}")

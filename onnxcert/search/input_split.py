@@ -53,9 +53,6 @@ four cuts instead of -13.6."""
 _SPARE = 0.25
 """Of a cut that is not planned: bounds may gain more."""
 
-_FRESH = 0.5
-"""What a cut gains once a folded network has slopes of its own, as a share of what it did."""
-
 _ASCENT_NUMBERS = 1 << 18
 """Values of all layers in one ascent, so that its temporaries stay in cache."""
 
@@ -441,13 +438,13 @@ class InputSplit(Brancher):
 
     def _plan(self, boxes: Batch) -> Batch:
         """How often boxes are cut before their parts are bounded, and what the parts know of it."""
-        xp, score, fresh = array_module(boxes["cuts"]), boxes["score"], boxes["how"] == Cut.FOLDED
+        xp, score = array_module(boxes["cuts"]), boxes["score"]
         gain = gain_of_cuts(boxes, score)
         planned = xp.ceil(cuts_left(score, gain) - _SPARE)
         return boxes | {
             "planned": xp.clip(planned, 1.0, self.most_cuts).astype(np.int64),
-            "gain": xp.where(fresh, _FRESH * gain, gain),
-            "above": xp.where(fresh, -xp.inf, score),
+            "gain": gain,
+            "above": score,
             "cuts": xp.zeros_like(boxes["cuts"]),
         }
 

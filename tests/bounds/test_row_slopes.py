@@ -85,6 +85,7 @@ def test_learned_slopes_are_better(seed: int) -> None:
     moved = learn(again.layers(plain), half.lower[0], half.upper[0])
     least = width(crown_bounds(again.graph, half, slopes=moved), again)
     assert least < 1.01 * inherited
+    assert least < width(crown_bounds(again.graph, half), again)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -84,22 +84,27 @@ def test_what_was_walked_is_not_walked_again(
     assert files.check() == f"VERIFIED UNSAT ({semantics})"
 
 
-@pytest.mark.parametrize("batch_limit", [4096, 3])
+@pytest.mark.parametrize(("batch_limit", "most_cuts"), [(4096, 3), (3, 3), (4096, 1), (3, 1)])
 def test_folded_networks(
-    tmp_path: Path, inside: Inside, monkeypatch: pytest.MonkeyPatch, batch_limit: int
+    tmp_path: Path,
+    inside: Inside,
+    monkeypatch: pytest.MonkeyPatch,
+    batch_limit: int,
+    most_cuts: int,
 ) -> None:
     """They are made where the search made them, and a certificate that says otherwise is walked."""
     monkeypatch.setattr(folded_split, "LEAST_WORK", 0)
     monkeypatch.setattr(folded_split, "AGAIN", 1.0)
     monkeypatch.setattr(folded_split, "LEAST_LEFT", 0.0)
+    monkeypatch.setattr(folded_split, "MOST_CUTS", most_cuts)
     files = hard(tmp_path)
     result = files.verify(splitting="input", watch="auto", batch_limit=batch_limit)
     assert (result.word, inside.agreed, inside.bounded) == ("unsat", [True], 0)
     assert files.check() == REAL
 
     def unfolded(header: Header, arrays: Arrays) -> None:
-        assert (arrays["op"] == 3).sum() > 1
-        assert (arrays["op"] == 4).any()
+        assert (arrays["op"] == 3).sum() > (3 if most_cuts == 1 else 1)
+        assert (arrays["op"] == 4).any() == (most_cuts > 1)
         last = np.flatnonzero(arrays["op"] == 3)[-1]
         arrays["op"][last] = 1
 

@@ -17,6 +17,7 @@ from onnxcert.verdict import Counterexample, Reason
 
 Answer = Counterexample | Reason | None
 WITNESS = Counterexample({}, {}, {})
+NOBODY: Any = None
 
 
 @dataclass
@@ -182,14 +183,14 @@ class Helper:
 
     def poll(self, *, wait: bool = False) -> None:
         while self.tasks:
-            self.tasks.pop()(Settled(Outcome(None, NeuronTrees(*4 * (None,))), 1.0))  # type: ignore[arg-type]
+            self.tasks.pop()(Settled(Outcome(None, NeuronTrees(*4 * (NOBODY,))), 1.0))
 
 
 def test_a_search_in_regions_is_over_when_all_came_back() -> None:
     clock, helper = Clock(), Helper()
-    search = RegionSearch(*2 * (None,), 0, 0, 0, clock, None, others=helper)  # type: ignore[arg-type]
+    search = RegionSearch(NOBODY, NOBODY, 0, 0, 0, clock, NOBODY, others=helper)
     kept: list[NeuronTrees] = []
-    two = [(Region({}, np.array([0]), None), kept.append) for _ in range(2)]  # type: ignore[arg-type]
+    two = [(Region({}, np.array([0]), NOBODY), kept.append) for _ in range(2)]
     search._waiting += two
     search.hand_out(more=True)
     assert not search.over
