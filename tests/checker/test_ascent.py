@@ -16,10 +16,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from onnxcert.arrays import Array
+from onnxcert.bounds import ascent as of_search
+from onnxcert.bounds import row_slopes
 from onnxcert.bounds.ascent import raise_forms
 from onnxcert.bounds.crown import crown_bounds
 from onnxcert.bounds.optimised import Forms
+from onnxcert.checker import ascent
 from onnxcert.checker import bounds as checker_bounds
+from onnxcert.checker import row_slopes as of_checker
 from onnxcert.checker.ascent import Ascent
 from onnxcert.checker.audit import Auditor
 from onnxcert.checker.bounds import Bounder, Relaxation
@@ -29,6 +33,7 @@ from onnxcert.graph import Graph, Node
 from onnxcert.ops import Concat, LeakyRelu, Linear, Maximum, Multiply, Power, Relu, Select, Sum
 from onnxcert.ops.base import Affine as Sums
 from onnxcert.ops.base import Bivariate, Elementwise
+from onnxcert.search import folded_split
 from onnxcert.sets import Box
 from tests import strategies
 from tests.bounds.executions import Execution, with_float32_weights
@@ -568,3 +573,10 @@ def test_every_leaf_is_bounded_over_its_own_box() -> None:
         assert 0 < len(expected) < 8
         prover = asking(bounder, np.eye(2), 0.5 * (0.01 - best))
         assert open_leaves(prover, boxes, np.ones((8, 2)))[0] == expected
+
+
+def test_the_search_takes_the_same_steps() -> None:
+    """What it refutes by them the checker must find again by itself."""
+    assert (ascent.STEPS, ascent.RATE) == (of_search.STEPS, of_search.RATE)
+    assert (ascent.FOLDED_STEPS, ascent.FOLDED_RATE) == (folded_split.STEPS, folded_split.RATE)
+    assert of_checker.STEPS == row_slopes.STEPS
