@@ -20,6 +20,7 @@ import numpy as np
 
 from onnxcert.checker import pairs
 from onnxcert.checker.bounds import Bounder, Relaxation
+from onnxcert.checker.coefficients import Pending
 from onnxcert.checker.curves import BENT, Array
 from onnxcert.checker.network import Affine, Curve, Pair
 
@@ -34,7 +35,7 @@ _DECAY = 0.8
 _NOTHING = 1e-9
 """Share of the largest part of a form below which a number is taken for a rounding error."""
 
-Pending = Callable[[Relaxation], tuple[dict[int, Array], Array]]
+FormsOf = Callable[[Relaxation], tuple[Pending, Array]]
 """What `Bounder.pull` takes, over a batch of P sets: one form each."""
 
 
@@ -53,7 +54,7 @@ class Ascent:
     steps: int = STEPS
     rate: float = RATE
 
-    def passes(self, form: Pending, low: Array, high: Array) -> Iterator[tuple[Relaxation, Array]]:
+    def passes(self, form: FormsOf, low: Array, high: Array) -> Iterator[tuple[Relaxation, Array]]:
         """The lines and the bounds (P,) of one pass after the other.
 
         Args:

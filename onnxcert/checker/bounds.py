@@ -52,6 +52,7 @@ import numpy as np
 
 from onnxcert.checker import curves, pairs, pieces
 from onnxcert.checker.balls import Balls
+from onnxcert.checker.coefficients import Coefficients, Part, Pending, add
 from onnxcert.checker.curves import TINY, Array, U
 from onnxcert.checker.equals import merged_equals
 from onnxcert.checker.errors import Expired
@@ -79,18 +80,6 @@ _NUMBERS = 1 << 18
 
 _FEWEST = 1 << 16
 """The same from which on a block is worth a pass of its own."""
-
-_WIDE = 200
-"""Rows shorter than this are not searched for zeros."""
-
-_WINDOWS = 1 << 20
-"""Float64 numbers that meet the images of some rows."""
-
-_ADDING = 2
-"""Copies of numbers that take as long as adding as many that were made for windows."""
-
-_LEVELS = 32
-"""Entries of one number that are added one by one."""
 
 _FIXED = 2.0**-36
 """A scalar whose range is no larger than this share of its block's largest number is a number and
@@ -126,269 +115,6 @@ Contract = Callable[[Affine, Affine], Affine | None]
 """From a block and the only one that it reads to one that does both, or None."""
 
 
-class Tally:
-    """Adds up entries that have the same number, but for -1, the constant zero.
-
-    Attributes:
-        targets: the numbers, sorted.
-        most: how many entries the most frequent one has.
-    """
-
-    def __init__(self, ids: Array) -> None:
-        order = np.argsort(ids, kind="stable")
-        order = order[np.count_nonzero(ids < 0) :]
-        self.targets, firsts, counts = np.unique(ids[order], return_index=True, return_counts=True)
-        self.most = int(counts.max(initial=1))
-        self.order = order
-        self.is_sorted = len(order) == len(ids) and bool((np.diff(ids) > 0).all())
-        # The first entry of each number, the second, and so on: the frequent numbers come first.
-        # A number with very many entries has the rest of them added in one go.
-        rank = np.argsort(-counts, kind="stable")
-        firsts, counts = firsts[rank], counts[rank]
-        levels = range(min(self.most, _LEVELS))
-        self.levels = [order[firsts[counts > level] + level] for level in levels]
-        firsts, counts = firsts[counts > _LEVELS] + _LEVELS, counts[counts > _LEVELS] - _LEVELS
-        spans = [
-            np.arange(first, first + count) for first, count in zip(firsts, counts, strict=True)
-        ]
-        self.rest = order[np.concatenate([*spans, order[:0]])]
-        self.starts = np.cumsum(counts) - counts
-        self.place = np.argsort(rank)
-
-    def of(self, values: Array) -> Array:
-        """values (R, E) -> sums (R, targets)."""
-        if self.most == 1:
-            return values if self.is_sorted else values[:, self.order]
-        return self.of_columns(np.ascontiguousarray(values.T))
-
-    def of_columns(self, values: Array) -> Array:
-        """values (E, R) -> sums (R, targets): whole rows move faster than columns."""
-        made = values[self.levels[0]]
-        for level in self.levels[1:]:
-            made[: len(level)] += values[level]
-        if len(self.rest):
-            made[: len(self.starts)] += np.add.reduceat(values[self.rest], self.starts, axis=0)
-        return np.ascontiguousarray(made[self.place].T)
-
-
-def _phases(term: Product) -> tuple[Array, list[tuple[Array, Array]]]:
-    """The numbers that a product sees, in parts that meet the same taps.
-
-    A part is (factors, where), so that the coefficients of image[:, :, part] are factors . rows at
-    positions ``where``. Of images under windows each number is there once, so that little is left
-    to add up; but where windows hardly overlap, what they see is the image.
-
-    Returns:
-        The image (G, C, P), and for each part the factors (G, C, M T) and where (T, P').
-    """
-    (groups, m, depth), length = term.weight.shape, term.ids.shape[2]
-    image, where = term.ids, np.arange(length)[:, None]
-    if term.image is not None and term.where is not None:
-        met = int(np.count_nonzero(term.where < length))
-        if m * met < _ADDING * depth * length:
-            image, where = term.image, term.where
-    weight = term.weight.reshape(groups, m, -1, where.shape[1]).swapaxes(1, 2)
-    met, order, parts = where < length, [], []
-    left = met.any(axis=1)
-    while left.any():
-        used = met[np.argmax(left * met.sum(axis=1))]
-        mine = np.flatnonzero(left & ~(met & ~used).any(axis=1))
-        factors = weight[..., used].reshape(groups, image.shape[1], -1)
-        parts.append((factors, where[mine][:, used].T))
-        order.append(mine)
-        left[mine] = False
-    return image[:, :, np.concatenate([*order, np.arange(0)])], parts
-
-
-class Part:
-    """A term made ready for the passes.
-
-    Args:
-        term: factors and the scalars they multiply.
-        ends: one more than the last scalar of every block.
-    """
-
-    def __init__(self, term: Term, ends: Array) -> None:
-        self.term, self.ids = term, term.ids
-        self.factors: Array = np.ones(1)
-        self.plain = False
-        numbers = term.ids
-        if isinstance(term, Product):
-            self.ids = np.ascontiguousarray(term.ids.transpose(0, 2, 1))  # (G, L, K)
-            self.factors = term.weight
-            self.image, self.phases = _phases(term)
-            numbers = self.image
-        elif isinstance(term, Entries):
-            self.factors = term.value
-            self.by_output = np.argsort(term.out, kind="stable")
-            self.outputs, self.starts = np.unique(term.out[self.by_output], return_index=True)
-        elif isinstance(term, Pick) and term.factor is not None:
-            self.factors = term.factor
-        else:
-            self.plain = True
-        self.absolute = abs(self.factors)
-        self.error = None if term.error is None else np.broadcast_to(term.error, self.factors.shape)
-        flat = self.ids.ravel()
-        span = slice(int(flat[0]), int(flat[-1]) + 1)
-        whole = flat[0] >= 0 and np.array_equal(flat, np.arange(span.start, span.stop))
-        self.span = span if whole else None
-        # Equal numbers are added up; then each block that is read gets its share of the columns.
-        self.tally = Tally(numbers.ravel())
-        # How many numbers are added up to one coefficient.
-        self.fan = self.tally.most
-        if isinstance(term, Product):
-            self.fan *= term.weight.shape[1] * max(
-                (len(where) for _, where in self.phases), default=1
-            )
-        self.depth = term.weight.shape[2] if isinstance(term, Product) else len(flat)
-        self.ends = ends
-        self.reads = [int(k) for k in distinct(self._block_of(self.tally.targets))]
-
-    def apply(self, x: Array, factors: Array, size: int) -> Array:
-        """factors . x at the term's outputs: x (B, scalars) -> (B, size)."""
-        read = x[:, self.span].reshape(len(x), *self.ids.shape) if self.span else x[:, self.ids]
-        if isinstance(self.term, Product):
-            groups = [
-                read[:, g].reshape(-1, read.shape[-1]) @ factors[g].T for g in range(len(factors))
-            ]
-            made = np.stack([y.reshape(len(x), read.shape[2], -1) for y in groups], axis=1)
-            return made.transpose(0, 1, 3, 2).reshape(len(x), size)
-        if isinstance(self.term, Entries):
-            made = np.zeros((len(x), size), x.dtype)
-            products = (read * factors)[:, self.by_output]
-            made[:, self.outputs] = np.add.reduceat(products, self.starts, axis=1)
-            return made
-        return read * factors
-
-    def push(self, pending: dict[int, Array], a: Array, used: Array | None = None) -> None:
-        """Add a . factors to the rows over the blocks that the term reads.
-
-        Args:
-            pending: block -> rows (R, n).
-            a: (R, n) over the outputs, or over those that are ``used`` and zero elsewhere.
-            used: increasing.
-        """
-        ids, factors, tally = self.term.ids, self.factors, self.tally
-        if used is not None and not len(used):
-            return
-        if isinstance(self.term, Product):
-            if ids.shape[2] > 1:
-                self._push_windows(pending, a, used)
-                return
-            if used is not None and len(factors) == 1:
-                factors = factors[:, used]
-            elif used is not None:
-                narrow, a = a, np.zeros((len(a), factors.shape[0] * factors.shape[1]))
-                a[:, used] = narrow
-            rows = a.reshape(len(a), -1, factors.shape[1]).swapaxes(0, 1)
-            made = (rows @ factors).swapaxes(0, 1).reshape(len(a), -1)
-        elif isinstance(self.term, Entries):
-            out = self.term.out
-            if used is not None:
-                place = np.searchsorted(used, out).clip(max=len(used) - 1)
-                there = used[place] == out
-                out, factors, tally = place[there], factors[there], Tally(ids[there])
-            made = a[:, out] * factors
-        else:
-            if used is not None:
-                tally = Tally(ids[used])
-                factors = factors if self.plain else factors[used]
-            made = a if self.plain else a * factors
-        self._share(pending, tally.of(made), tally.targets)
-
-    def _push_windows(self, pending: dict[int, Array], a: Array, used: Array | None) -> None:
-        """As `push` for a product of more than one position."""
-        (groups, m, _), length = self.factors.shape, self.term.ids.shape[2]
-        keep = np.ones(length, bool)
-        if used is not None:
-            keep[:] = False
-            keep[used % length] = True
-        count = int(keep.sum())
-        number = np.full(length + 1, count)  # behind the positions that are kept stands a zero
-        number[:-1][keep] = np.arange(count)
-        if used is not None:
-            narrow, a = a, np.zeros((len(a), groups * m * count))
-            a[:, used // length * count + number[used % length]] = narrow
-        a = a.reshape(len(a), groups, m, count)
-        image, tally, places = self.image, self.tally, [number[where] for _, where in self.phases]
-        if count < length:
-            met = [(place < count).any(axis=0) for place in places]
-            places = [place[:, some] for place, some in zip(places, met, strict=True)]
-            image = image[:, :, np.concatenate(met)]
-            tally = Tally(image.ravel())
-        if not image.size:
-            return
-        step = max(1, _WINDOWS // (groups * m * max(place.size for place in places)))
-        parts = []
-        for start in range(0, len(a), step):
-            # Rows last: one product of contiguous matrices for each group.
-            part = a[start : start + step].transpose(1, 2, 3, 0)
-            rows = np.zeros((groups, m, count + 1, part.shape[3]))
-            rows[:, :, :count] = part
-            made = [
-                factors @ rows.take(place, axis=2).reshape(groups, factors.shape[2], -1)
-                for (factors, _), place in zip(self.phases, places, strict=True)
-            ]
-            made = [x.reshape(*image.shape[:2], -1, part.shape[3]) for x in made]
-            whole = made[0] if len(made) == 1 else np.concatenate(made, axis=2)
-            parts.append(tally.of_columns(whole.reshape(image.size, -1)))
-        self._share(pending, np.concatenate(parts), tally.targets)
-
-    def _block_of(self, ids: Array) -> Array:
-        """Blocks of increasing scalars."""
-        return np.searchsorted(self.ends, ids, side="right")
-
-    def over(self, inputs: Array) -> Array | None:
-        """Factors (m, I) of some inputs (I,), increasing; None unless the term is one matrix over
-        inputs that has each of them once."""
-        matrix = isinstance(self.term, Product) and self.factors.shape[0] == self.ids.shape[1] == 1
-        if not matrix or self.reads != [0] or self.tally.most > 1:
-            return None
-        ids = self.ids.ravel()
-        there = np.isin(ids, inputs)
-        made = np.zeros((self.factors.shape[1], len(inputs)))
-        made[:, np.searchsorted(inputs, ids[there])] = self.factors[0][:, there]
-        return made
-
-    def push_units(self, pending: dict[int, Array], index: Array, sign: Array, size: int) -> None:
-        """As `push` for rows that are ``sign`` at one of ``size`` outputs each: (R,) both."""
-        if isinstance(self.term, Product) and self.factors.shape[0] == self.ids.shape[1] == 1:
-            made = self.tally.of(sign[:, None] * self.factors[0][index])
-            self._share(pending, made, self.tally.targets)
-            return
-        rows = np.zeros((len(index), size))
-        rows[np.arange(len(index)), index] = sign
-        self.push(pending, *narrow(rows))
-
-    def _share(self, pending: dict[int, Array], values: Array, targets: Array) -> None:
-        """Add values (R, T) to the rows at some of the scalars that the term reads, sorted."""
-        block = self._block_of(targets)
-        for k in self.reads:
-            first, last = np.searchsorted(block, [k, k + 1])
-            part = values if last - first == values.shape[1] else values[:, first:last]
-            size = self.ends[k] - (self.ends[k - 1] if k else 0)
-            if last - first == size:
-                pending[k] = pending[k] + part if k in pending else part
-                continue
-            columns = targets[first:last] - self.ends[k] + size
-            if k in pending:
-                pending[k][:, columns] += part
-            else:
-                pending[k] = np.zeros((len(values), size), values.dtype)
-                pending[k][:, columns] = part
-
-
-def narrow(rows: Array) -> tuple[Array, Array | None]:
-    """Columns of rows (R, n) that are not zero, and which these are; None for all of them.
-
-    Rows that start at few neighbouring neurons are zero nearly everywhere.
-    """
-    if rows.shape[1] < _WIDE:
-        return rows, None
-    used = np.flatnonzero(rows.any(axis=0))
-    return (rows[:, used], used) if 2 * len(used) < rows.shape[1] else (rows, None)
-
-
 class Above(Protocol):
     """Planes above neurons of a curve: `onnxcert.checker.tilts.Tilt`."""
 
@@ -396,9 +122,7 @@ class Above(Protocol):
     def position(self) -> Array:
         """(N,) of the neurons in their layer, increasing."""
 
-    def take(
-        self, rows: Array, active: Array, pending: dict[int, Array]
-    ) -> tuple[Array, Array, Array]:
+    def take(self, rows: Array, active: Array, pending: Pending) -> tuple[Array, Array, Array]:
         """Move rows to the planes; see there."""
 
 
@@ -763,6 +487,7 @@ class Bounder:
                 depth = max(depth, part.depth)
                 if not isinstance(block, Curve):
                     by_others.update(part.reads)
+        self.place = self._places()
         self.onward, self.offsets = self._without_constants()
         # Roundings of one coefficient, one dot product or one sum of the forward pass.
         self.gamma = 4 * gamma(max(float(fan.max()), depth) + 32)
@@ -807,6 +532,20 @@ class Bounder:
                     known, readers = tracked.get(k, (self.ends[:0], []))
                     tracked[k] = distinct(np.concatenate([known, some])), readers
         return dict(sorted(tracked.items()))  # `bound` meets the blocks in order
+
+    def _places(self) -> Array:
+        """For every scalar the place of an image that it stands at; 0 for what has none."""
+        place = np.zeros(self.network.size + 1, int)
+        for k, block in enumerate(self.blocks):
+            span = slice(block.start, block.start + block.size)
+            if isinstance(block, Curve):
+                place[span] = place[block.ids]
+            for part in self.parts[k] if isinstance(block, Affine) else ():
+                if isinstance(part.term, Product):
+                    place[span] = np.arange(block.size) % part.term.ids.shape[2]
+                elif isinstance(part.term, Pick):
+                    place[span] = place[part.term.ids]
+        return place
 
     def _without_constants(self) -> tuple[dict[int, list[Part]], dict[int, Array | None]]:
         """The parts of each block that forms are pulled back through, and its offset.
@@ -1184,7 +923,7 @@ class Bounder:
             for sign, side in ((1.0, low), (-1.0, high)):
                 rows = np.zeros((len(c), len(index), block.size))
                 rows[:, np.arange(len(index)), index] = sign
-                pending: dict[int, Array] = {}
+                pending: Pending = {}
                 self.parts[k][0].push(pending, rows.reshape(-1, block.size))
                 rows = -c[:, None] * rows
                 self.parts[k][1].push(pending, rows.reshape(-1, block.size))
@@ -1308,7 +1047,7 @@ class Bounder:
         """One backward bound of those scalars that are ``wanted`` (B, N): the lower one where the
         sign (B, N) is 1, the upper one where it is -1."""
         # Neurons at one place of an image read one window: taken together their rows stay narrow.
-        key = (ids - self.blocks[k].start) % self.places(k) + ~wanted * len(r.lower[0])
+        key = self.place[ids] + ~wanted * len(r.lower[0])
         order = np.argsort(key, axis=1, kind="stable")
         for members, width in _alike(wanted.sum(axis=1), self.widest):
             part = r if len(members) == len(wanted) else r.at(members)
@@ -1330,23 +1069,18 @@ class Bounder:
         if self.expired():
             raise Expired
 
-    def places(self, k: int) -> int:
-        """Places of an image at which a block computes the same; 1 for other blocks."""
-        return max(
-            (p.ids.shape[1] for p in self.parts[k] if isinstance(p.term, Product)), default=1
-        )
-
     def _units(self, r: Relaxation, k: int, ids: Array, sign: float | Array) -> Array:
         """Lower bounds of ``sign * scalar``: ids and signs (B, R) of block k -> (B, R)."""
         block, sign = self.blocks[k], np.broadcast_to(sign, ids.shape)
-        pending: dict[int, Array] = {}
+        pending: Pending = {}
         index = ids - block.start
         n = self.network.n_inputs
         if not isinstance(block, Affine):
             rows = np.zeros((ids.size, block.size))
             rows[np.arange(ids.size), index.ravel()] = sign.ravel()
             start = np.zeros(ids.shape)
-            return self.pull(r, {k: rows}, start).least(r.lower[:, :n], r.upper[:, :n], r.balls)
+            units = Coefficients(rows, None, block.size)
+            return self.pull(r, {k: units}, start).least(r.lower[:, :n], r.upper[:, :n], r.balls)
         for part in self.onward[k]:
             part.push_units(pending, index.ravel(), sign.ravel(), block.size)
         offset = 0.0 if (all_of := self.offsets[k]) is None else sign * all_of[index]
@@ -1364,7 +1098,7 @@ class Bounder:
     def pull(
         self,
         r: Relaxation,
-        pending: dict[int, Array],
+        pending: Pending,
         start: Array,
         multipliers: Mapping[int, Array] = MappingProxyType({}),
         kept: dict[int, Array] | None = None,
@@ -1386,29 +1120,30 @@ class Bounder:
         for k in range(max([*pending, *multipliers], default=0), 0, -1):
             block, a = self.blocks[k], pending.pop(k, None)
             if k in multipliers:
-                zero = np.zeros((shape[0] * shape[1], block.size))
-                a = (zero if a is None else a).reshape(*shape, -1) - multipliers[k][:, None]
+                less = np.broadcast_to(-multipliers[k][:, None], (*shape, block.size))
+                less = less.reshape(shape[0] * shape[1], block.size)
+                a = Coefficients(less, None, block.size) if a is None else a.plus(less, None)
             if a is None:
                 continue
-            rows = a.reshape(*shape, -1)
             if k in r.fixed:
+                rows = a.wide().reshape(*shape, -1)
                 moved, lost = self.end(r, block, rows, r.fixed[k])
                 constant, error = constant + moved, error + lost
                 size += abs(moved)
                 if r.ends(k):
                     continue
-                rows = np.where(r.fixed[k][:, None], 0.0, rows)
+                a = a.over(np.where(r.fixed[k][:, None], 0.0, rows))
             if kept is not None and isinstance(block, Curve | Pair):
-                kept[k] = rows
+                kept[k] = a.wide().reshape(*shape, -1)
             for above, active in r.tilts.get(k, ()):
-                rows, moved, lost = above.take(rows, active, pending)
-                constant, size = constant + moved, size + lost
-            a, used = narrow(rows.reshape(shape[0] * shape[1], -1))
-            rows, here = a.reshape(*shape, -1), slice(None) if used is None else used
-            parts = [a]
+                rows, moved, lost = above.take(a.wide().reshape(*shape, -1), active, pending)
+                constant, size, a = constant + moved, size + lost, a.over(rows)
+            a = a.narrowed()
+            rows, here = a.values.reshape(*shape, -1), slice(None) if a.used is None else a.used
+            parts = [a.values]
             if isinstance(block, Curve | Pair):
                 moved, lost, bent = self._bent(r, k, rows, here, own.get(k))
-                parts = [part.reshape(a.shape) for part in bent]
+                parts = [part.reshape(a.values.shape) for part in bent]
                 constant = constant + (moved - lost)
                 size += abs(moved) + abs(lost)
             elif isinstance(block, Affine):
@@ -1416,18 +1151,16 @@ class Bounder:
                 constant, error = constant + moved, error + lost
                 size += abs(moved)
             if k in r.ended:
-                made = a @ r.ended[k][2][here]
-                pending[_AT_FEW] = pending[_AT_FEW] + made if _AT_FEW in pending else made
+                ended = r.ended[k][2][here]
+                add(pending, _AT_FEW, a.values @ ended, None, ended.shape[1])
                 continue
-            self._hand_on(k, parts, used, pending)
+            self.hand_on(k, parts, a.used, pending)
         error = error * SLACK + gamma(8 * len(self.blocks) + 16) * size + TINY
         # Coefficients that underflow are off by up to 2^-1074 for each product in them.
         error += 1e-300 * r.reach.sum(axis=1)[:, None]
         return self._at_inputs(r, pending, constant - error, multipliers.get(0))
 
-    def _hand_on(
-        self, k: int, rows: Sequence[Array], used: Array | None, pending: dict[int, Array]
-    ) -> None:
+    def hand_on(self, k: int, rows: Sequence[Array], used: Array | None, pending: Pending) -> None:
         """Push rows, one array or one for each of two parts, to what a block reads."""
         for last, part in enumerate(self.onward[k], 1 - len(self.onward[k])):
             # What a plain term hands on is the array itself, and to that others add in place.
@@ -1435,18 +1168,21 @@ class Bounder:
             part.push(pending, made.copy() if part.plain and last else made, used)
 
     def _at_inputs(
-        self, r: Relaxation, pending: Mapping[int, Array], constant: Array, split: Array | None
+        self, r: Relaxation, pending: Pending, constant: Array, split: Array | None
     ) -> Form:
         """The forms over the inputs, of which curves may have ``split`` some (B, n_in)."""
         shape, few = constant.shape, pending.get(_AT_FEW)
         if few is not None and 0 not in pending and split is None:
-            return Form(few.reshape(*shape, -1), constant, r.few)
-        inputs = pending.get(0, np.zeros((shape[0] * shape[1], self.network.n_inputs)))
+            return Form(few.values.reshape(*shape, -1), constant, r.few)
+        inputs = np.zeros((shape[0] * shape[1], self.network.n_inputs))
+        if 0 in pending:
+            inputs = pending[0].wide()
         inputs = inputs.reshape(*shape, -1)
         if split is not None:
             inputs = inputs - split[:, None]
         if few is not None:
-            inputs = inputs + Form(few.reshape(*shape, -1), constant, r.few).wide(inputs.shape[2])
+            at_few = Form(few.values.reshape(*shape, -1), constant, r.few)
+            inputs = inputs + at_few.wide(inputs.shape[2])
         return Form(inputs, constant)
 
     def _in_sums(

@@ -38,7 +38,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxcert.checker import curves
-from onnxcert.checker.bounds import SLACK, Bounder, Relaxation, gamma, narrow, times
+from onnxcert.checker.bounds import SLACK, Bounder, Relaxation, gamma, times
+from onnxcert.checker.coefficients import Coefficients, Pending
 from onnxcert.checker.curves import TINY, Array
 from onnxcert.checker.network import Affine, Block, Curve, Network, Product
 from onnxcert.checker.row_slopes import Layer, learn
@@ -175,8 +176,7 @@ class _Maker:
         of, step = bounder.block_of(ids), max(1, _NUMBERS // bounder.widest)
         for k in np.unique(of).tolist():
             here = np.flatnonzero(of == k)
-            place = (ids[here] - bounder.blocks[k].start) % bounder.places(k)
-            here = here[np.argsort(place, kind="stable")]
+            here = here[np.argsort(bounder.place[ids[here]], kind="stable")]
             yield from (here[i : i + step] for i in range(0, len(here), step))
 
     def _pull(self, ids: Array) -> tuple[dict[int, Array], Array, Array]:
@@ -188,16 +188,16 @@ class _Maker:
         bounder, r = self.bounder, self.r
         bounder.look_at_the_clock()
         block = bounder.blocks[int(bounder.block_of(ids[:1])[0])]
-        pending: dict[int, Array] = {}
+        pending: Pending = {}
         for part in bounder.onward[int(bounder.block_of(ids[:1])[0])]:
             part.push_units(pending, ids - block.start, np.ones(len(ids)), block.size)
         offset = bounder.offsets[int(bounder.block_of(ids[:1])[0])]
         constant = np.zeros(len(ids)) if offset is None else 1.0 * offset[ids - block.start]
         error, size, found = r.noise[0, ids] * SLACK, abs(constant), dict[int, Array]()
         for k in range(max(pending, default=0), 0, -1):
-            rows = pending.pop(k, None)
-            if rows is None:
+            if k not in pending:
                 continue
+            rows = pending.pop(k).wide()
             block = bounder.blocks[k]
             if k in r.fixed:
                 moved, lost = bounder.end(r, block, rows[None], r.fixed[k])
@@ -218,12 +218,10 @@ class _Maker:
                 if (offset := bounder.offsets[k]) is not None:
                     constant = constant + (moved := rows @ offset)
                     size = size + abs(moved)
-            rows, used = narrow(rows)
-            parts = bounder.onward[k]
-            for last, part in enumerate(parts, 1 - len(parts)):
-                part.push(pending, rows.copy() if part.plain and last else rows, used)
+            narrow = Coefficients(rows, None, block.size).narrowed()
+            bounder.hand_on(k, [narrow.values], narrow.used, pending)
         if 0 in pending:
-            found[0] = pending[0]
+            found[0] = pending[0].wide()
         error = error * SLACK + gamma(8 * len(bounder.blocks) + 16) * size + TINY
         # Coefficients that underflow are off by up to 2^-1074 for each product in them.
         return found, constant, error + 1e-300 * r.reach.sum()

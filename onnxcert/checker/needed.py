@@ -8,13 +8,14 @@ that holds for networks holds for that one, and what it says of those outputs is
 Over the reals a factor that is exactly zero does not count. In an execution it does: zero times
 what has overflowed is no number. Roundings are still counted as for whole sums.
 
-Sums under windows, and of several groups or positions, stay whole or go. A certificate counts
-neurons by their positions in the file (`Curve.at`). One that names a neuron that is left out is not
-wrong, but is checked with the whole network.
+Of sums under windows, and of several groups, positions stay or go with all their channels. A
+certificate counts neurons by their positions in the file (`Curve.at`). One that names a neuron that
+is left out is not wrong, but is checked with the whole network.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -86,7 +87,6 @@ def _renumbered(block: Block, start: int, number: Array) -> Block:
 
 def _part(block: Block, rows: Array, executed: bool) -> Block:
     """The scalars of a block that ``rows`` says, or more; ``rows`` then says all."""
-    size = int(rows.sum())
     if isinstance(block, Curve):
         slope = None if block.slope is None else block.slope[rows]
         block = replace(block, ids=block.ids[rows], slope=slope, order=_order(block, rows))
@@ -95,9 +95,12 @@ def _part(block: Block, rows: Array, executed: bool) -> Block:
         block = replace(block, first=first, second=second, order=_order(block, rows))
     else:
         assert isinstance(block, Affine)
-        if any(isinstance(t, Product) and not t.is_matrix for t in block.terms):
-            rows[:] = True
-            return block
+        lengths = [
+            t.ids.shape[2] for t in block.terms if isinstance(t, Product) and not t.is_matrix
+        ]
+        if lengths:
+            length = math.gcd(*lengths)  # every so many scalars there is the same position of each
+            rows[:] = np.tile(rows.reshape(-1, length).any(axis=0), block.size // length)
         terms = tuple(_part_of(term, rows, executed) for term in block.terms)
         offset, error = (
             None if part is None else np.broadcast_to(part, block.size)[rows]
@@ -105,7 +108,7 @@ def _part(block: Block, rows: Array, executed: bool) -> Block:
         )
         maximum = block.maximum and (block.maximum[0][rows], block.maximum[1][rows])
         block = replace(block, terms=terms, offset=offset, offset_error=error, maximum=maximum)
-    return replace(block, size=size)
+    return replace(block, size=int(rows.sum()))
 
 
 def _order(block: Curve | Pair, rows: Array) -> Array:
@@ -130,6 +133,8 @@ def _part_of(term: Term, rows: Array, executed: bool) -> Term:
             term.ids[some], out, term.value[some], error=None if error is None else error[some]
         )
     assert isinstance(term, Product)
+    if not term.is_matrix:
+        return _at_positions(term, rows[: term.ids.shape[2]])
     weight = term.weight[:, rows]
     error = None if error is None else np.broadcast_to(error, term.weight.shape)[:, rows]
     columns = np.ones(weight.shape[2], bool)
@@ -138,6 +143,17 @@ def _part_of(term: Term, rows: Array, executed: bool) -> Term:
         columns |= False if error is None else (error != 0).any(axis=(0, 1))
     error = None if error is None else error[:, :, columns]
     return Product(term.ids[:, columns], weight[:, :, columns], error=error)
+
+
+def _at_positions(term: Product, kept: Array) -> Product:
+    """Some positions (L,) of a product, and what of the image their windows see."""
+    image, where = term.image, term.where
+    if image is not None and where is not None:
+        number = np.where(kept, np.cumsum(kept) - 1, kept.sum())
+        where = np.append(number, kept.sum())[where]
+        seen = (where < kept.sum()).any(axis=1)
+        image, where = image[:, :, seen], where[seen]
+    return replace(term, ids=term.ids[:, :, kept], image=image, where=where)
 
 
 def _reads(block: Block) -> list[Array]:

@@ -56,6 +56,7 @@ from onnxcert.checker.ascent import FOLDED_RATE, FOLDED_STEPS, RATE, STEPS, Asce
 from onnxcert.checker.audit import Auditor
 from onnxcert.checker.balls import Balls, Ellipsoid
 from onnxcert.checker.bounds import Bounder, Columns, Form, Relaxation, gamma
+from onnxcert.checker.coefficients import Pending, add
 from onnxcert.checker.curves import TINY, Array, U
 from onnxcert.checker.network import Curve, distinct
 from onnxcert.checker.spec import Case
@@ -284,7 +285,7 @@ class Prover:
 
     def forms(
         self, r: Relaxation, cases: Array, weights: Array | None = None
-    ) -> tuple[dict[int, Array], Array]:
+    ) -> tuple[Pending, Array]:
         """Rows of cases (B, C), or of cases (B, 1) their sum with weights (B, R).
 
         Returns:
@@ -303,11 +304,11 @@ class Prover:
             outputs, inputs, offset = mixed @ outputs, mixed @ inputs, mixed @ offset[:, :, None]
             lost, offset = (mixed @ lost[:, :, None])[:, :, 0], offset[:, :, 0]
         lost = 2 * gamma(self.rows.offset.shape[1] + len(network.output) + 8) * lost + TINY
-        pending: dict[int, Array] = {}
+        pending: Pending = {}
         self.bounder.outputs.push(pending, outputs.reshape(-1, len(network.output)))
         if inputs.any():
             inputs = inputs.reshape(-1, network.n_inputs)
-            pending[0] = pending[0] + inputs if 0 in pending else inputs
+            add(pending, 0, inputs, None, network.n_inputs)
         return pending, offset - lost
 
     def refute(

@@ -25,7 +25,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxcert.checker.bounds import Bounder, Part, Relaxation
+from onnxcert.checker.bounds import Bounder, Relaxation
+from onnxcert.checker.coefficients import Part, Pending
 from onnxcert.checker.curves import TINY, Array
 from onnxcert.checker.errors import Rejected
 from onnxcert.checker.network import Affine, Curve, Entries, Pick, Product, distinct
@@ -126,9 +127,7 @@ class Tilt:
         unstable = (r.lower[:, ids] < 0) & (r.upper[:, ids] > 0)
         return np.asarray(unstable & np.isfinite(self.offset))
 
-    def take(
-        self, rows: Array, active: Array, pending: dict[int, Array]
-    ) -> tuple[Array, Array, Array]:
+    def take(self, rows: Array, active: Array, pending: Pending) -> tuple[Array, Array, Array]:
         """Move negative coefficients of rows (B, R, n) to the planes.
 
         Returns:

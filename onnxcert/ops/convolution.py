@@ -15,8 +15,8 @@ from typing import Self
 
 import numpy as np
 
-from onnxcert.arrays import Array, FloatArray, Window, array_module
-from onnxcert.ops.base import Affine, register
+from onnxcert.arrays import Array, BoolArray, FloatArray, Window, array_module
+from onnxcert.ops.base import Affine, Part, register
 from onnxcert.ops.sliding import Correlation, Transposition
 
 _TILE = 4
@@ -127,6 +127,27 @@ class Convolution(Affine):
         rows_there = slice(origin[0], origin[0] + window.image[1])
         columns_there = slice(origin[1], origin[1] + window.image[2])
         return [(result, numbers[:, rows_there, columns_there].ravel())]
+
+    def part(self, wanted: BoolArray) -> Part:
+        """The rectangle of positions round all that is wanted, and of one group its channels."""
+        if self.images > 1:
+            return super().part(wanted)
+        table = wanted.reshape(self.output_shape)
+        channel, row, column = np.nonzero(table)
+        top, left = int(row.min()), int(column.min())
+        bottom, right = int(row.max()) + 1, int(column.max()) + 1
+        cropped = self.window.crop(top, left, bottom - top, right - left)
+        if cropped is None:
+            return super().part(wanted)
+        channels = np.full(self.output_channels, len(self.weight) > 1)
+        channels[channel] = True
+        window, (first, start) = cropped
+        makes, reads = np.zeros(table.shape, bool), np.zeros(self.window.image, bool)
+        makes[channels, top:bottom, left:right] = True
+        reads[:, first : first + window.image[1], start : start + window.image[2]] = True
+        weight = self.weight if channels.all() else self.weight[:, channels]
+        offset = None if self.offset is None else self.offset[channels]
+        return Part(Convolution(weight, window, offset), (reads.ravel(),), makes.ravel())
 
     @property
     def sliding(self) -> Window | None:

@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from onnxcert.checker import curves, forward
-from onnxcert.checker.bounds import Bounder, Tally
+from onnxcert.checker.bounds import Bounder
 from onnxcert.checker.certificate import EXECUTED, REAL
+from onnxcert.checker.coefficients import Tally
 from onnxcert.checker.errors import Expired
 from onnxcert.checker.network import Curve, Pair
 from onnxcert.checker.trees import Refusal

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from onnxcert.checker.bounds import Bounder, Form
 from onnxcert.checker.certificate import EXECUTED, REAL
+from onnxcert.checker.coefficients import Pending
 from onnxcert.checker.forward import Forms
 from onnxcert.checker.network import Entries, Network
 from onnxcert.frontend.onnx import load_model
@@ -63,7 +64,7 @@ def test_bounds_and_forms_hold(
         r = bounder.bound(low, high)
     assert r.ended or r.ends(1)
     rows = np.random.default_rng(seed).normal(size=(2, 3, 2))
-    pending: dict[int, Array] = {}
+    pending: Pending = {}
     bounder.outputs.push(pending, rows.reshape(-1, 2))
     form = bounder.pull(r, pending, np.zeros((2, 3)))
     lower, wide = form.least(low, high), form.wide(INPUTS)

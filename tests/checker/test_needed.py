@@ -65,8 +65,34 @@ def towers(seed: int, *, sparse: bool = False) -> onnx.ModelProto:
     return model_of(nodes, {"x": [1, 2]}, ["y"], constants)
 
 
+def images(seed: int) -> onnx.ModelProto:
+    """Convolutions of two groups, a stride, a shortcut and one transposed; images are the output.
+
+    Every output is seen by windows of its own.
+    """
+    rng = np.random.default_rng(seed)
+    shapes = {"w": (2, 1, 3, 3), "v": (2, 2, 1, 1), "u": (2, 1, 2, 2), "b": (2,)}
+    constants = {
+        name: (np.round(4 * rng.normal(size=shape)) / 4).astype(np.float32)
+        for name, shape in shapes.items()
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["z"], pads=[1, 1, 1, 1], group=2),
+        helper.make_node("Relu", ["z"], ["h"]),
+        helper.make_node("Conv", ["h", "v"], ["c"]),
+        helper.make_node("Add", ["c", "z"], ["s"]),
+        helper.make_node("Relu", ["s"], ["k"]),
+        helper.make_node("Conv", ["k", "v"], ["d"], strides=[2, 2]),
+        helper.make_node("Relu", ["d"], ["l"]),
+        helper.make_node("ConvTranspose", ["l", "u"], ["t"], strides=[2, 2]),
+        helper.make_node("Flatten", ["t"], ["y"]),
+    ]
+    return model_of(nodes, {"x": [1, 2, 4, 4]}, ["y"], constants)
+
+
 MODELS = {
     **EXACT_MODELS,
+    "images": images,
     "windows": windows,
     "towers": towers,
     "sparse": lambda seed: towers(seed, sparse=True),
@@ -143,9 +169,29 @@ def test_executions_multiply_by_zero() -> None:
     assert needed(network, read, executed=False).blocks[1].size == 4
 
 
-def test_windows_stay_whole() -> None:
+def test_what_is_seen_through_a_matrix_stays_whole() -> None:
     network = network_of(windows(0))
     assert needed(network, np.array([True, False]), executed=False).size == network.size - 1
+
+
+@pytest.mark.parametrize("executed", [False, True])
+def test_positions_go_that_no_window_sees(executed: bool) -> None:
+    """An entry at a corner is made from one position of the last layer, of the others from one too,
+    and of the first convolution from that under its kernel."""
+    network = network_of(images(0))
+    read = np.arange(len(network.output)) == 0
+    made = needed(network, read, executed=executed)
+    assert sizes(network) == {"h": 32, "k": 32, "l": 8}
+    assert sizes(made) == {"h": 2, "k": 2, "l": 2}
+    seen = [
+        t.image
+        for b in made.blocks
+        if isinstance(b, Affine)
+        for t in b.terms
+        if isinstance(t, Product)
+    ]
+    assert seen[0] is not None
+    assert seen[0].shape == (2, 1, 4)  # two by two pixels under the kernel at the corner
 
 
 def test_a_factor_that_is_zero_but_not_exactly_counts() -> None:

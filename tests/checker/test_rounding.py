@@ -21,6 +21,7 @@ from onnx import helper
 from onnxcert.checker import curves
 from onnxcert.checker.audit import Auditor
 from onnxcert.checker.bounds import Bounder, Columns, Form, Relaxation
+from onnxcert.checker.coefficients import Pending
 from onnxcert.checker.errors import Unusable
 from onnxcert.checker.model import read_network
 from onnxcert.checker.network import Affine, Block, Curve, Entries, Network, Pick, Product, Term
@@ -78,7 +79,7 @@ def bounded(net: Network, low: Any, high: Any, *, executed: bool = False) -> Any
 def pulled(bounder: Bounder, r: Relaxation, rows: Any, start: float = 0.0) -> float:
     """The lower bound of ``rows . outputs + start``."""
     n = bounder.network.n_inputs
-    pending: dict[int, Array] = {}
+    pending: Pending = {}
     with np.errstate(all="ignore"):
         bounder.outputs.push(pending, np.array([rows], float))
         form = bounder.pull(r, pending, np.array([[start]]))

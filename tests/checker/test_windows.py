@@ -13,8 +13,9 @@ from hypothesis import event, example, given
 from hypothesis import strategies as st
 from onnx import helper
 
-from onnxcert.checker import bounds
-from onnxcert.checker.bounds import Bounder, Part
+from onnxcert.checker import coefficients
+from onnxcert.checker.bounds import Bounder
+from onnxcert.checker.coefficients import Part, Pending
 from onnxcert.checker.network import Affine, Array, Entries, Network, Pick, Product, Term
 from tests.checker.test_model import read
 from tests.checker.test_rounding import exactly, pulled
@@ -61,7 +62,7 @@ def test_rows_through_windows(
     (block,) = network.blocks[1:]
     assert isinstance(block, Affine)
     rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
-    with mock.patch.object(bounds, "_ADDING", adding):
+    with mock.patch.object(coefficients, "_ADDING", adding):
         (part,) = Bounder(network, executed=False).parts[1]
     used = np.flatnonzero(rng.random(block.size) < share)
     rows = np.zeros((3, block.size))
@@ -69,10 +70,10 @@ def test_rows_through_windows(
     expected = (rows @ columns(network, block))[:, : network.n_inputs]
     event(f"parts: {len(part.phases)}")
     for given_rows in ((rows, None), (rows[:, used], used)):
-        with mock.patch.object(bounds, "_WINDOWS", data.draw(st.sampled_from([1, 1 << 20]))):
-            pending: dict[int, Array] = {}
+        with mock.patch.object(coefficients, "_WINDOWS", data.draw(st.sampled_from([1, 1 << 20]))):
+            pending: Pending = {}
             part.push(pending, *given_rows)
-        made = pending.get(0, np.zeros_like(expected))
+        made = pending[0].wide() if 0 in pending else np.zeros_like(expected)
         np.testing.assert_array_equal(made, expected)
     assert part.fan >= np.count_nonzero(columns(network, block), axis=0).max()
 
@@ -104,9 +105,12 @@ def test_rows_over_some_outputs(seed: int, share: float) -> None:
         part = Part(term, np.array([3, 8]))
         expected = rows @ np.stack([term.apply(unit, 12) for unit in np.eye(8, 9)], axis=1)
         for given_rows in ((rows, None), (rows[:, used], used)):
-            pending: dict[int, Array] = {}
+            pending: Pending = {}
             part.push(pending, *given_rows)
-            made = [pending.get(k, np.zeros((3, size))) for k, size in enumerate((3, 5))]
+            made = [
+                pending[k].wide() if k in pending else np.zeros((3, size))
+                for k, size in enumerate((3, 5))
+            ]
             np.testing.assert_array_equal(np.concatenate(made, axis=1), expected)
 
 
@@ -130,7 +134,7 @@ def mixed(seed: int, mean: float = 0.0) -> onnx.ModelProto:
 
 
 def bounded(network: Network, low: Array, high: Array, **settings: Any) -> tuple[Bounder, Any]:
-    with mock.patch.multiple(bounds, **settings):
+    with mock.patch.multiple(coefficients, **settings):
         bounder = Bounder(network, executed=False)
         return bounder, bounder.bound(low[None], high[None])
 
@@ -157,7 +161,7 @@ def test_constants_in_sums_are_offsets_of_forms(mean: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     network = read(mixed(seed, mean))
     x = rng.normal(size=network.n_inputs)
-    with mock.patch.object(bounds, "_WIDE", 1):
+    with mock.patch.object(coefficients, "_WIDE", 1):
         bounder, r = bounded(network, x, x, _WIDE=1)
         constants = {k for k, b in enumerate(bounder.blocks) if k and not bounder.parts[k]}
         assert constants

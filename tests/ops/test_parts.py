@@ -7,13 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxcert.ops import Concat, Linear, Maximum, Operator, Select, SparseLinear
+from onnxcert.arrays import Window
+from onnxcert.ops import Concat, Convolution, Linear, Maximum, Operator, Select, SparseLinear
 from tests import strategies
 from tests.strategies import seeds
 
 INSTANCES = [*strategies.operator_instances(), ("Maximum", Maximum(4))]
-WHOLE = ("Convolution", "Adjoint")
+WHOLE = ("Adjoint",)
 """Operators that stay as they are."""
+
+CLOSED = (Linear, Convolution)
+"""Operators that may make all of what they make round what is wanted."""
 
 
 @pytest.mark.parametrize("op", [op for _, op in INSTANCES], ids=[name for name, _ in INSTANCES])
@@ -33,7 +37,7 @@ def test_the_same_entries(op: Operator, data: st.DataObject, seed: int) -> None:
     made = whole.forward(inputs)[:, part.makes]
     np.testing.assert_array_equal(part.op.forward(read), made)
     if type(op).__name__ not in WHOLE and len(chosen) < op.output_size:
-        assert part.op.output_size < op.output_size or isinstance(op, Linear)
+        assert part.op.output_size < op.output_size or isinstance(op, CLOSED)
 
 
 def test_a_matrix_reads_what_it_has_factors_for() -> None:
@@ -53,6 +57,39 @@ def test_rows_of_a_matrix_are_left_out_as_well_as_columns() -> None:
     assert (part.op.rows, part.op.weight.shape) == (2, (4, 1))
     assert part.makes.tolist() == wanted.tolist()
     assert part.reads[0].tolist() == [False] * 4 + [True] * 8
+
+
+def test_a_convolution_is_cut_to_a_rectangle() -> None:
+    """Two positions at the left edge of a padded image: what they see there, of all channels."""
+    window = Window((2, 6, 6), (3, 3), padding=(1, 1, 1, 1))
+    op = Convolution(np.ones((1, 3, 18)), window, np.arange(3.0))
+    wanted = np.zeros((3, 6, 6), bool)
+    wanted[1, 2, 0] = wanted[2, 3, 0] = True
+    part = op.part(wanted.ravel())
+    assert isinstance(part.op, Convolution)
+    assert part.op.output_shape == (2, 2, 1)
+    assert part.op.window.image == (2, 4, 2)
+    reads = part.reads[0].reshape(2, 6, 6)
+    assert np.argwhere(reads[0]).tolist() == [[y, x] for y in range(1, 5) for x in range(2)]
+    whole = op.part(np.ones(108, bool))
+    assert whole.makes.all()
+    assert whole.reads[0].all()
+
+
+def test_groups_keep_their_channels() -> None:
+    op = Convolution(np.ones((2, 1, 4)), Window((2, 3, 3), (2, 2)))
+    wanted = np.zeros((2, 2, 2), bool)
+    wanted[1, 0, 0] = True
+    part = op.part(wanted.ravel())
+    assert isinstance(part.op, Convolution)
+    assert part.op.output_shape == (2, 1, 1)
+
+
+def test_what_sees_only_padding_stays_whole() -> None:
+    op = Convolution(np.ones((1, 1, 1)), Window((1, 2, 2), (1, 1), padding=(1, 1, 1, 1)))
+    wanted = np.zeros((4, 4), bool)
+    wanted[0, 0] = True
+    assert op.part(wanted.ravel()).op is op
 
 
 @pytest.mark.parametrize(
