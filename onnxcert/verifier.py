@@ -312,6 +312,7 @@ class _Run:
         if prove and self.certified and self.settings.watch == "auto":
             self.watch = watch = Watch(lambda: instance.stored(semantics))
             solver.follow = watch.follow
+            solver.follow_box = watch.follow_box
             solver.follow_neurons = watch.follow_neurons
         result: Reason | None = None
         problems: list[Problem] = []

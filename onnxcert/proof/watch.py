@@ -2,9 +2,9 @@
 
 A child process gets every step of the trees over inputs as it happens and bounds the same boxes
 with the checker's own arithmetic; a single root at the same time as the search, for the first
-bounds of a wide network may take longer than all others together. Of trees over neurons it gets the
-bounds of the box once these are settled, then splits and closed leaves, whoever found them; regions
-and trees of narrowed cases when they are complete. When the search is done the child is given the
+bounds of a wide network may take longer than all others together, and be all that it needs. Of
+trees over neurons it gets the bounds of the box once these are settled, then splits and closed
+leaves, whoever found them; regions and trees of narrowed cases when they are complete. When the search is done the child is given the
 certificate and checks it like any other, but for what it has refuted already: trees over inputs are
 compared with what it walked, bounds and leaves of trees over neurons are those that it remembers
 (`onnxcert.proof.memory`). Nothing is believed that the child did not do itself, and nothing is lost
@@ -141,6 +141,16 @@ class _Child:
         if len(nodes) == 1:
             trees.prover.bounds(roots, backward=True)
         self.trees[uid] = trees
+
+    def box(self, disjuncts: IntArray) -> None:
+        """The search bounds all neurons over the box of some cases."""
+        cases = [self.cases[self.numbers[number].number] for number in disjuncts.tolist()]
+        network = self.session.network
+        rows = Rows.of(cases, network.n_inputs, len(network.output))
+        prover = Prover(self.bounder, rows, ahead=self.memory.ahead)
+        roots = prover.roots(cases)
+        if len(roots.low) == 1:
+            prover.bounds(roots, backward=True)
 
     def step(self, uid: int, step: Step) -> None:
         """The search has bounded a batch."""
@@ -292,7 +302,7 @@ class _Listener(Follower):
 _Parts = Callable[[], "tuple[Any, ...] | None"]
 """Makes what a message says; None if that is not possible."""
 
-_SPARE = ("bounds", "planted", "split", "closed", "halved", "handed")
+_SPARE = ("box", "bounds", "planted", "split", "closed", "halved", "handed")
 """Messages without which the certificate can be checked as well."""
 
 _LARGE = ("closed", "handed")
@@ -332,6 +342,11 @@ class Watch:
         trees.planted = partial(self.tell, "plant", uid)
         trees.stepped = partial(self.tell, "step", uid)
         trees.handed_on = partial(self._hand, uid)
+
+    def follow_box(self, cases: IntArray) -> None:
+        """Be told of a box, the same for some cases, before its neurons are bounded."""
+        self._number(_LATER)
+        self.tell("box", cases)
 
     def follow_neurons(self, trees: NeuronTrees, cases: IntArray) -> None:
         """Be told of all that becomes of some trees over a whole box, where cases are open."""

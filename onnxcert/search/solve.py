@@ -177,6 +177,7 @@ class Solver:
         report: called with every `Progress`.
         trace: what refuted each case, for the certificate.
         follow: told of trees over inputs before they grow.
+        follow_box: told of cases of one box before all neurons are bounded over it.
         follow_neurons: told of trees over neurons of a whole box, and of cases open there.
         by_constants: says which cases of one box Lipschitz constants refute.
         execution_unit: unit roundoff of executions that the answer must hold for, 0 for the reals;
@@ -199,6 +200,7 @@ class Solver:
     trace: Trace = field(default_factory=Trace)
     execution_unit: float = 0.0
     follow: Callable[[InputTrees], None] = lambda trees: None
+    follow_box: Callable[[Array], None] = lambda cases: None
     follow_neurons: Callable[[NeuronTrees, Array], None] = lambda trees, cases: None
     by_constants: Callable[[Problem, Array], Array] | None = None
 
@@ -340,6 +342,8 @@ class Solver:
         box = problem.inputs.take(np.array([number])).to(self.device)
         for backward in (False, True):  # what intervals refute needs no rows for every neuron
             self._enter("bounds", len(open_cases))
+            if backward and len(problem.lower) == 1:
+                self.follow_box(problem.case_disjunct[open_cases])
             expired = self.deadline.expired
             bounds = self._root_bounds(box, backward, expired)
             if bounds.empty[0]:

@@ -17,7 +17,7 @@ import pytest
 from onnxcert import Reason, Result, Unknown
 from onnxcert.checker import Rejected, Unusable
 from onnxcert.checker.bounds import Bounder
-from onnxcert.checker.certificate import Session
+from onnxcert.checker.certificate import Session, Verified
 from onnxcert.checker.errors import Expired
 from onnxcert.checker.proof import Prover, Rows
 from onnxcert.processes import Child, IdleProcessors
@@ -296,6 +296,26 @@ def test_a_single_root_is_bounded_ahead_and_once(
     assert len(bounded) > 1
     (trees,) = inside.child.trees.values()
     assert trees.prover.ahead == []
+
+
+@pytest.mark.parametrize("margin", [0.005, 0.2])
+def test_neurons_of_a_box_are_bounded_ahead_and_once(
+    margin: float, tmp_path: Path, inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where these bounds are all that is needed, and where neurons are split."""
+    bounded, bound = [], Bounder.bound
+
+    def noted(bounder: Bounder, *arguments: Any, **how: Any) -> Any:
+        if how["backward"]:
+            bounded.append(inside.told[-1])
+        return bound(bounder, *arguments, **how)
+
+    monkeypatch.setattr(Bounder, "bound", noted)
+    assert hard(tmp_path, margin).verify(splitting="neuron", watch="auto").word == "unsat"
+    assert isinstance(inside.answer[0], Verified)
+    assert inside.told[:2] == ["problem", "box"]
+    assert (len(inside.told) == 2) == (margin == 0.2)
+    assert bounded == ["box"]
 
 
 def test_only_the_same_box_is_not_bounded_again(
