@@ -4,11 +4,12 @@ A child process gets every step of the trees over inputs as it happens and bound
 with the checker's own arithmetic; a single root at the same time as the search, for the first
 bounds of a wide network may take longer than all others together, and be all that it needs. Of
 trees over neurons it gets the bounds of the box once these are settled, then splits and closed
-leaves, whoever found them; regions and trees of narrowed cases when they are complete. When the search is done the child is given the
-certificate and checks it like any other, but for what it has refuted already: trees over inputs are
-compared with what it walked, bounds and leaves of trees over neurons are those that it remembers
-(`onnxcert.proof.memory`). Nothing is believed that the child did not do itself, and nothing is lost
-where it lags behind, or was told too little or too much: the rest is refuted in the end.
+leaves, whoever found them; regions and trees of narrowed cases when they are complete. When the
+search is done the child is given the certificate and checks it like any other, but for what it has
+refuted already: trees over inputs are compared with what it walked, bounds and leaves of trees over
+neurons are those that it remembers (`onnxcert.proof.memory`). Nothing is believed that the child
+did not do itself, and nothing is lost where it lags behind, or was told too little or too much: the
+rest is refuted in the end.
 
 Messages are pickled tuples on pipes; the child is started by ``python -m onnxcert.proof.watch``.
 """
