@@ -451,8 +451,9 @@ class _Run:
         expired = self.deadline.expired
         if self.watch is not None:
             reply = self.watch.finish(certificate.data, certificate.groups, expired)
-            self.watch = None
-            if reply is not None:
+            if reply is None:
+                self._stop_watching()
+            else:
                 answer, found = reply
                 if not isinstance(answer, Verified):
                     raise answer

@@ -262,8 +262,17 @@ class Base:
         return self.bound()
 
 
-Walked = Mapping[int, "Boxes | None"]
-"""Nodes of a group that are handed on: see `Node`."""
+@dataclass(frozen=True)
+class Walked:
+    """What is left of a group over inputs.
+
+    Attributes:
+        handed: the nodes that are handed on -> what is left of them.
+        refused: leaves that were not refuted.
+    """
+
+    handed: Mapping[int, Boxes | None]
+    refused: Sequence[Refusal] = ()
 
 
 class Known:
@@ -284,7 +293,7 @@ class Known:
         self.ahead: list[tuple[Boxes, Relaxation]] = []
 
     def walked(self, place: int, group: InputGroup) -> Walked | None:
-        """Of a group by its number: what it hands on, if it was walked with `Prover.boxes`."""
+        """What is left of a group by its number, if it was walked with `Prover.boxes`."""
 
     def mark(self, *parts: object) -> bytes:
         """A name for what bounds are made of; different ones for different things."""
@@ -469,8 +478,10 @@ class Group:
         walked = self.known.walked(place, group)
         if walked is None:
             walked = self._walk(prover, group, place)
+        for refusal in walked.refused:
+            self._refuse(replace(refusal, place=place))
         for number in reversed(np.flatnonzero(handed).tolist()):
-            node = Node(place, number, cases, numbers, walked.get(number))
+            node = Node(place, number, cases, numbers, walked.handed.get(number))
             self.regions.append(Region((), node))
 
     def _walk(self, prover: Prover, group: InputGroup, place: int) -> Walked:
@@ -501,7 +512,7 @@ class Group:
             walk(stack)
         else:
             spread(walk, pieces, self.jobs)
-        return boxes
+        return Walked(boxes)
 
     def _next(self, stack: list[tuple[Array, Boxes]], rows: int) -> tuple[Array, Boxes]:
         """Take a batch of nodes of bounded size."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from onnxcert.arrays import IntArray
 from onnxcert.checker.audit import Auditor
 from onnxcert.checker.proof import Boxes, Combined, Prover
 from onnxcert.checker.spec import Case
-from onnxcert.checker.trees import InputGroup, Node, Region, Walked
+from onnxcert.checker.trees import InputGroup, Node, Refusal, Region, Walked
 from onnxcert.proof.trace import Cut, Step
 
 _NUMBERS = 1 << 19
@@ -30,7 +30,7 @@ class WatchedTrees:
         boxes: open nodes; None below a node that is refuted already.
         decision: node -> input and halves, -1 for leaves, and how it was cut (0 for leaves).
         roots: node -> numbers of its cases.
-        refuted: whether all leaves so far were.
+        doubts: leaves that were not refuted -> they as they were bounded, and what was left.
         sums: (node, number of a case) -> weights.
         handed: nodes that are handed on.
     """
@@ -42,9 +42,22 @@ class WatchedTrees:
     boxes: dict[int, Boxes | None] = field(default_factory=dict)
     decision: dict[int, tuple[int, int, int, int]] = field(default_factory=dict)
     roots: dict[int, frozenset[int]] = field(default_factory=dict)
-    refuted: bool = True
+    doubts: dict[int, tuple[Boxes, Refusal]] = field(default_factory=dict)
     sums: dict[tuple[int, int], bytes] = field(default_factory=dict)
     handed: dict[int, Boxes | None] = field(default_factory=dict)
+
+    def reopen(self, step: Step) -> bool:
+        """Take back what was not accepted, or handed on in vain, and is cut now.
+
+        Returns:
+            Whether all nodes of the batch are open then; else these are other trees.
+        """
+        for node in step.cut.tolist():
+            if node in self.doubts:
+                self.boxes[node], _ = self.doubts.pop(node)
+            elif node in self.handed:
+                self.boxes[node] = self.handed.pop(node)
+        return all(node in self.boxes for part in (step.cut, step.closed) for node in part.tolist())
 
     def step(self, step: Step, combined: Combined) -> None:
         """Walk a batch."""
@@ -73,10 +86,16 @@ class WatchedTrees:
         batch = Boxes.joined(parts)
         chosen = self._inputs(ids)
         folded = np.array([self.decision[node][3] == Cut.FOLDED for node in ids.tolist()])
-        left, rest, _ = self.prover.boxes(ids, batch, chosen < 0, combined, self.auditor, folded)
+        left, rest, worst = self.prover.boxes(
+            ids, batch, chosen < 0, combined, self.auditor, folded
+        )
         self._cut(np.setdiff1d(ids, ids[left]), None)
         inner = chosen[left] >= 0
-        self.refuted &= bool(inner.all())
+        for place in np.flatnonzero(~inner).tolist():
+            number, cases = left[place], rest.cases[place]
+            box = rest.low[place], rest.high[place]
+            refusal = Refusal(-1, -1, cases[cases >= 0], *box, float(worst[place]))
+            self.doubts[int(ids[number])] = batch[number : number + 1], refusal
         self._cut(ids[left][inner], rest[inner])
 
     def _cut(self, nodes: IntArray, boxes: Boxes | None) -> None:
@@ -105,14 +124,18 @@ class WatchedTrees:
             self.boxes[left], self.boxes[right] = low, high
 
     def known(self, order: IntArray, group: InputGroup) -> Walked | None:
-        """The nodes that are handed on, if a group says what was walked; arguments as `agrees`."""
+        """What is left of the nodes, if a group says what was walked; arguments as `agrees`."""
         if not self.agrees(order, group):
             return None
         handed = np.flatnonzero(group.handed).tolist()
-        return {number: self.handed[int(order[number])] for number in handed}
+        doubtful = np.flatnonzero(np.isin(order, list(self.doubts))).tolist()
+        return Walked(
+            {number: self.handed[int(order[number])] for number in handed},
+            [replace(self.doubts[int(order[number])][1], node=number) for number in doubtful],
+        )
 
     def agrees(self, order: IntArray, group: InputGroup) -> bool:
-        """Whether a group of a certificate says what was walked, and all of it was refuted.
+        """Whether a group of a certificate says what was walked, no more and no less.
 
         Args:
             order: (nodes,) for each node of the group its number here.
@@ -122,7 +145,7 @@ class WatchedTrees:
         # Two nodes of the group that claim to be the same node here would hide one of them.
         if not len(np.unique(order)) == len(order) == len(tree) == len(self.decision):
             return False
-        if self.boxes or not self.refuted:
+        if self.boxes or not np.array_equal(group.numbers, self.numbers):
             return False
         if set(order[group.handed].tolist()) != self.handed.keys():
             return False

@@ -158,6 +158,9 @@ class _Child:
         trees = self.trees.get(uid)
         if trees is None:
             return
+        if not trees.reopen(step):  # refused in the end for something else that the child had seen
+            del self.trees[uid]
+            return
         node, disjuncts, weights = step.combined
         width = trees.prover.rows.used.shape[1]
         table = np.zeros((len(node), width))
@@ -328,6 +331,7 @@ class Watch:
         self._starter: threading.Thread | None = None
         self._trees: dict[int, int] = {}
         self._count = 0
+        self._ready = False
         self._followed = self._due = math.inf
         self._problems: list[Problem] = []
         self._numbers: CaseNumbers | None = None
@@ -421,7 +425,7 @@ class Watch:
     def _send(self, kind: str, make: _Parts) -> None:
         """Send a message, or keep it until the search has taken long enough for a child to pay.
 
-        Trees outlive the watch when they are repaired; what they say then is for nobody.
+        Trees outlive the watch when they are repaired without a child; then nobody listens.
         """
         with self._lock:
             if self._closed.is_set():
@@ -486,6 +490,8 @@ class Watch:
     ) -> Reply | None:
         """What the child says of the certificate; None if there is no child that can tell.
 
+        A child that has answered goes on listening: what it did not accept may be repaired.
+
         Raises:
             Expired: the time is up.
         """
@@ -497,15 +503,20 @@ class Watch:
         known = [(self._trees.get(id(trees), -1), order) for trees, order, _ in groups]
         child.hurry()
         child.tell(("finish", data, known))
+        answered = False
         try:
-            _answer(child, _GRACE, expired)  # that it is ready
+            if not self._ready:
+                _answer(child, _GRACE, expired)  # that it is
+                self._ready = True
             reply: Reply = _answer(child, math.inf, expired)
+            answered = True
             return reply
         except (EOFError, queue.Empty) as error:
             _log.info("the second process has not answered: %r", error)
             return None
         finally:
-            self.close()
+            if not answered:
+                self.close()
 
     def close(self) -> None:
         """End the child; nothing is sent any more."""
@@ -539,7 +550,7 @@ def _answer(child: Child, patience: float, expired: Callable[[], bool]) -> Any:
 
 
 def main() -> None:
-    """The child: read messages, answer the last."""
+    """The child: read messages, and answer those that have a certificate."""
     end_with_parent()
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     with np.errstate(all="ignore"):
@@ -550,7 +561,6 @@ def main() -> None:
             reply = getattr(child, kind)(*arguments)
             if kind == "finish":
                 write(sink, reply)
-                return
 
 
 if __name__ == "__main__":

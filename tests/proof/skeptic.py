@@ -50,7 +50,8 @@ class Skeptic:
 
         def doubtful_paths(prover: Prover, *arguments: Any) -> np.ndarray:
             lower = paths(prover, *arguments)
-            self.lowest[-1] = min(self.lowest[-1], lower.min())
+            if self.lowest:
+                self.lowest[-1] = min(self.lowest[-1], lower.min())
             lower[self._doubts] = -LACKING
             return lower
 

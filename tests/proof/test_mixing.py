@@ -182,7 +182,7 @@ def test_groups_of_boxes_that_are_refuted_already_are_passed_over(tmp_path: Path
         executed = False
 
         def walked(self, place: int, group: InputGroup) -> Walked:
-            return dict.fromkeys(np.flatnonzero(group.handed).tolist())
+            return Walked(dict.fromkeys(np.flatnonzero(group.handed).tolist()))
 
     session = Session(files.model.read_bytes(), files.spec.read_bytes())
     data = files.proof.read_bytes()

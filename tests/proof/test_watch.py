@@ -20,6 +20,7 @@ from onnxcert.checker.bounds import Bounder
 from onnxcert.checker.certificate import Session, Verified
 from onnxcert.checker.errors import Expired
 from onnxcert.checker.proof import Prover, Rows
+from onnxcert.checker.trees import Refusal
 from onnxcert.processes import Child, IdleProcessors
 from onnxcert.proof import watch
 from onnxcert.proof.trace import InputTrees
@@ -259,15 +260,38 @@ def test_two_roots_are_two(tmp_path: Path, inside: Inside) -> None:
     assert str(answer[0]) == REAL
 
 
-def test_leaves_that_are_not_refuted_are_looked_at_again(
+def test_leaves_that_were_not_refuted_are_repaired(
     tmp_path: Path, inside: Inside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The checker doubts some of them while the search runs, and finds them right at the end."""
+    """The checker doubts some of them while the search runs; they are cut, and nothing else is
+    bounded again."""
     Skeptic(rounds=0).install(monkeypatch)
-    files = boxes_and_sums(tmp_path)
-    assert files.verify(splitting="input", watch="auto").word == "unsat"
-    assert inside.agreed == [False]
-    assert inside.bounded > 0
+    files, doubts = boxes_and_sums(tmp_path), list[int]()
+    finish = watch._Child.finish
+
+    def counted(child: Any, *arguments: Any) -> Reply:
+        answer, refused = finish(child, *arguments)
+        doubts.append(len(refused))
+        return answer, refused
+
+    monkeypatch.setattr(watch._Child, "finish", counted)
+    assert run(files).word == "unsat"
+    assert inside.agreed == [True, True]
+    assert doubts[0] > 0 == doubts[1]
+    assert 0 < inside.bounded <= 3 * doubts[0]
+    assert files.check() == REAL
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_handed_boxes_that_were_not_refuted_are_repaired(
+    rounds: int, tmp_path: Path, inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Skeptic(rounds).install(monkeypatch)
+    files = halves(tmp_path, dense([4, 6, 6, 1], 4), [1.0], 0.02)
+    with early(batches=1):
+        result = run(files)
+    assert (result.word, files.check()) == ("unsat", REAL)
+    assert len(inside.agreed) > 1
 
 
 def test_rejections_are_answers(tmp_path: Path, inside: Inside) -> None:
@@ -391,6 +415,26 @@ def test_a_process_answers_and_ends(
     assert (str(answer[0]), answer[1]) == (REAL, [])
     processes.assert_gone()
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_process_is_asked_again_about_what_was_repaired(
+    tmp_path: Path, processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The only leaf is said to have been refused; the child sees what becomes of it."""
+    files, finish = hard(tmp_path, 0.3), Watch.finish
+
+    def refusing(parent: Watch, *arguments: Any) -> Reply | None:
+        reply = finish(parent, *arguments)
+        if len(processes.answers) == 1 and reply is not None:
+            reply[1].append(Refusal(0, 0, np.array([0]), -np.ones(4), np.ones(4), 0.0))
+        return reply
+
+    monkeypatch.setattr(Watch, "finish", refusing)
+    assert run(files).word == "unsat"
+    assert [answer and str(answer[0]) for answer in processes.answers] == [REAL, REAL]
+    assert len(processes.started) == 1
+    assert files.check() == REAL
+    processes.assert_gone()
 
 
 def test_a_process_is_started_while_the_search_is_silent(
