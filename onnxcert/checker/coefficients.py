@@ -122,15 +122,36 @@ class Tally:
         self.rest = order[np.concatenate([*spans, order[:0]])]
         self.starts = np.cumsum(counts) - counts
         self.place = np.argsort(rank)
+        self.grid = self._find_grid(len(ids))
+
+    def _find_grid(self, count: int) -> tuple[int, Array] | None:
+        """Where entries (A, most, B) have a number for each (a, b): B, and for each number in order
+        its place in that table; else None."""
+        if self.most == 1 or not self.most * len(self.targets) == len(self.order) == count:
+            return None
+        table = self.order.reshape(-1, self.most)  # of each number all entries
+        first, stride = table[:, 0], int(table[0, 1] - table[0, 0])
+        period = self.most * stride
+        if count % period or (np.diff(table, axis=1) != stride).any():
+            return None
+        place = first // period * stride + first % period
+        whole = (first % period < stride).all() and len(distinct(place)) == len(first)
+        return (stride, place) if whole else None
 
     def of(self, values: Array) -> Array:
         """values (R, E) -> sums (R, targets)."""
         if self.most == 1:
             return values if self.is_sorted else values[:, self.order]
+        if self.grid is not None:
+            stride, place = self.grid
+            sums = values.reshape(len(values), -1, self.most, stride).sum(axis=2)
+            return np.asarray(sums.reshape(len(values), -1)[:, place])
         return self.of_columns(np.ascontiguousarray(values.T))
 
     def of_columns(self, values: Array) -> Array:
         """values (E, R) -> sums (R, targets): whole rows move faster than columns."""
+        if self.most == 1:
+            return np.ascontiguousarray((values if self.is_sorted else values[self.order]).T)
         made = values[self.levels[0]]
         for level in self.levels[1:]:
             made[: len(level)] += values[level]
@@ -185,6 +206,7 @@ class Part:
             self.ids = np.ascontiguousarray(term.ids.transpose(0, 2, 1))  # (G, L, K)
             self.factors = term.weight
             self.image, self.phases = _phases(term)
+            self.sees_ids = np.array_equal(self.image, term.ids)
             numbers = self.image
         elif isinstance(term, Entries):
             self.factors = term.value
@@ -267,6 +289,10 @@ class Part:
     def _push_windows(self, pending: Pending, a: Array, used: Array | None) -> None:
         """As `push` for a product of more than one position."""
         (groups, m, _), length = self.factors.shape, self.term.ids.shape[2]
+        if m == 1 and used is None and self.sees_ids:
+            spread = a.reshape(len(a), groups, 1, length) * self.factors[:, 0, :, None]
+            self._share(pending, self.tally.of(spread.reshape(len(a), -1)), self.tally.targets)
+            return
         keep = np.ones(length, bool)
         if used is not None:
             keep[:] = False

@@ -671,3 +671,20 @@ def test_a_tally_adds_up_entries_by_number(ids: list[int], rows: int, seed: int)
     assert tally.most == max([ids.count(number) for number in set(ids) - {-1}], default=1)
     expected = [values[:, np.array(ids) == number].sum(axis=1) for number in tally.targets]
     assert np.array_equal(tally.of(values).T, np.reshape(expected, (-1, rows)))
+
+
+@given(shape=st.tuples(*[st.integers(1, 3)] * 3), seed=st.integers(0, 50), spoiled=st.booleans())
+def test_a_tally_of_a_table_adds_along_an_axis(
+    shape: tuple[int, int, int], seed: int, spoiled: bool
+) -> None:
+    """Factors of products of matrices come once for each of the other's columns."""
+    rng, (a, most, b) = np.random.default_rng(seed), shape
+    ids = np.repeat(rng.permutation(a * b).reshape(a, 1, b), most, axis=1).ravel()
+    if spoiled:
+        rng.shuffle(ids)
+    values = rng.integers(-9, 9, (2, len(ids))).astype(np.float64)
+    tally = Tally(ids)
+    assert spoiled or (tally.grid is not None) == (most > 1)
+    expected = np.stack([values[:, ids == number].sum(axis=1) for number in range(a * b)])
+    assert np.array_equal(tally.of(values), expected.T)
+    assert np.array_equal(tally.of_columns(values.T), expected.T)

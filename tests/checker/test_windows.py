@@ -92,6 +92,7 @@ def terms(rng: np.random.Generator) -> list[Term]:
         Product(rng.permutation(8).reshape(1, 8, 1), whole(1, 12, 8)),
         Product(rng.integers(-1, 8, (3, 5, 1)), whole(3, 4, 5)),
         Product(rng.integers(-1, 8, (2, 5, 3)), whole(2, 2, 5)),
+        Product(rng.integers(-1, 8, (4, 5, 3)), whole(4, 1, 5)),
     ]
 
 
