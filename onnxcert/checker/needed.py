@@ -86,7 +86,7 @@ def _renumbered(block: Block, start: int, number: Array) -> Block:
 
 
 def _part(block: Block, rows: Array, executed: bool) -> Block:
-    """The scalars of a block that ``rows`` says, or more; ``rows`` then says all."""
+    """The scalars of a block that ``rows`` says, or more; ``rows`` then says which."""
     if isinstance(block, Curve):
         slope = None if block.slope is None else block.slope[rows]
         block = replace(block, ids=block.ids[rows], slope=slope, order=_order(block, rows))

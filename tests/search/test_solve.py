@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +15,13 @@ from onnxcert.arrays import Device
 from onnxcert.graph import Graph, Node
 from onnxcert.ops import Linear, Relu, Scale, Select, Sum
 from onnxcert.search.deadline import Deadline
-from onnxcert.search.solve import Solver
+from onnxcert.search.solve import Solver, promises
 from onnxcert.settings import Settings
 from onnxcert.spec import Problem
 from onnxcert.verdict import Counterexample, Progress, Reason
 from tests import hasty
 from tests.oracles import confirm_exactly, exact_values, satisfied_case, smallest_violation
+from tests.proof.networks import hard
 from tests.strategies import Row, make_problem, relu_network, seeds
 
 SPLITTING = ["input", "neuron", "auto"]
@@ -307,3 +310,35 @@ def test_relu_that_reads_the_input(splitting: str) -> None:
     assert exact_values(graph, [-2.0])["y"] == [2]
     problem = make_problem([([-1.0], [1.5])], [(0, [([1.0], 0.25)])])
     assert solve(graph, problem, splitting=splitting) is None
+
+
+def test_a_bound_promises_to_be_positive_in_time() -> None:
+    assert promises(-4.0, -2.0, 0.5)
+    assert not promises(-4.0, -2.5, 0.5)
+    assert promises(-4.0, np.inf, 0.9)
+    assert promises(-np.inf, -1.0, 0.9)
+
+
+@pytest.mark.parametrize("promise", [True, False])
+def test_splits_over_the_first_bounds_end_without_promise(
+    promise: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What they were to refute is refuted afterwards."""
+    asked: list[float] = []
+    answers, brief = [], Solver._split_briefly
+
+    def promised(first: float, lowest: float, share: float) -> bool:
+        asked.append(lowest)
+        return promise
+
+    def noted(run: Solver, *arguments: Any) -> Counterexample | Reason | None:
+        answers.append(brief(run, *arguments))
+        return answers[-1]
+
+    monkeypatch.setattr("onnxcert.search.solve.promises", promised)
+    monkeypatch.setattr("onnxcert.search.solve._BRIEF_TRIAL", -1.0)
+    monkeypatch.setattr(Solver, "_split_briefly", noted)
+    assert hard(tmp_path).verify(splitting="neuron", watch="off").word == "unsat"
+    assert asked
+    if not promise:
+        assert answers == [Reason.TIMEOUT]
