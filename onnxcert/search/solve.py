@@ -345,7 +345,8 @@ class Solver:
         """Root bounds, constants, optimised root bounds, a longer attack, neuron splits; for a box.
 
         Optimised bounds of every neuron take many times as long as CROWN's. Before them the slopes
-        of the rows are optimised over those, and neurons are split for about as long as that took.
+        of the rows are optimised over those, and neurons are split for about as long as that took,
+        or as long as that promises to be enough.
         """
         started = self.deadline.elapsed
         box = problem.inputs.take(np.array([number])).to(self.device)
