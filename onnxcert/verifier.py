@@ -452,7 +452,7 @@ class _Run:
         if self.watch is not None:
             reply = self.watch.finish(certificate.data, certificate.groups, expired)
             if reply is None:
-                self._stop_watching()
+                self.watch = None
             else:
                 answer, found = reply
                 if not isinstance(answer, Verified):

@@ -37,6 +37,7 @@ STEPS = 5
 _RATE, _DECAY = 1.0, 0.7
 
 _LEAST = 1e-30
+"""Added to sizes, of which all of a row may be zero."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1118,18 +1118,17 @@ class Bounder:
         shape = start.shape
         constant, error, size = start, np.zeros(shape), abs(start)
         for k in range(max([*pending, *multipliers], default=0), 0, -1):
-            block, a = self.blocks[k], pending.pop(k, None)
+            block = self.blocks[k]
             if k in multipliers:
                 less = np.broadcast_to(-multipliers[k][:, None], (*shape, block.size))
-                less = less.reshape(shape[0] * shape[1], block.size)
-                a = Coefficients(less, None, block.size) if a is None else a.plus(less, None)
-            if a is None:
+                add(pending, k, less.reshape(-1, block.size), None, block.size)
+            if k not in pending:
                 continue
+            a = pending.pop(k)
             if k in r.fixed:
                 rows = a.wide().reshape(*shape, -1)
                 moved, lost = self.end(r, block, rows, r.fixed[k])
-                constant, error = constant + moved, error + lost
-                size += abs(moved)
+                constant, error, size = constant + moved, error + lost, size + abs(moved)
                 if r.ends(k):
                     continue
                 a = a.over(np.where(r.fixed[k][:, None], 0.0, rows))
@@ -1144,12 +1143,10 @@ class Bounder:
             if isinstance(block, Curve | Pair):
                 moved, lost, bent = self._bent(r, k, rows, here, own.get(k))
                 parts = [part.reshape(a.values.shape) for part in bent]
-                constant = constant + (moved - lost)
-                size += abs(moved) + abs(lost)
+                constant, size = constant + (moved - lost), size + abs(moved) + abs(lost)
             elif isinstance(block, Affine):
                 moved, lost = self._in_sums(r, k, block, rows, here)
-                constant, error = constant + moved, error + lost
-                size += abs(moved)
+                constant, error, size = constant + moved, error + lost, size + abs(moved)
             if k in r.ended:
                 ended = r.ended[k][2][here]
                 add(pending, _AT_FEW, a.values @ ended, None, ended.shape[1])

@@ -8,6 +8,7 @@ are added up in some order: rules R2 and R3 of `onnxcert.checker.bounds` count h
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -74,11 +75,11 @@ class Coefficients:
 
     def plus(self, values: Array, used: Array | None) -> Coefficients:
         """The sum with other rows (R, c), which may be made in place of these."""
-        if used is None or self.used is None:
-            if used is not None:
-                self.values[:, used] += values
-                return self
+        if used is None:
             return Coefficients(self.wide() + values, None, self.size)
+        if self.used is None:
+            self.values[:, used] += values
+            return self
         place = np.searchsorted(self.used, used).clip(max=len(self.used) - 1)
         if (self.used[place] == used).all():
             self.values[:, place] += values
@@ -100,6 +101,7 @@ class Tally:
     Attributes:
         targets: the numbers, sorted.
         most: how many entries the most frequent one has.
+        count: of all entries.
     """
 
     def __init__(self, ids: Array) -> None:
@@ -122,11 +124,13 @@ class Tally:
         self.rest = order[np.concatenate([*spans, order[:0]])]
         self.starts = np.cumsum(counts) - counts
         self.place = np.argsort(rank)
-        self.grid = self._find_grid(len(ids))
+        self.count = len(ids)
 
-    def _find_grid(self, count: int) -> tuple[int, Array] | None:
+    @cached_property
+    def grid(self) -> tuple[int, Array] | None:
         """Where entries (A, most, B) have a number for each (a, b): B, and for each number in order
         its place in that table; else None."""
+        count = self.count
         if self.most == 1 or not self.most * len(self.targets) == len(self.order) == count:
             return None
         table = self.order.reshape(-1, self.most)  # of each number all entries
@@ -254,7 +258,7 @@ class Part:
         """Add a . factors to the rows over the blocks that the term reads.
 
         Args:
-            pending: block -> rows (R, n).
+            pending: takes them.
             a: (R, n) over the outputs, or over those that are ``used`` and zero elsewhere.
             used: increasing.
         """
@@ -315,7 +319,7 @@ class Part:
         step = max(1, _WINDOWS // (groups * m * max(place.size for place in places)))
         parts = []
         for start in range(0, len(a), step):
-            # Coefficients last: one product of contiguous matrices for each group.
+            # Rows last: one product of contiguous matrices for each group.
             part = a[start : start + step].transpose(1, 2, 3, 0)
             rows = np.zeros((groups, m, count + 1, part.shape[3]))
             rows[:, :, :count] = part

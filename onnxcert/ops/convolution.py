@@ -8,6 +8,7 @@ beyond toy sizes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,9 @@ from onnxcert.ops.sliding import Correlation, Transposition
 
 _TILE = 4
 """Side of the square of positions whose neurons are bounded together."""
+
+_Rectangle = tuple[slice, slice]
+"""Rows and columns of an image."""
 
 
 @register
@@ -111,43 +115,48 @@ class Convolution(Affine):
         if self.images > 1:
             return super().transpose_on(rows, columns)
         _, y, x = xp.unravel_index(columns, self.output_shape)
-        top, bottom = int(y.min()), int(y.max()) + 1
-        left, right = int(x.min()), int(x.max()) + 1
-        cropped = self.window.crop(top, left, bottom - top, right - left)
-        if cropped is None or 2 * (bottom - top) * (right - left) > height * width:
+        found = self._around(y, x)
+        if found is None or 2 * math.prod(found[1].positions) > height * width:
             return super().transpose_on(rows, columns)
-        window, origin = cropped
+        (top, left), window, pixels = found
         part = Convolution(self.weight, window, None)
-        shape = (channels, bottom - top, right - left)
-        dense = xp.zeros((len(rows), *shape), rows.dtype)
-        position = (columns // (height * width), y - top, x - left)
+        dense = xp.zeros((len(rows), channels, *window.positions), rows.dtype)
+        position = (columns // (height * width), y - top.start, x - left.start)
         dense[:, position[0], position[1], position[2]] = rows
         result = part.transpose(dense.reshape(len(rows), -1))[0]
         numbers = xp.arange(int(np.prod(self.window.image))).reshape(self.window.image)
-        rows_there = slice(origin[0], origin[0] + window.image[1])
-        columns_there = slice(origin[1], origin[1] + window.image[2])
-        return [(result, numbers[:, rows_there, columns_there].ravel())]
+        return [(result, numbers[:, pixels[0], pixels[1]].ravel())]
 
     def part(self, wanted: BoolArray) -> Part:
         """The rectangle of positions round all that is wanted, and of one group its channels."""
-        if self.images > 1:
-            return super().part(wanted)
-        table = wanted.reshape(self.output_shape)
+        table = wanted.reshape(-1, *self.output_shape[1:])
         channel, row, column = np.nonzero(table)
+        found = self._around(row, column) if self.images == 1 else None
+        if found is None:
+            return super().part(wanted)
+        positions, window, pixels = found
+        channels = np.full(self.output_channels, len(self.weight) > 1)
+        channels[channel] = True
+        makes, reads = np.zeros(table.shape, bool), np.zeros(self.window.image, bool)
+        makes[channels, positions[0], positions[1]] = True
+        reads[:, pixels[0], pixels[1]] = True
+        weight = self.weight if channels.all() else self.weight[:, channels]
+        offset = None if self.offset is None else self.offset[channels]
+        return Part(Convolution(weight, window, offset), (reads.ravel(),), makes.ravel())
+
+    def _around(self, row: Array, column: Array) -> tuple[_Rectangle, Window, _Rectangle] | None:
+        """The rectangle round some positions, its window, and the pixels that it reads.
+
+        None where it reads nothing but padding.
+        """
         top, left = int(row.min()), int(column.min())
         bottom, right = int(row.max()) + 1, int(column.max()) + 1
         cropped = self.window.crop(top, left, bottom - top, right - left)
         if cropped is None:
-            return super().part(wanted)
-        channels = np.full(self.output_channels, len(self.weight) > 1)
-        channels[channel] = True
-        window, (first, start) = cropped
-        makes, reads = np.zeros(table.shape, bool), np.zeros(self.window.image, bool)
-        makes[channels, top:bottom, left:right] = True
-        reads[:, first : first + window.image[1], start : start + window.image[2]] = True
-        weight = self.weight if channels.all() else self.weight[:, channels]
-        offset = None if self.offset is None else self.offset[channels]
-        return Part(Convolution(weight, window, offset), (reads.ravel(),), makes.ravel())
+            return None
+        window, (y, x) = cropped
+        pixels = slice(y, y + window.image[1]), slice(x, x + window.image[2])
+        return (slice(top, bottom), slice(left, right)), window, pixels
 
     @property
     def sliding(self) -> Window | None:

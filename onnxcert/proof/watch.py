@@ -23,6 +23,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -35,7 +36,7 @@ from onnxcert.checker.certificate import EXECUTED, Session, Verified
 from onnxcert.checker.errors import Expired, Rejected, Unusable
 from onnxcert.checker.needed import Unread
 from onnxcert.checker.proof import Combined, Prover, Rows
-from onnxcert.checker.spec import read_spec
+from onnxcert.checker.spec import Case, read_spec
 from onnxcert.checker.trees import Arrays, Group, InputGroup, Refusal, Region, Walked
 from onnxcert.errors import InputError
 from onnxcert.processes import Child, IdleProcessors, end_with_parent, read, write
@@ -129,10 +130,8 @@ class _Child:
         known = [[self.numbers[d].number for d in row[row >= 0]] for row in disjuncts]
         numbers = np.unique([number for row in known for number in row])
         cases = [self.cases[number] for number in numbers]
-        network = self.session.network
-        rows = Rows.of(cases, network.n_inputs, len(network.output))
         auditor = Auditor(self.bounder, 0, 0)
-        trees = WatchedTrees(Prover(self.bounder, rows), numbers, cases, auditor)
+        trees = WatchedTrees(self._prover(cases), numbers, cases, auditor)
         roots = trees.prover.roots(cases)
         place = {frozenset(numbers[r[r >= 0]].tolist()): k for k, r in enumerate(roots.cases)}
         for node, row in zip(nodes.tolist(), known, strict=True):
@@ -143,12 +142,14 @@ class _Child:
             trees.prover.bounds(roots, backward=True)
         self.trees[uid] = trees
 
+    def _prover(self, cases: Sequence[Case]) -> Prover:
+        network = self.session.network
+        return Prover(self.bounder, Rows.of(cases, network.n_inputs, len(network.output)))
+
     def box(self, disjuncts: IntArray) -> None:
         """The search bounds all neurons over the box of some cases."""
         cases = [self.cases[self.numbers[number].number] for number in disjuncts.tolist()]
-        network = self.session.network
-        rows = Rows.of(cases, network.n_inputs, len(network.output))
-        prover = Prover(self.bounder, rows, ahead=self.memory.ahead)
+        prover = replace(self._prover(cases), ahead=self.memory.ahead)
         roots = prover.roots(cases)
         if len(roots.low) == 1:
             prover.bounds(roots, backward=True)
@@ -503,20 +504,19 @@ class Watch:
         known = [(self._trees.get(id(trees), -1), order) for trees, order, _ in groups]
         child.hurry()
         child.tell(("finish", data, known))
-        answered = False
         try:
             if not self._ready:
                 _answer(child, _GRACE, expired)  # that it is
                 self._ready = True
             reply: Reply = _answer(child, math.inf, expired)
-            answered = True
             return reply
         except (EOFError, queue.Empty) as error:
             _log.info("the second process has not answered: %r", error)
+            self.close()
             return None
-        finally:
-            if not answered:
-                self.close()
+        except Expired:
+            self.close()
+            raise
 
     def close(self) -> None:
         """End the child; nothing is sent any more."""

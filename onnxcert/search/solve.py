@@ -95,10 +95,10 @@ _MARGIN = 1e-9
 """A proof that failed by a hair is repaired with bounds above this."""
 
 
-def promises(first: float, lowest: float, share: float) -> bool:
-    """Whether a bound that went from ``first`` < 0 to ``lowest`` in a share of the time will be
-    positive after all of it, if it goes on like this."""
-    return lowest - first >= -first * share
+def promises(first: float, lowest: float, spent: float, whole: float) -> bool:
+    """Whether a bound that went from ``first`` < 0 to ``lowest`` in the time spent will be positive
+    after the whole of it, if it goes on like this."""
+    return (lowest - first) * whole >= -first * spent
 
 
 @dataclass(frozen=True, eq=False)
@@ -408,8 +408,9 @@ class Solver:
         first = float(root.rows_lower.max(axis=1).min())
 
         def enough(lowest: float) -> bool:
-            share = (self.deadline.elapsed - begun) / max(limit - begun, 1e-9)
-            return share > 1.0 or (share > _BRIEF_TRIAL and not promises(first, lowest, share))
+            spent, whole = self.deadline.elapsed - begun, limit - begun
+            tried = spent > _BRIEF_TRIAL * whole
+            return spent > whole or (tried and not promises(first, lowest, spent, whole))
 
         answer = self._branch(
             self._neuron_split(cases, root, trees), candidates, root.open_cases, enough=enough

@@ -247,6 +247,29 @@ def test_one_output_is_asked_for(output: int, semantics: str) -> None:
     assert solved.outcome(by_hand(solved, semantics=semantics)) == "R8"
 
 
+@pytest.mark.parametrize("semantics", [REAL, EXECUTED])
+@pytest.mark.parametrize("splitting", ["neuron", "input"])
+def test_one_pixel_is_asked_for(splitting: str, semantics: str) -> None:
+    """It is made from nine pixels of each channel; a bound that an input reaches is not proved."""
+    network = network_of(images(3))
+    row = [0.0] * len(network.output)
+    row[5] = 1.0
+    inputs = np.random.default_rng(0).uniform(-1.0, 1.0, (1000, network.n_inputs))
+    reached = network.forward(inputs)[:, 5]
+    box = [-1.0] * network.n_inputs, [1.0] * network.n_inputs
+    model = images(3).SerializeToString()
+
+    def question(bound: float) -> Instance:
+        return Instance(model, spec((*box, [(row, bound)]), outputs=len(row)))
+
+    below = question(float(reached.min() - 3.0 * np.ptp(reached)) - 0.01)
+    with never_whole():
+        certificate = prove(below, splitting=splitting, semantics=semantics)
+        assert below.outcome(certificate) == ACCEPTED
+        solved = question(float(reached.min()))
+        assert solved.outcome(by_hand(solved, semantics=semantics)) == "R8"
+
+
 @pytest.mark.parametrize("splitting", ["neuron", "input"])
 def test_neurons_keep_the_positions_of_the_file(splitting: str) -> None:
     """The second half of a layer is read, and has to be split: a sum of relus ends at a corner."""

@@ -313,10 +313,10 @@ def test_relu_that_reads_the_input(splitting: str) -> None:
 
 
 def test_a_bound_promises_to_be_positive_in_time() -> None:
-    assert promises(-4.0, -2.0, 0.5)
-    assert not promises(-4.0, -2.5, 0.5)
-    assert promises(-4.0, np.inf, 0.9)
-    assert promises(-np.inf, -1.0, 0.9)
+    assert promises(-4.0, -2.0, 1.0, 2.0)
+    assert not promises(-4.0, -2.5, 1.0, 2.0)
+    assert promises(-4.0, np.inf, 1.8, 2.0)
+    assert promises(-np.inf, -1.0, 1.8, 2.0)
 
 
 @pytest.mark.parametrize("promise", [True, False])
@@ -327,7 +327,7 @@ def test_splits_over_the_first_bounds_end_without_promise(
     asked: list[float] = []
     answers, brief = [], Solver._split_briefly
 
-    def promised(first: float, lowest: float, share: float) -> bool:
+    def promised(first: float, lowest: float, spent: float, whole: float) -> bool:
         asked.append(lowest)
         return promise
 
