@@ -265,6 +265,24 @@ class Graph:
         return readers
 
     @cached_property
+    def floored(self) -> IntArray:
+        """Inputs that nothing but floors reads: whole numbers make all values that are made."""
+        positions = {self.input: np.arange(self.input_size)}
+        floored, read = np.zeros(self.input_size, bool), np.zeros(self.input_size, bool)
+        for node in self.nodes:
+            for name in set(node.inputs) & positions.keys():
+                picked = node.op.picked if isinstance(node.op, Affine) else None
+                if picked is not None:
+                    positions[node.name] = positions[name][to_host(picked)]
+                elif isinstance(node.op, Elementwise) and node.op.floors:
+                    floored[positions[name]] = True
+                else:
+                    read[positions[name]] = True
+        if self.output in positions:
+            read[positions[self.output]] = True
+        return np.flatnonzero(floored & ~read)
+
+    @cached_property
     def numbering(self) -> Mapping[str, slice]:
         """Pre-activation -> the numbers of its neurons, counted over all pre-activations."""
         columns, begin = {}, 0

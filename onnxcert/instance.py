@@ -19,6 +19,7 @@ import numpy as np
 
 from onnxcert.arrays import Array, FloatArray
 from onnxcert.errors import SpecError
+from onnxcert.frontend.builder import Limits
 from onnxcert.frontend.lower import Lowered, lower_query
 from onnxcert.frontend.onnx import Interface, Model, TensorInfo, load_interface, load_model
 from onnxcert.frontend.products import columns_read, with_products
@@ -66,7 +67,7 @@ class Files:
             InputError: one cannot be read, or they do not fit.
         """
         if isinstance(spec, Specification):
-            network = cls._load(model, input_elements=len(spec.lower))
+            network = cls._load(model, spec.limits, input_elements=len(spec.lower))
             query = spec.to_query(
                 [info.shape for info in network.inputs], [info.shape for info in network.outputs]
             )
@@ -83,8 +84,15 @@ class Files:
         return cls(network, query, lowered, files)
 
     @classmethod
-    def _load(cls, model: ModelSource, **declared: Any) -> Any:
-        """Read the model; the options are those of `load_interface`."""
+    def _load(cls, model: ModelSource, limits: Limits, **declared: Any) -> Any:
+        """Read the model.
+
+        Args:
+            model: where it is.
+            limits: of the inputs, see `load_model`.
+            declared: options of `load_interface`.
+        """
+        del limits
         return load_interface(model, **declared)
 
     @classmethod
@@ -92,10 +100,10 @@ class Files:
         """Read the model with the shapes and hidden tensors that the query declares."""
         network = query.networks[0]
         if query.version == "1.0":
-            return cls._load(model, input_elements=lowered.n_inputs)
+            return cls._load(model, lowered.limits, input_elements=lowered.n_inputs)
         hidden = [tensor.onnx_name or tensor.name for tensor in network.hidden]
         shapes = [tensor.shape for tensor in network.inputs]
-        return cls._load(model, input_shapes=shapes, hidden=hidden)
+        return cls._load(model, lowered.limits, input_shapes=shapes, hidden=hidden)
 
     def stored(self, semantics: str) -> tuple[bytes, bytes, Path | None, str]:
         """What the checker reads: the bytes of the model and of the specification, as the files are
@@ -157,8 +165,8 @@ class Instance(Files):
     model: Model
 
     @classmethod
-    def _load(cls, model: ModelSource, **declared: Any) -> Any:
-        return load_model(model, **declared)
+    def _load(cls, model: ModelSource, limits: Limits, **declared: Any) -> Any:
+        return load_model(model, limits=limits, **declared)
 
     @property
     def executed(self) -> Graph:

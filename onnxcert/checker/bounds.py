@@ -491,6 +491,9 @@ class Bounder:
         self.onward, self.offsets = self._without_constants()
         # Roundings of one coefficient, one dot product or one sum of the forward pass.
         self.gamma = 4 * gamma(max(float(fan.max()), depth) + 32)
+        # What sums of one block lose, and the middles and radii that they are made of.
+        added = {k: sum(part.added for part in parts) for k, parts in self.parts.items()}
+        self.lost = {k: 2 * gamma(n + len(self.parts[k]) + 16) for k, n in added.items()}
         self.widest = max(block.size for block in self.blocks)
         self.widest_read = max((b.size for b in self.blocks if isinstance(b, Curve)), default=0)
         # Curves that make what products and quotients read.
@@ -764,7 +767,7 @@ class Bounder:
         return made
 
     def _affine(self, r: Relaxation, k: int, block: Affine) -> tuple[Array, Array]:
-        nothing = np.zeros(block.size)
+        nothing = np.zeros((len(r.lower), block.size))
         value = nothing if block.offset is None else block.offset
         spread, weight = nothing, abs(value)
         inexact = nothing if block.offset_error is None else block.offset_error
@@ -774,17 +777,19 @@ class Bounder:
             weight = weight + part.apply(r.reach, part.absolute, block.size)
             if part.error is not None:
                 inexact = inexact + part.apply(r.reach, part.error, block.size)
-        noise = self.gamma * weight + inexact
         if self.executed and block.roundings:
             units = gamma(block.roundings, _SINGLE)
             size = weight + inexact + block.least
-            noise = noise + units * size + block.roundings / _RANGE
+            inexact = inexact + units * size + block.roundings / _RANGE
+        noise = self.gamma * weight + inexact
         # Written so that NaN counts as too much, and so does what binary32 may not hold.
         right = weight + noise <= (_RANGE if self.executed else np.inf)
         noise = np.where(right, noise * SLACK + TINY, np.inf)
         noise = np.broadcast_to(noise, (len(r.lower), block.size))
         r.noise[:, block.start : block.start + block.size] = noise
-        low, high = value - spread - noise, value + spread + noise
+        # A coefficient of a row is a sum over all that reads a scalar; here are the block's alone.
+        spread = spread + (self.lost[k] * weight + inexact) * SLACK + TINY
+        low, high = value - spread, value + spread
         if block.maximum is not None:
             a, b = block.maximum
             low = np.maximum(r.lower[:, a], r.lower[:, b])

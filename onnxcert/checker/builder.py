@@ -178,15 +178,24 @@ class Builder:
         directory: where external data may lie, or None.
         unit: of the executions that constants worked out in the file are to cover, beside their
             exact values.
+        limits: the least and the largest value of some inputs; None where nothing is known.
 
     Attributes:
         folded: whether there are such constants.
+        kinds: element types of the computed operands of a node.
     """
 
-    def __init__(self, n_inputs: int, directory: Path | None, unit: Unit = STORED) -> None:
+    def __init__(
+        self,
+        n_inputs: int,
+        directory: Path | None,
+        unit: Unit = STORED,
+        limits: Callable[[Array], tuple[Array, Array]] | None = None,
+    ) -> None:
         self.blocks: list[Block] = [Block(0, n_inputs, "")]
         self.size, self.directory = n_inputs, directory
-        self.unit, self.folded = unit, False
+        self.unit, self.folded, self.limits = unit, False, limits
+        self._whole, self.kinds = np.zeros(n_inputs, bool), list[str]()
         self.types: set[str] = set()
         self.shares: list[tuple[Array, Array]] = []
         self.begin("")
@@ -286,6 +295,17 @@ class Builder:
             parts = first.ravel(), second.ravel()
             self._append(Pair(start, first.size, self._name, kind, *parts, EXTRA, label))
         return np.arange(start, self.size).reshape(first.shape)
+
+    def is_whole(self, ids: Array) -> bool:
+        """Whether some scalars are whole numbers, whatever the inputs are; what follows from floors
+        and signs is known."""
+        known = np.ones(self.size + 1, bool)
+        known[: len(self._whole)] = self._whole
+        for block in self.blocks:
+            if block.start >= len(self._whole):
+                known[block.start : block.start + block.size] = block.is_whole(known)
+        self._whole = known[:-1]
+        return bool(known[ids].all())
 
     def _label(self) -> str:
         """What certificates call the next curve or pair."""

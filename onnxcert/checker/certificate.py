@@ -74,7 +74,8 @@ class Session:
         names: dict[str, Any] = {"input_shapes": shapes, "hidden": hidden}
         if query.version == "1.0":
             names = {"input_elements": query.n_inputs}
-        self._network = partial(read_network, model, directory=directory, **names)
+        names |= {"directory": directory, "limits": query.limits}
+        self._network = partial(read_network, model, **names)
         self.network = self._network()
         self._compare()
 

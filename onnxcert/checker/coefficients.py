@@ -235,6 +235,10 @@ class Part:
                 (len(where) for _, where in self.phases), default=1
             )
         self.depth = term.weight.shape[2] if isinstance(term, Product) else len(flat)
+        # How many products are added up to one number of the forward pass.
+        self.added = self.depth if isinstance(term, Product) else 1
+        if isinstance(term, Entries):
+            self.added = int(np.bincount(term.out).max(initial=1))
         self.ends = ends
         self.reads = [int(k) for k in distinct(self._block_of(self.tally.targets))]
 

@@ -7,7 +7,8 @@ What is not understood exactly is refused with `Unusable`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,19 @@ from onnxcert.checker.builder import (
     Operand,
     fold,
 )
+from onnxcert.checker.decisions import Key, Table, evaluated, lookup
 from onnxcert.checker.errors import Unusable
-from onnxcert.checker.network import Network, bounded, need
-from onnxcert.checker.operators import FIXED, FLAGS, FLOATS, IGNORED, OPERATORS
+from onnxcert.checker.network import Array, Network, bounded, need
+from onnxcert.checker.operators import (
+    FIXED,
+    FLAGS,
+    FLOATS,
+    IGNORED,
+    MOVES,
+    OF_WHOLE,
+    OPERATORS,
+    TRUTHS,
+)
 from onnxcert.checker.spec import decompressed
 
 _FAILURES = (
@@ -37,6 +48,7 @@ _FAILURES = (
 
 _OPSETS = range(1, 26)
 Dimensions = list[int | str]
+Limits = Callable[[Array], tuple[Array, Array]]
 Inputs = list[tuple[str, tuple[int, ...], str]]
 
 
@@ -48,6 +60,7 @@ def read_network(
     hidden: Sequence[str] = (),
     directory: Path | None = None,
     executed: bool = False,
+    limits: Limits | None = None,
 ) -> Network:
     """Read a model.
 
@@ -60,6 +73,8 @@ def read_network(
         directory: where external data may lie; without it they are refused.
         executed: whether the errors of constants that the file works out cover binary32 executions,
             too; without it they are those of float64 alone. Stored numbers are exact.
+        limits: the least and the largest value of some inputs; the network is the model's where
+            inputs lie within them. None where nothing is known.
 
     Raises:
         Unusable: the file is no model, or holds what is not supported.
@@ -67,7 +82,13 @@ def read_network(
     try:
         proto = onnx.ModelProto.FromString(decompressed(data, (1 << 31) - 1))
         with np.errstate(all="ignore"):
-            return _read(proto, input_shapes, input_elements, hidden, directory, executed=executed)
+            net = partial(
+                Builder,
+                directory=directory,
+                unit=EXECUTED if executed else STORED,
+                limits=limits,
+            )
+            return _read(proto, input_shapes, input_elements, hidden, net)
     except (*_FAILURES, DecodeError) as error:
         raise Unusable(f"the model makes no sense: {error!r}") from error
 
@@ -77,9 +98,7 @@ def _read(
     shapes: Sequence[tuple[int, ...]] | None,
     count: int | None,
     hidden: Sequence[str],
-    directory: Path | None,
-    *,
-    executed: bool,
+    begin: Callable[[int], Builder],
 ) -> Network:
     graph = proto.graph
     opset = _opset(proto)
@@ -88,7 +107,7 @@ def _read(
     _need_operators(graph.node)
     inputs = _bound([v for v in graph.input if v.name not in stored], shapes, count)
     n_inputs = sum(math.prod(bounded(shape)) for _, shape, _ in inputs)
-    tensors = _Tensors(Builder(n_inputs, directory, EXECUTED if executed else STORED), stored)
+    tensors = _Tensors(begin(n_inputs), stored)
     tensors.define_inputs(inputs)
     for node in graph.node:
         tensors.define_outputs(node, opset)
@@ -125,16 +144,27 @@ class _Tensors:
 
     def __init__(self, net: Builder, stored: Mapping[str, onnx.TensorProto]) -> None:
         self.net, self._stored = net, stored
-        self._values: dict[str, tuple[Operand, str]] = {}
+        self._values: dict[str, tuple[Operand | Table, str]] = {}
+        self._looked_up: dict[str, Operand] = {}
+        self._hats: dict[Key, Array] = {}
 
-    def __getitem__(self, name: str) -> tuple[Operand, str]:
+    def computed(self, name: str) -> tuple[Operand, str]:
+        """A tensor with its element type; what whole inputs look up becomes a block."""
+        value, element = self[name]
+        if not isinstance(value, Table):
+            return value, element
+        if name not in self._looked_up:
+            self._looked_up[name] = lookup(self.net, value, self._hats)
+        return self._looked_up[name], element
+
+    def __getitem__(self, name: str) -> tuple[Operand | Table, str]:
         if name not in self._values:
             need(name in self._stored, f"the tensor {name!r} is never made")
             known = self.net.load(self._stored[name])
             self._values[name] = known, str(known.value.dtype)
         return self._values[name]
 
-    def _define(self, name: str, operand: Operand, element: str) -> None:
+    def _define(self, name: str, operand: Operand | Table, element: str) -> None:
         is_new = name not in self._values and name not in self._stored
         need(is_new, f"the tensor {name!r} is defined twice")
         bounded(operand.shape)
@@ -153,14 +183,47 @@ class _Tensors:
         """What a node makes."""
         name = next((name for name in node.output if name), node.name)
         try:
-            read = [self[n] if n else None for n in node.input]
-            made, element = _run(self.net, node, name, opset, read)
+            schema = onnx.defs.get_schema(node.op_type, opset, "")
+            self.net.begin(name, schema.since_version, sum(map(bool, node.output)))
+            read: list[Any] = [self[n] if n else None for n in node.input]
+            if _looks_up(node.op_type, [pair[0] for pair in read if pair]):
+                made, element = self._evaluate(node, schema, read)
+            else:
+                read = [self.computed(n) if n else None for n in node.input]
+                made, element = _run(self.net, node, schema, read)
             for result, operand in zip(node.output, made, strict=False):
                 if result:
                     self._define(result, operand, element)
         except (Unusable, *_FAILURES) as error:
             reason = error if isinstance(error, Unusable) else f"makes no sense: {error!r}"
             raise Unusable(f"node {name!r} ({node.op_type}): {reason}") from error
+
+    def _evaluate(
+        self, node: onnx.NodeProto, schema: onnx.defs.OpSchema, read: list[Any]
+    ) -> tuple[list[Operand | Table], str]:
+        """What a node makes of tables and constants."""
+        need(len(node.output) == 1, "several tensors that whole inputs decide")
+        kinds, elements = [pair and pair[1] for pair in read], set[str]()
+
+        def one(operands: list[Any]) -> Any:
+            pairs = [x if x is None else (x, k) for x, k in zip(operands, kinds, strict=True)]
+            (made,), element = _run(self.net, node, schema, pairs)
+            elements.add(element)
+            return made
+
+        made = evaluated([pair and pair[0] for pair in read], one)
+        (element,) = elements
+        return [made], element
+
+
+def _looks_up(operator: str, operands: Sequence[Operand | Table]) -> bool:
+    """Whether a node may be evaluated for each combination of what looks up its operands."""
+    arrays = [x.value for x in operands if isinstance(x, Known)]
+    tables = [x.base for x in operands if isinstance(x, Table)]
+    if not tables or len(arrays) + len(tables) < len(operands):
+        return False
+    whole = all(array.dtype.kind in "iub" for array in arrays + tables)
+    return whole or operator in MOVES | TRUTHS
 
 
 def _network(
@@ -169,8 +232,9 @@ def _network(
     """The network whose outputs are those of the graph, then the hidden tensors."""
     net, inner = tensors.net, {name for node in graph.node for name in node.output}
     need(graph.output and inner.issuperset(hidden), f"no outputs, or no inner tensors {[*hidden]}")
-    results = [(name, *tensors[name]) for name in (*(o.name for o in graph.output), *hidden)]
     net.begin("outputs")
+    names = (*(o.name for o in graph.output), *hidden)
+    results = [(name, *tensors.computed(name)) for name in names]
     output = np.concatenate([net.ids(operand).ravel() for _, operand, _ in results])
     declared = [FLOATS.get(o.type.tensor_type.elem_type) for o in graph.output]
     for (name, _, element), said in zip(results, declared, strict=False):
@@ -185,10 +249,9 @@ def _network(
 
 
 def _run(
-    net: Builder, node: onnx.NodeProto, name: str, opset: int, read: list[Any]
-) -> tuple[list[Operand], str]:
+    net: Builder, node: onnx.NodeProto, schema: onnx.defs.OpSchema, read: list[Any]
+) -> tuple[list[Any], str]:
     """What a node makes of operands with their element types, and its element type."""
-    schema = onnx.defs.get_schema(node.op_type, opset, "")
     need(not schema.deprecated, "a deprecated operator")
     given = _attributes(node, schema)
     need(schema.min_input <= len(read) <= schema.max_input, f"{len(read)} inputs")
@@ -198,9 +261,10 @@ def _run(
         need(operand or optional or node.op_type == "Resize", f"input {i} is missing")
     while read and read[-1] is None:
         read.pop()
-    net.begin(name, schema.since_version, sum(map(bool, node.output)))
     operands = [pair and pair[0] for pair in read]
-    kinds = [pair[1] for pair in read if pair and not isinstance(pair[0], Known)]
+    kinds = net.kinds = [pair[1] for pair in read if pair and not isinstance(pair[0], Known)]
+    is_whole = not {*FLOATS.values()}.issuperset(kinds)
+    need(not is_whole or node.op_type in OF_WHOLE, "not understood of computed whole numbers")
     if operands and not kinds and not given and node.op_type in FOLDED:
         made: Any = fold(node.op_type, *operands, unit=net.unit)
         net.folded |= made.value.dtype.kind == "f"
@@ -208,12 +272,26 @@ def _run(
         need(node.op_type in OPERATORS, "not understood of computed values")
         made = OPERATORS[node.op_type](net, *operands, **given)
     made = made if isinstance(made, list) else [made]
-    if isinstance(made[0], Known) and not (kinds and made[0].value.dtype.kind == "f"):
-        return made, str(made[0].value.dtype)
-    element = (
-        FLOATS[given["to"]] if node.op_type == "Cast" else [*kinds, *(p[1] for p in read if p)][0]
-    )
-    return made, element
+    every = [pair[1] for pair in read if pair]
+    if isinstance(made[0], Known) and node.op_type != "Cast":
+        # Floating-point constants are worked out in float64, whatever they are declared as.
+        declared = [e for e in every if e in FLOATS.values()]
+        is_float = made[0].value.dtype.kind == "f" and declared
+        return made, declared[0] if is_float else str(made[0].value.dtype)
+    return made, _element(node.op_type, given, kinds, every)
+
+
+def _element(operator: str, given: dict[str, Any], kinds: list[str], every: list[str]) -> str:
+    """The element type of what is computed, from those of computed operands and of all."""
+    if operator == "Cast":
+        return str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(given["to"])))
+    if operator in TRUTHS:
+        return "bool"
+    if operator in ("ArgMax", "ArgMin"):
+        return "int64"
+    if operator in ("CastLike", "Where"):
+        return every[1]
+    return [*kinds, *every][0]
 
 
 def _attributes(node: onnx.NodeProto, schema: onnx.defs.OpSchema) -> dict[str, Any]:

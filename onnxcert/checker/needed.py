@@ -55,7 +55,7 @@ def needed(network: Network, read: Array, *, executed: bool) -> Network:
         rows = live[block.start : block.start + block.size]
         if rows.any():
             parts.append(part := _part(block, rows, executed))
-            for ids in _reads(part):
+            for ids in part.reads():
                 live[ids] = True
     live[-1] = False
     if live[:-1].all():
@@ -154,13 +154,3 @@ def _at_positions(term: Product, kept: Array) -> Product:
         seen = (where < kept.sum()).any(axis=1)
         image, where = image[:, :, seen], where[seen]
     return replace(term, ids=term.ids[:, :, kept], image=image, where=where)
-
-
-def _reads(block: Block) -> list[Array]:
-    """Numbers of what a block is made from."""
-    if isinstance(block, Curve):
-        return [block.ids]
-    if isinstance(block, Pair):
-        return [block.first, block.second]
-    assert isinstance(block, Affine)
-    return [*(term.ids for term in block.terms), *(block.maximum or ())]

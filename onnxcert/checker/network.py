@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,11 @@ class Term:
         """The term's part of the block: scalars (S + 1,), the last one zero -> (size,)."""
         raise NotImplementedError
 
+    @property
+    def factors(self) -> Array:
+        """All of them."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True, eq=False)
 class Pick(Term):
@@ -73,6 +79,11 @@ class Pick(Term):
     def apply(self, v: Array, size: int) -> Array:
         """See `Term`."""
         return v[self.ids] if self.factor is None else _like(self.factor, v) * v[self.ids]
+
+    @property
+    def factors(self) -> Array:
+        """See `Term`."""
+        return np.ones(1) if self.factor is None else self.factor
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +98,11 @@ class Product(Term):
     weight: Array
     image: Array | None = None
     where: Array | None = None
+
+    @property
+    def factors(self) -> Array:
+        """See `Term`."""
+        return self.weight
 
     @property
     def is_matrix(self) -> bool:
@@ -114,6 +130,11 @@ class Entries(Term):
         np.add.at(result, self.out, _like(self.value, v) * v[self.ids])
         return result
 
+    @property
+    def factors(self) -> Array:
+        """See `Term`."""
+        return self.value
+
 
 def pays_sparse(size: int, used: int) -> bool:
     """Whether a matrix of so many factors, of which so many are not zero, is kept as `Entries`."""
@@ -131,6 +152,14 @@ class Block:
     def values(self, v: Array) -> Array:
         """What the block computes: scalars (S + 1,), the last one zero -> (size,)."""
         raise NotImplementedError
+
+    def is_whole(self, whole: Array) -> bool:
+        """Whether all that it computes are whole numbers if these scalars are: (S + 1,)."""
+        return False
+
+    def reads(self) -> list[Array]:
+        """Numbers of what it is made from."""
+        return []
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,6 +190,19 @@ class Affine(Block):
         for term in self.terms:
             result = result + term.apply(v, self.size)
         return result
+
+    def reads(self) -> list[Array]:
+        """See `Block`."""
+        return [*(term.ids for term in self.terms), *(self.maximum or ())]
+
+    def is_whole(self, whole: Array) -> bool:
+        """See `Block`."""
+        held = [np.zeros(1) if self.offset is None else self.offset]
+        for term in self.terms:
+            if not whole[term.ids].all():
+                return False
+            held.append(term.factors)
+        return self.exact and all((x == np.floor(x)).all() for x in held)
 
     @property
     def exact(self) -> bool:
@@ -205,6 +247,15 @@ class Curve(Named, Block):
     slope: Array | None
     label: str
     order: Array | None = None
+
+    def reads(self) -> list[Array]:
+        """See `Block`."""
+        return [self.ids]
+
+    def is_whole(self, whole: Array) -> bool:
+        """See `Block`."""
+        kept = self.kind in ("relu", "abs") and whole[self.ids].all()
+        return self.kind in ("floor", "sign") or bool(kept)
 
     def values(self, v: Array) -> Array:
         """See `Block`."""
@@ -254,6 +305,14 @@ class Pair(Named, Block):
     label: str
     order: Array | None = None
 
+    def reads(self) -> list[Array]:
+        """See `Block`."""
+        return [self.first, self.second]
+
+    def is_whole(self, whole: Array) -> bool:
+        """See `Block`."""
+        return self.kind == "product" and bool(whole[[*self.first, *self.second]].all())
+
     def values(self, v: Array) -> Array:
         """See `Block`."""
         first, second = v[self.first], v[self.second]
@@ -290,6 +349,17 @@ class Network:
     binary32: bool
     folded: bool = False
     shares: Sequence[tuple[Array, Array]] = ()
+
+    @cached_property
+    def floored(self) -> Array:
+        """Which inputs nothing but floors reads, (n_in,) booleans."""
+        floored, read = np.zeros((2, self.size + 1), bool)
+        read[self.output] = True
+        for block in self.blocks[1:]:
+            kept = floored if isinstance(block, Curve) and block.kind == "floor" else read
+            for ids in block.reads():
+                kept[ids] = True
+        return (floored & ~read)[: self.n_inputs]
 
     @property
     def families(self) -> Array:

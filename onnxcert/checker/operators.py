@@ -31,6 +31,16 @@ from onnxcert.checker.builder import (
     multiplied,
 )
 from onnxcert.checker.curves import MOST
+from onnxcert.checker.decisions import (
+    WHOLE_TYPES,
+    choice,
+    equal,
+    greater,
+    junction,
+    negation,
+    place,
+    towards_zero,
+)
 from onnxcert.checker.network import Array, Product, bounded, need
 
 FLOATS = {1: "float32", 10: "float16", 11: "float64"}
@@ -241,6 +251,12 @@ def _cast(net: Builder, x: Any, like: Any = None, to: int | None = None) -> Any:
         return Known(x.value, lost if lost.any() else None)
     if dtype in FLOATS.values():
         return x
+    if not isinstance(x, Known):
+        kind = net.kinds[0]
+        if kind == "bool" or (kind in WHOLE_TYPES and str(dtype) in WHOLE_TYPES):
+            return x
+        need(kind in FLOATS.values(), f"a cast to {dtype}")
+        return towards_zero(net, x, dtype)
     value = exact(x).astype(dtype)
     held = dtype.kind == "b" or (dtype.kind in "iu" and (value == np.trunc(exact(x))).all())
     need(held, f"a cast to {dtype} that overflows")
@@ -655,6 +671,24 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Sub": lambda net, *x: _sum(net, x, (ONE, MINUS)),
     "Sum": lambda net, *x: _sum(net, x, [ONE] * len(x)),
     "Tanh": lambda net, x: net.curve("tanh", net.ids(x)),
-    "Where": lambda net, where, *x: net.moved(lambda *x: np.where(exact(where), *x), *x),
+    "And": partial(junction, both=True), "ArgMax": place, "ArgMin": partial(place, smallest=True),
+    "Equal": equal, "Greater": greater, "GreaterOrEqual": partial(greater, strict=False),
+    "Less": partial(greater, less=True), "LessOrEqual": partial(greater, less=True, strict=False),
+    "Not": negation, "Or": partial(junction, both=False), "Where": choice,
 }  # fmt: skip
 """Operator -> the function of a `Builder`, inputs and attributes that is called for a node."""
+
+TRUTHS = {
+    "And", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "Or",
+}  # fmt: skip
+"""Those that make truths."""
+
+OF_WHOLE = (
+    TRUTHS | _MOVES.keys()
+    | {"Add", "Cast", "CastLike", "Concat", "Max", "Min", "Mul", "Neg", "Pad", "ScatterND", "Shape",
+       "Size", "Split", "Sub", "Sum", "Where"}
+)  # fmt: skip
+"""Those that are understood of computed whole numbers and truths: division, for one, is another."""
+
+MOVES = _MOVES.keys() | {"Cast", "CastLike", "Concat", "Pad", "ScatterND", "Shape", "Size", "Where"}
+"""Those that only move floating-point numbers, which are exact in tables then."""

@@ -35,6 +35,12 @@ R20  A case asks for g_m <= 0 for all its rows m, so where it holds, s z >= s z 
 R22  Folded networks (`onnxcert.checker.folding`): a box may be bounded with the network of any box
      that it is a part of. The certificate says on which boxes it is folded.
 R23  Equal and opposite scalars (`onnxcert.checker.equals`).
+R24  Whole inputs. Where nothing but floors reads an input (`onnxcert.checker.network.floored`), no
+     row is about it and no ellipsoid, an input x and the one with floor(x_i) in place of x_i give
+     the same values to all scalars but x_i and to all rows. So a case has a solution in a box only
+     if it has one with x_i whole, from the floor of its lower end to that of its upper end. Such an
+     x_i is split into x_i <= k and x_i >= k + 1 with k the floor of the middle, and ends are
+     rounded inwards to whole numbers after clipping.
 R17  Over the reals a share exp(x_i) / sum_j exp(x_j) is larger than another one of its row if and
      only if its x_i is. Where a specification only compares shares of one row with each other, x
      takes their place among the outputs (`onnxcert.checker.network.Network.compared`). Executions
@@ -47,6 +53,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
+from functools import cached_property
 from types import MappingProxyType
 
 import numpy as np
@@ -283,6 +290,12 @@ class Prover:
     ahead: list[tuple[Boxes, Relaxation]] = field(default_factory=list)
     place: Array | None = None
 
+    @cached_property
+    def whole(self) -> Array:
+        """Which inputs count as whole numbers (rule R24), (n_in,)."""
+        floored = self.bounder.network.floored
+        return floored & ~self.rows.inputs.any(axis=(0, 1)) if floored.any() else floored
+
     def forms(
         self, r: Relaxation, cases: Array, weights: Array | None = None
     ) -> tuple[Pending, Array]:
@@ -358,6 +371,8 @@ class Prover:
         nothing = np.full((len(boxes), len(self.bounder.known_ids)), np.inf)
         low, high = np.stack([c.lower for c in firsts]), np.stack([c.upper for c in firsts])
         balls = Balls.of([c.ball for c in firsts], low.shape[1])
+        if balls is None:
+            low, high = (np.where(self.whole, np.floor(side), side) for side in (low, high))
         return Boxes(low, high, table, (-nothing, nothing), balls)
 
     def boxes(
@@ -608,15 +623,25 @@ class Prover:
         from_high = np.where(coefficients < 0, reach, np.inf).min(axis=2)
         low, high = nodes.low[:, None], nodes.high[:, None]
         slack = 8 * U * np.maximum(abs(low), abs(high))
-        return np.maximum(low, high - from_high - slack), np.minimum(high, low + from_low + slack)
+        low, high = (
+            np.maximum(low, high - from_high - slack),
+            np.minimum(high, low + from_low + slack),
+        )
+        if self.whole.any():
+            low, high = (
+                np.where(self.whole, np.ceil(low), low),
+                np.where(self.whole, np.floor(high), high),
+            )
+        return low, high
 
-    @staticmethod
-    def halves(nodes: Boxes, dimension: Array) -> tuple[Boxes, Boxes]:
-        """Rule R10 for inputs."""
+    def halves(self, nodes: Boxes, dimension: Array) -> tuple[Boxes, Boxes]:
+        """Rule R10 for inputs, and R24."""
         each = np.arange(len(dimension))
         middle = 0.5 * nodes.low[each, dimension] + 0.5 * nodes.high[each, dimension]
+        whole = self.whole[dimension] & (nodes.balls is None)
+        end = np.where(whole, np.floor(middle), middle)
         low, high = nodes.low.copy(), nodes.high.copy()
-        low[each, dimension], high[each, dimension] = middle, middle
+        high[each, dimension], low[each, dimension] = end, np.where(whole, end + 1.0, end)
         return replace(nodes, high=high), replace(nodes, low=low)
 
     # Trees over neurons

@@ -302,6 +302,18 @@ class Spec:
                 rows = (row.placed(places) for row in found.rows)
                 yield Case(*sides, tuple(dict.fromkeys(rows)), ball)
 
+    def limits(self, inputs: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The least and the largest value of some inputs in any case, rounded outward."""
+        lower, upper = self._hull
+        return lower[inputs], upper[inputs]
+
+    @cached_property
+    def _hull(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        lower, upper = np.full(self.n_inputs, np.inf), np.full(self.n_inputs, -np.inf)
+        for case in self.cases():
+            lower, upper = np.minimum(lower, case.lower), np.maximum(upper, case.upper)
+        return lower, upper
+
     def _bounds(
         self, box: _Box, ball: Ellipsoid | None
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:

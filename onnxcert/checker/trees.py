@@ -538,7 +538,7 @@ class Group:
     ) -> None:
         tree, at_once = group.tree, group.unbounded[ids]
         if at_once.any():
-            self._cut(ids[at_once], nodes[at_once], group, stack)
+            self._cut(prover, ids[at_once], nodes[at_once], group, stack)
             ids, nodes = ids[~at_once], nodes[~at_once]
         if not len(ids):
             return
@@ -552,12 +552,18 @@ class Group:
             cases, box = rest.cases[b][rest.cases[b] >= 0], (rest.low[b], rest.high[b])
             self._refuse(Refusal(place, int(still[b]), cases, *box, float(lower[b])))
         if not leaf.all():
-            self._cut(still[~leaf], rest[~leaf], group, stack)
+            self._cut(prover, still[~leaf], rest[~leaf], group, stack)
 
     @staticmethod
-    def _cut(ids: Array, nodes: Boxes, group: InputGroup, stack: list[tuple[Array, Boxes]]) -> None:
+    def _cut(
+        prover: Prover,
+        ids: Array,
+        nodes: Boxes,
+        group: InputGroup,
+        stack: list[tuple[Array, Boxes]],
+    ) -> None:
         """The halves of nodes are next."""
-        for side, half in enumerate(Prover.halves(nodes, group.inputs[ids])):
+        for side, half in enumerate(prover.halves(nodes, group.inputs[ids])):
             stack.append((group.tree[ids, side], half))
 
     # Trees over neurons

@@ -7,13 +7,17 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from onnxcert.arrays import Array, FloatArray, IntArray
+from onnxcert.frontend.tables import Key, Keys, Table
 from onnxcert.frontend.tensors import Constant, Operand, Shape, Tensor
 from onnxcert.graph import Graph, Neurons, Node
 from onnxcert.ops import (
+    Absolute,
     Bivariate,
     Concat,
     Divide,
     Elementwise,
+    Floor,
+    Linear,
     Maximum,
     Multiply,
     Operator,
@@ -21,10 +25,17 @@ from onnxcert.ops import (
     Relu,
     Scale,
     Select,
+    Sign,
+    SparseLinear,
     Sum,
 )
+from onnxcert.ops.sparse import pays_sparse
 
 Move = Callable[..., Array]
+Limits = Callable[[IntArray], tuple[FloatArray, FloatArray]]
+
+_WHOLE = (Absolute, Concat, Linear, Maximum, Multiply, Relu, Scale, Select, SparseLinear, Sum)
+"""Operators that make whole numbers of whole numbers, if those that they hold are whole."""
 
 
 class Builder:
@@ -33,17 +44,23 @@ class Builder:
     Args:
         input_name: name of the vector of all inputs.
         input_size: its length.
+        limits: the least and the largest value that is asked about of some inputs, by their
+            positions in that vector; None where nothing is known.
 
     Attributes:
         shares: vector that a Softmax makes, row by row -> what it is applied to, (rows, length).
+        whole: vectors that hold whole numbers and nothing else.
     """
 
-    def __init__(self, input_name: str, input_size: int) -> None:
+    def __init__(self, input_name: str, input_size: int, limits: Limits | None = None) -> None:
         self.input = input_name
+        self.limits = limits
+        self.whole: set[str] = set()
         self.sizes: dict[str, int] = {input_name: input_size}
         self.nodes: list[Node] = []
         self.shares: dict[str, Tensor] = {}
         self._flat: dict[int, tuple[Tensor, str]] = {}
+        self._hats_of: dict[Key, Tensor] = {}
         self._output = "value"
         self._origin = ""
         self._curves = 0
@@ -69,6 +86,8 @@ class Builder:
             name = f"{self._output}#{number}"
         self.nodes.append(Node(name, op, values, self._origin, neurons, roundings))
         self.sizes[name] = op.output_size
+        if isinstance(op, Floor | Sign) or (self.whole.issuperset(values) and _is_whole(op)):
+            self.whole.add(name)
         return name
 
     def placeholder(self, shape: Shape) -> Tensor:
@@ -92,10 +111,7 @@ class Builder:
 
     def graph(self, output: Operand) -> Graph:
         """The finished graph; ``output`` is flattened."""
-        if isinstance(output, Constant):
-            nowhere = np.full(output.shape, -1, dtype=np.int64)
-            output = Tensor(self.input, self.sizes[self.input], nowhere, output.numbers)
-        name = self.flat(output)
+        name = self.flat(self.computed(output))
         return Graph(self.input, self.sizes[self.input], tuple(self.nodes), name)
 
     # Steps that only move entries
@@ -299,9 +315,99 @@ class Builder:
         shifted = self.scale(tensor, minus, ceiling, roundings=0)
         return self.scale(self.elementwise(shifted, Relu), minus, ceiling, roundings=0)
 
+    # Decisions: executors compare and look up, they make no roundings here either.
+
+    def fixed(self, operand: Operand) -> Operand:
+        """The operand; a constant where it is made of inputs that may have one value only."""
+        if isinstance(operand, Constant) or operand.source != self.input or self.limits is None:
+            return operand
+        lower, upper = self.limits(operand.index.ravel())
+        if operand.fill is not None or not (lower == upper).all():
+            return operand
+        return Constant(lower.reshape(operand.shape))
+
+    def difference(self, first: Operand, second: Operand) -> Tensor:
+        """x - y, broadcast, of which one is computed."""
+        if isinstance(second, Constant):
+            assert isinstance(first, Tensor)
+            return self.scale(first, None, -second.numbers, roundings=0)
+        if isinstance(first, Constant):
+            return self.scale(second, np.array(-1.0), first.numbers, roundings=0)
+        return self.sum([first, second], (1, -1), roundings=0)
+
+    def computed(self, operand: Operand) -> Tensor:
+        """The operand as a tensor; entries of a constant are filled in."""
+        if isinstance(operand, Tensor):
+            return operand
+        nowhere = np.full(operand.shape, -1, dtype=np.int64)
+        return Tensor(self.input, self.sizes[self.input], nowhere, operand.numbers)
+
+    def choose(self, truth: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """The first where a truth is 1, the second where it is 0: y + c (x - y)."""
+        gap = self.difference(first, second)
+        return self.sum([second, self.product(truth, gap)], (1, 1), roundings=0)
+
+    def is_whole(self, tensor: Tensor) -> bool:
+        """Whether all entries are whole numbers, whatever the input is."""
+        filled = tensor.fill is None or bool((tensor.fill == np.floor(tensor.fill)).all())
+        return tensor.source in self.whole and filled
+
+    def is_zero(self, whole: Tensor) -> Tensor:
+        """1 where a whole number is zero, else 0: relu(1 - |x|), which is continuous in x."""
+        size = self.elementwise(whole, Absolute)
+        rest = self.scale(size, np.array(-1.0), np.array(1.0), roundings=0)
+        return self.elementwise(rest, Relu)
+
+    def all_of(self, truths: Sequence[Tensor]) -> Tensor:
+        """1 where all of some truths (0 or 1) are 1, else 0: relu(their sum - their number + 1)."""
+        total = self.sum(truths, (1,) * len(truths), roundings=0)
+        beyond = np.array(1.0 - len(truths))
+        return self.elementwise(self.scale(total, None, beyond, roundings=0), Relu)
+
+    def lookup(self, table: Table) -> Tensor:
+        """What a table says: base + sum over combinations of indicator times difference."""
+        numbers, positions, differences = table.entries()
+        combinations, row = np.unique(numbers, return_inverse=True)
+        indicator = self._indicator(table.keys, combinations)
+        base = np.asarray(table.base, dtype=np.float64).ravel()
+        shape = len(combinations), base.size
+        op: Operator
+        if pays_sparse(shape[0] * shape[1], len(row)):
+            op = SparseLinear(row, positions, differences, shape, base)
+        else:
+            weight = np.zeros(shape)
+            weight[row, positions] = differences
+            op = Linear(weight, base)
+        return Tensor.whole(self.apply(op, self.flat(indicator), roundings=0), table.shape)
+
+    def _indicator(self, keys: Keys, combinations: IntArray) -> Tensor:
+        """1 where a combination of keys is met, and 0 elsewhere: one entry for each."""
+        values = np.unravel_index(combinations, [key.count for key in keys])
+        truths = [
+            self.moved([self._hats(key)], lambda x, at=at: x[at])
+            for key, at in zip(keys, values, strict=True)
+        ]
+        return truths[0] if len(keys) == 1 else self.all_of(truths)
+
+    def _hats(self, key: Key) -> Tensor:
+        """For each value of a key 1 where it has that, else 0."""
+        if key not in self._hats_of:
+            value = Tensor(key.source, self.sizes[key.source], np.full(key.count, key.position))
+            values = np.arange(key.low, key.high + 1, dtype=np.float64)
+            self._hats_of[key] = self.is_zero(self.scale(value, None, -values, roundings=0))
+        return self._hats_of[key]
+
     def negative(self, tensor: Tensor) -> Tensor:
         """Minus the tensor."""
         return self.scale(tensor, np.array(-1.0), None, roundings=0)
+
+
+def _is_whole(op: Operator) -> bool:
+    """Whether an operator makes whole numbers of whole numbers."""
+    if not isinstance(op, _WHOLE):
+        return False
+    held = [getattr(op, name, None) for name in ("factor", "offset", "weight", "values", "fill")]
+    return all(part is None or bool((part == np.floor(part)).all()) for part in held)
 
 
 def _decode(code: IntArray, source: str, size: int, pool: FloatArray) -> Tensor:

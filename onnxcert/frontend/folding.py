@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,7 +23,7 @@ from onnxcert.arrays import Array
 from onnxcert.frontend.tensors import MOST_ENTRIES, Constant, NoRule
 
 # fmt: off
-_DISCRETE = frozenset((
+DECISIONS = frozenset((
     "ArgMax", "ArgMin", "Ceil", "Equal", "Floor", "Greater", "GreaterOrEqual", "Less",
     "LessOrEqual", "Mod", "NonZero", "Range", "Round", "Sign",
 ))
@@ -46,7 +48,7 @@ def fold(
     _check_size(node, inputs)
     arrays = [None if constant is None else _exact(constant.array) for constant in inputs]
     results = _evaluate(node, arrays, opset)
-    if node.op_type in _DISCRETE and any(_is_floating(array) for array in arrays):
+    if node.op_type in DECISIONS and any(_is_floating(array) for array in arrays):
         narrow = [a.astype(np.float32) if _is_floating(a) else a for a in arrays]  # type: ignore[union-attr]
         again = _evaluate(node, narrow, opset)
         if not all(np.array_equal(a, b) for a, b in zip(results, again, strict=True)):
@@ -55,30 +57,40 @@ def fold(
 
 
 def _evaluate(node: onnx.NodeProto, arrays: Sequence[Array | None], opset: int) -> list[Array]:
+    feeds = {f"input{i}": array for i, array in enumerate(arrays) if array is not None}
+    there = tuple(array is not None for array in arrays)
+    evaluator = _evaluator(node.SerializeToString(deterministic=True), there, opset)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            results = evaluator.run(None, feeds)
+    except (NotImplementedError, RuntimeError, AttributeError, KeyError) as error:
+        raise NoRule(f"a constant node that cannot be evaluated ({error})") from error
+    return [np.asarray(result) for result in results]
+
+
+@lru_cache(maxsize=4)
+def _evaluator(data: bytes, there: tuple[bool, ...], opset: int) -> Any:
+    """Evaluates one node with the inputs that are there; nodes come thousands of times in a row."""
     from onnx.reference import ReferenceEvaluator  # noqa: PLC0415 - see the module docstring
 
-    single = onnx.NodeProto()
-    single.CopyFrom(node)
-    names = [f"input{i}" if a is not None else "" for i, a in enumerate(arrays)]
-    outputs = [f"output{i}" for i in range(len(node.output))]
+    single = onnx.NodeProto.FromString(data)
+    names = [f"input{i}" if given else "" for i, given in enumerate(there)]
+    outputs = [f"output{i}" for i in range(len(single.output))]
     del single.input[:], single.output[:]
     single.input.extend(names)
     single.output.extend(outputs)
-    feeds = {name: array for name, array in zip(names, arrays, strict=True) if name}
     graph = onnx.helper.make_graph(
         [single],
         "constant",
-        [onnx.helper.make_empty_tensor_value_info(name) for name in feeds],
+        [onnx.helper.make_empty_tensor_value_info(name) for name in names if name],
         [onnx.helper.make_empty_tensor_value_info(name) for name in outputs],
     )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            results = ReferenceEvaluator(model).run(None, feeds)
+        return ReferenceEvaluator(model)
     except (NotImplementedError, RuntimeError, AttributeError, KeyError) as error:
         raise NoRule(f"a constant node that cannot be evaluated ({error})") from error
-    return [np.asarray(result) for result in results]
 
 
 def _is_floating(array: Array | None) -> bool:

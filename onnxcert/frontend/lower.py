@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 from hashlib import sha256
 
 import numpy as np
 
-from onnxcert.arrays import FloatArray
+from onnxcert.arrays import FloatArray, IntArray
 from onnxcert.errors import UnsupportedSpec
 from onnxcert.frontend.products import find_products
 from onnxcert.frontend.quadrics import is_quadric, read_quadric
@@ -55,6 +56,23 @@ class Lowered:
     def n_outputs(self) -> int:
         """Length of the flat output vector: outputs, then hidden tensors."""
         return self.layout.n_outputs
+
+    def limits(self, columns: IntArray) -> tuple[FloatArray, FloatArray]:
+        """The least and the largest value of some inputs in any case, rounded outward.
+
+        Raises:
+            SpecError: a case leaves an input unbounded.
+        """
+        lower, upper = self._hull
+        return lower[columns], upper[columns]
+
+    @cached_property
+    def _hull(self) -> tuple[FloatArray, FloatArray]:
+        lower, upper = np.full(self.n_inputs, np.inf), np.full(self.n_inputs, -np.inf)
+        for problem in self.cases:
+            lower = np.minimum(lower, problem.lower.min(axis=0))
+            upper = np.maximum(upper, problem.upper.max(axis=0))
+        return lower, upper
 
     @property
     def cases(self) -> Iterator[Problem]:

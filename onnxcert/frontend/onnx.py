@@ -26,6 +26,7 @@ import onnx
 
 from onnxcert.arrays import IntArray
 from onnxcert.errors import ModelError, UnsupportedModel
+from onnxcert.frontend.builder import Limits
 from onnxcert.frontend.canonical import NEWEST_OPSET, Canonical, canonical
 from onnxcert.frontend.model_file import ModelFile, read_bytes
 from onnxcert.frontend.rules import RULES
@@ -142,6 +143,7 @@ def load_model(
     input_shapes: Sequence[tuple[int, ...]] | None = None,
     input_elements: int | None = None,
     hidden: Sequence[str] = (),
+    limits: Limits | None = None,
 ) -> Model:
     """Read a model completely.
 
@@ -151,13 +153,16 @@ def load_model(
         input_elements: number of input variables (VNN-LIB 1.0); binds one dynamic dimension.
             Dimensions that neither binds are one.
         hidden: names of inner tensors to append to the output.
+        limits: the least and the largest value that is asked about of some inputs, by their
+            positions in the vector of all; what is read holds there only. It is asked where inputs
+            are cast to whole numbers or compared. None where nothing is known.
 
     Raises:
         UnsupportedModel: some nodes have no rule; all of them are listed.
         ModelError: the file cannot be read, is not valid, or does not fit what is declared.
     """
     model = canonical(ModelFile.read(source), input_shapes, input_elements)
-    translation = Translation(model)
+    translation = Translation(model, limits)
     translation.run()
     _refuse_unsupported(model, translation.layers)
     _require_computed(model, hidden)

@@ -23,8 +23,8 @@ from onnxcert.arrays import UNIT_ROUNDOFF, Array, Device, FloatArray
 from onnxcert.errors import ModelError
 from onnxcert.frontend.model_file import decompressed
 from onnxcert.frontend.onnx import Interface, Model
-from onnxcert.graph import Graph
-from onnxcert.ops import Sign
+from onnxcert.graph import Graph, Node
+from onnxcert.ops import Elementwise
 from onnxcert.sets import Box
 
 _FAILURES = (
@@ -44,6 +44,9 @@ _UNITS = {"float16": 2.0**-11, "float32": 2.0**-24, "float64": 2.0**-53}
 _UNDERFLOW = {"float16": 2.0**-14, "float32": 1e-30, "float64": 1e-290}
 """Differences below this may come from numbers too small for the type."""
 
+
+_NEAR_JUMP = 100.0
+"""A curve may jump at a value where it does within so many times what binary32 makes of it."""
 
 _OLDER_CONTAINER = 10
 """An IR version that every supported onnxruntime reads."""
@@ -153,7 +156,7 @@ def _session(data: bytes, options: Any) -> Any:
 @dataclass(frozen=True)
 class _Expected:
     """What the lowered graph allows at one point: the real-valued outputs, and their enclosure
-    over all executions in the arithmetic of the file.
+    over all executions in the arithmetic of the file; whether a curve may have jumped in one.
     """
 
     outputs: FloatArray
@@ -235,17 +238,24 @@ def _expect(graph: Graph, x: FloatArray, unit: float) -> _Expected:
     """Evaluate the point and its enclosure, node by node."""
     values = {graph.input: x[None]}
     boxes = {graph.input: Box(x[None], x[None])}
+    jumping = any(_may_jump(node) for node in graph.nodes)
+    single = graph.single.values(x[None].astype(np.float32)) if jumping else {}
     jumps = False
     for number, node in enumerate(graph.nodes):
         values[node.name] = node.op.forward([values[name] for name in node.inputs])
-        read = [boxes[name] for name in node.inputs]
-        boxes[node.name] = node.op.interval(read, unit)
-        if isinstance(node.op, Sign):
-            jumps |= bool(((read[0].lower <= 0) & (read[0].upper >= 0)).any())
+        boxes[node.name] = node.op.interval([boxes[name] for name in node.inputs], unit).defined()
+        if isinstance(node.op, Elementwise) and _may_jump(node):
+            read = values[node.inputs[0]]
+            near = _NEAR_JUMP * abs(single[node.inputs[0]] - read)
+            jumps |= bool((node.op.value(read - near) != node.op.value(read + near)).any())
         for name in set(node.inputs):
             if graph.last_use[name] == number and name != graph.output:
                 del values[name], boxes[name]
     return _Expected(values[graph.output][0], boxes[graph.output], jumps)
+
+
+def _may_jump(node: Node) -> bool:
+    return isinstance(node.op, Elementwise) and not node.op.continuous
 
 
 def _compare(

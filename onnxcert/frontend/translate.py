@@ -9,17 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
 
 from onnxcert.arrays import Array, IntArray
 from onnxcert.errors import ModelError
-from onnxcert.frontend.builder import Builder
+from onnxcert.frontend.builder import Builder, Limits
 from onnxcert.frontend.canonical import NEWEST_OPSET, Canonical, node_key, schema_version
-from onnxcert.frontend.folding import fold
-from onnxcert.frontend.rules import RULES, Call
+from onnxcert.frontend.folding import DECISIONS, fold
+from onnxcert.frontend.rules import KINDS, RULES, Call, Entry
+from onnxcert.frontend.tables import Table, common_keys
 from onnxcert.frontend.tensors import Constant, NoRule, Operand, Shape, Tensor, checked_size
 
 
@@ -42,6 +43,9 @@ class Layer:
     unsupported: str = ""
 
 
+_Value: TypeAlias = "Operand | Table | None"
+
+
 class _BehindUnsupported(Exception):  # noqa: N818 - says where a node stands
     """A node reads a value of unknown shape, so that its rule cannot be tried."""
 
@@ -49,20 +53,26 @@ class _BehindUnsupported(Exception):  # noqa: N818 - says where a node stands
 class Translation:
     """One pass over the nodes of a model.
 
+    Args:
+        model: what to read.
+        limits: see `Builder`.
+
     Attributes:
         layers: what was met, in order.
         build: the graph so far.
     """
 
-    def __init__(self, model: Canonical) -> None:
+    def __init__(self, model: Canonical, limits: Limits | None = None) -> None:
         self.model = model
         self.layers: list[Layer] = []
         names = {output for node in model.nodes for output in node.output}
         name = model.inputs[0].name if len(model.inputs) == 1 else "inputs"
         while name in names:
             name += "_"
-        self.build = Builder(name, sum(info.size for info in model.inputs))
-        self._values: dict[str, Operand | None] = {"": None}
+        self.build = Builder(name, sum(info.size for info in model.inputs), limits)
+        self._values: dict[str, _Value] = {"": None}
+        self._looked_up: dict[str, Tensor] = {}
+        self._kinds: dict[str, str] = {}
         self._left_out: set[str] = set()
         self._read_inputs()
 
@@ -102,6 +112,9 @@ class Translation:
             raise ModelError("a node needs more memory than there is", place=place) from error
         self._check_shapes(node, results, place)
         self._values.update(zip(node.output, results, strict=False))
+        self._kinds.update(
+            (n, self._kind(node, r)) for n, r in zip(node.output, results, strict=False)
+        )
         self._left_out.update(node.output[len(results) :])
         self._values[""] = None
         self._note(node, results, reason)
@@ -112,6 +125,7 @@ class Translation:
         Raises:
             ModelError: a name is none of the model's tensors.
         """
+        self.build.begin("outputs", "")
         operands = [self._lookup(name) for name in names]
         if any(operand is None for operand in operands):
             raise ModelError("an output cannot be computed", place=self.model.file.source)
@@ -152,6 +166,15 @@ class Translation:
         return operand.shape
 
     def _lookup(self, name: str) -> Operand | None:
+        """The value of a tensor, computed where it is a table; None where it is left out."""
+        value = self._value(name)
+        if not isinstance(value, Table):
+            return value
+        if name not in self._looked_up:
+            self._looked_up[name] = self.build.lookup(value)
+        return self._looked_up[name]
+
+    def _value(self, name: str) -> _Value:
         """The value of a tensor; None where an optional output or input is left out.
 
         Raises:
@@ -165,7 +188,7 @@ class Translation:
             return Constant(self.model.file.array(stored))
         return self._values[name]
 
-    def _translate(self, node: onnx.NodeProto) -> list[Operand | None]:
+    def _translate(self, node: onnx.NodeProto) -> list[_Value]:
         unknown = self.model.unknown.get(node_key(node))
         if unknown:
             raise NoRule(unknown)
@@ -177,12 +200,38 @@ class Translation:
             raise ValueError("an input is never made")
         for name in node.output:
             checked_size(self.model.shapes.get(name, ()))
-        inputs = tuple(self._lookup(name) for name in node.input)
-        if any(v is None and name for v, name in zip(inputs, node.input, strict=True)):
+        values = [self._value(name) for name in node.input]
+        if any(v is None and name for v, name in zip(values, node.input, strict=True)):
             if node.op_type not in RULES:
                 raise NoRule("no rule")
             raise _BehindUnsupported
         entry = RULES.get(node.op_type)
+        if _looks_up(node.op_type, entry, values):
+            return self._evaluate_each(node, entry, values)
+        self.build.begin(node_key(node), node.name or node_key(node))
+        return list(self._apply(node, entry, [self._lookup(name) for name in node.input]))
+
+    def _evaluate_each(
+        self, node: onnx.NodeProto, entry: Entry | None, values: Sequence[_Value]
+    ) -> list[_Value]:
+        """What a node makes of tables and constants, for each combination of keys."""
+        if len(node.output) > 1:
+            raise NoRule("several tensors that whole inputs decide")
+        keys, numbers = common_keys([value for value in values if isinstance(value, Table)])
+
+        def row(combination: int) -> Array:
+            own = (int(line[combination]) for line in numbers)
+            inputs = [Constant(v.row(next(own))) if isinstance(v, Table) else v for v in values]
+            (made,) = self._apply(node, entry, inputs)
+            assert isinstance(made, Constant)
+            return made.array
+
+        return [Table.of(keys, row)]
+
+    def _apply(
+        self, node: onnx.NodeProto, entry: Entry | None, inputs: Sequence[Operand | None]
+    ) -> Sequence[_Value]:
+        """What a node makes of constants and of what is computed."""
         known = all(not isinstance(value, Tensor) for value in inputs)
         if known and (entry is None or not entry.moves):
             return self._fold(node, inputs)
@@ -191,13 +240,29 @@ class Translation:
         version = schema_version(node.op_type, self.model.opset) or 0
         if not entry.since <= version <= NEWEST_OPSET:
             raise NoRule(f"version {version} of the operator")
+        kinds = tuple(self._kinds.get(name, "f") for name in node.input)
+        if not known and not entry.whole and set(kinds) & {"i", "b"}:
+            raise NoRule("of whole numbers that are computed")
         attributes = {a.name: _attribute(a) for a in node.attribute}
         wanted = sum(bool(name) for name in node.output)
-        call = Call(node.op_type, version, attributes, inputs, wanted, self.build)
-        self.build.begin(node_key(node), node.name or node_key(node))
+        call = Call(node.op_type, version, attributes, tuple(inputs), kinds, wanted, self.build)
         result = entry.rule(call)
-        results = [result] if isinstance(result, (Constant, Tensor)) else list(result)
+        results = [result] if isinstance(result, (Constant, Tensor, Table)) else list(result)
         return [r.settled() if isinstance(r, Tensor) else r for r in results]
+
+    def _kind(self, node: onnx.NodeProto, result: _Value) -> str:
+        """What computed numbers a node makes: floating-point ("f"), whole ("i") or truths ("b")."""
+        if isinstance(result, Constant):
+            return "f"  # known: nobody asks
+        if isinstance(result, Table):
+            return _kind_of(result.base.dtype)
+        if node.op_type in KINDS:
+            return KINDS[node.op_type]
+        if node.op_type == "Cast":
+            (to,) = (a.i for a in node.attribute if a.name == "to")
+            return _kind_of(onnx.helper.tensor_dtype_to_np_dtype(to))
+        kinds = [self._kinds[name] for name in node.input if name in self._kinds]
+        return next((kind for kind in kinds if kind != "f"), "f")
 
     def _constant_value(self, node: onnx.NodeProto) -> Array:
         """The value of a Constant node, whichever attribute holds it."""
@@ -212,42 +277,61 @@ class Translation:
             raise NoRule(f"a constant given as {', '.join(values) or 'nothing'}")
         return _dense(values["sparse_value"])
 
-    def _fold(self, node: onnx.NodeProto, inputs: Sequence[Operand | None]) -> list[Operand | None]:
+    def _fold(self, node: onnx.NodeProto, inputs: Sequence[Operand | None]) -> list[_Value]:
         if any(a.HasField("g") or a.graphs for a in node.attribute):
             raise NoRule("control flow")
         constants = [value if isinstance(value, Constant) else None for value in inputs]
         return list(fold(node, constants, self.model.opset))
 
-    def _placeholders(self, node: onnx.NodeProto) -> list[Operand | None]:
+    def _placeholders(self, node: onnx.NodeProto) -> list[_Value]:
         self.build.begin(node_key(node), node.name)
-        results: list[Operand | None] = []
+        results: list[_Value] = []
         for name in node.output:
             shape = self.model.shapes.get(name) if name else None
             usable = shape is not None and math.prod(shape) <= 1 << 24
             results.append(self.build.placeholder(shape) if shape and usable else None)
         return results
 
-    def _check_shapes(
-        self, node: onnx.NodeProto, results: Sequence[Operand | None], place: str
-    ) -> None:
+    def _check_shapes(self, node: onnx.NodeProto, results: Sequence[_Value], place: str) -> None:
         """Compare with ONNX's inference: a guard against our own rules."""
         for name, result in zip(node.output, results, strict=False):
             expected = self.model.shapes.get(name)
-            if result is not None and expected is not None and result.shape != expected:
+            if isinstance(result, Table) or result is None or expected is None:
+                continue
+            if result.shape != expected:
                 raise ModelError(
                     f"the shape of {name!r} is {list(result.shape)} as read, "
                     f"but {list(expected)} by ONNX's inference",
                     place=place,
                 )
 
-    def _note(self, node: onnx.NodeProto, results: Sequence[Operand | None], reason: str) -> None:
+    def _note(self, node: onnx.NodeProto, results: Sequence[_Value], reason: str) -> None:
         first = results[0] if results else None
-        shape = first.shape if first is not None else self.model.shapes.get(node_key(node))
+        shape = self.model.shapes.get(node_key(node))
+        if isinstance(first, Constant | Tensor):
+            shape = first.shape
         stored = (self.model.weights[n] for n in set(node.input) if n in self.model.weights)
         parameters = sum(math.prod(t.dims) for t in stored)
         operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
         name = node.name or node_key(node)
         self.layers.append(Layer(name, operator, shape, parameters, reason))
+
+
+def _looks_up(operator: str, entry: Entry | None, values: Sequence[_Value]) -> bool:
+    """Whether a node may be evaluated for each combination of the keys of tables.
+
+    Whole numbers and decisions are exact, and so are numbers that are only moved.
+    """
+    arrays = [v.array for v in values if isinstance(v, Constant)]
+    tables = [v.base for v in values if isinstance(v, Table)]
+    if not tables or any(isinstance(v, Tensor) for v in values):
+        return False
+    whole = all(array.dtype.kind in "iub" for array in arrays + tables)
+    return whole or operator in DECISIONS or (entry is not None and entry.moves)
+
+
+def _kind_of(dtype: np.dtype[Any]) -> str:
+    return {"b": "b", "i": "i", "u": "i"}.get(dtype.kind, "f")
 
 
 def _dense(sparse: onnx.SparseTensorProto) -> Array:

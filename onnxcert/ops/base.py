@@ -359,6 +359,9 @@ class Elementwise(Operator):
     rectifies: ClassVar[bool] = False
     """Whether the curve is max(x, 0)."""
 
+    floors: ClassVar[bool] = False
+    """Whether the curve is the largest whole number that is no larger."""
+
     saturates: ClassVar[bool] = False
     """Whether the curve levels off, so that its roundings are those of one, however small it is."""
 

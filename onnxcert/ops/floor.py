@@ -34,6 +34,7 @@ class Floor(Elementwise):
 
     size: int
     continuous: ClassVar[bool] = False
+    floors: ClassVar[bool] = True
 
     def value(self, x: Array) -> Array:
         """floor(x)."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from onnxcert.arrays import Array, BoolArray, FloatArray, Gather, IntArray, array_module
 from onnxcert.ops.base import Affine, Part, register
+from onnxcert.sets import Box
 
 
 @register
@@ -60,6 +61,11 @@ class Select(Affine):
     def apply(self, inputs: Sequence[Array]) -> Array:
         """Gather."""
         return self.gather.apply(inputs[0])
+
+    def interval(self, boxes: Sequence[Box], unit: float) -> Box:
+        """The intervals of what is picked, which nothing is added to."""
+        del unit
+        return boxes[0].map(lambda side: self.forward([side]))
 
     def transpose(self, rows: Array) -> list[Array]:
         """Sum what each entry was copied to."""

@@ -34,6 +34,7 @@ from onnxcert.arrays import Array, FloatArray, IntArray
 from onnxcert.checker.audit import Auditor
 from onnxcert.checker.certificate import EXECUTED, Session, Verified
 from onnxcert.checker.errors import Expired, Rejected, Unusable
+from onnxcert.checker.forward import varies
 from onnxcert.checker.needed import Unread
 from onnxcert.checker.proof import Combined, Prover, Rows
 from onnxcert.checker.spec import Case, read_spec
@@ -138,7 +139,9 @@ class _Child:
             trees.roots[node] = frozenset(row)
             number = place[frozenset(row)]
             trees.boxes[node] = roots[number : number + 1]
-        if len(nodes) == 1:
+        # The search does not bound boxes of whole inputs that it goes down from to single points.
+        inner = varies(roots.low, roots.high) & ~trees.prover.whole
+        if len(nodes) == 1 and inner.any():
             trees.prover.bounds(roots, backward=True)
         self.trees[uid] = trees
 

@@ -63,6 +63,10 @@ The steepness of forms says nothing of an input on which only the relaxation gap
 that happen to be flat there, one steep input would be halved until nothing is left of it.
 """
 
+_FEW_VALUES = 1 << 14
+"""Combinations of whole inputs in one box, up to which these are cut before any others: they look
+up tables, on which forms hang in no way that steepness sees."""
+
 
 @dataclass(frozen=True)
 class _State:
@@ -106,9 +110,22 @@ class _CaseForms:
 
     @classmethod
     def find(
-        cls, box: Box, coefficients: Array, lower: Array, used: Array, shape: tuple[int, int]
+        cls,
+        box: Box,
+        coefficients: Array,
+        lower: Array,
+        used: Array,
+        shape: tuple[int, int],
+        whole: Array,
     ) -> _CaseForms:
-        """Clip the boxes and combine the rows of each case: ``shape`` = (B, C)."""
+        """Clip the boxes and combine the rows of each case.
+
+        Args:
+            box: (B, n_in).
+            coefficients, lower, used: of rows (B, C x R), and which are there.
+            shape: (B, C).
+            whole: (n_in,) which inputs are whole numbers.
+        """
         xp = array_module(lower)
         size = coefficients.shape[-1]
         coefficients = coefficients.reshape(*shape, -1, size)
@@ -125,6 +142,9 @@ class _CaseForms:
                 best[:, case], rows[:, case], weights[:, case] = combined
             part = clip_box(box, *arguments)
             low[:, case], high[:, case] = part.lower, part.upper
+        if whole.any():
+            low[:, :, whole] = xp.ceil(low[:, :, whole])
+            high[:, :, whole] = xp.floor(high[:, :, whole])
         # What no row refutes alone may still be refuted by several, each from its side.
         empty = (low > high).any(axis=2) & ~(best > 0)
         return cls(xp.where(empty, xp.inf, best), rows, weights, low, high)
@@ -201,6 +221,22 @@ class InputSplit(Brancher):
         scale = np.where(width > 0, width, np.inf)
         return array_module(self.cases.offset).asarray(scale)  # type: ignore[no-any-return]
 
+    @cached_property
+    def whole(self) -> Array:
+        """Which inputs may be taken as whole numbers (rule R24 of the checker), (n_in,) booleans.
+
+        Only floors read them, no row does, and no ellipsoid.
+        """
+        problem = self.cases.problem
+        whole = np.zeros(self.graph.input_size, bool)
+        whole[self.graph.floored] = True
+        if isinstance(problem.inputs, Ball):
+            whole[:] = False
+        elif problem.input_rows is not None:
+            rows = problem.case_rows[to_host(self.open_cases)]
+            whole &= ~problem.input_rows[rows[rows >= 0]].any(axis=0)
+        return array_module(self.cases.offset).asarray(whole)  # type: ignore[no-any-return]
+
     @property
     def bytes_per_subproblem(self) -> int:
         """Values of every layer, a row block, and the rows of the cases."""
@@ -210,21 +246,36 @@ class InputSplit(Brancher):
 
     def roots(self) -> Batch:
         """One box each, with all of its open cases."""
-        problem = self.cases.problem
-        boxes = problem.case_box[self.open_cases]
+        boxes, cases = self.root_cases
+        lower, upper = self.root_sides
+        xp = array_module(self.cases.offset)
+        batch = {
+            "node": xp.asarray(self.trees.plant(self.numbers(cases))),
+            "lower": lower,
+            "upper": upper,
+            "cases": xp.asarray(cases),
+        }
+        return batch | self._ellipsoids(boxes) | self._nothing_known(len(boxes))
+
+    @cached_property
+    def root_cases(self) -> tuple[IntArray, IntArray]:
+        """Boxes of the problem with open cases (R,), and these, (R, C) with -1 for none."""
+        boxes = self.cases.problem.case_box[self.open_cases]
         used, position, counts = np.unique(boxes, return_inverse=True, return_counts=True)
         cases = np.full((len(used), counts.max()), -1, dtype=np.int64)
         order = np.argsort(position, kind="stable")
         column = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
         cases[position[order], column] = self.open_cases[order]
+        return used, cases
+
+    @property
+    def root_sides(self) -> tuple[Array, Array]:
+        """Lower and upper sides of these boxes, (R, n_in) each, of whole inputs the floors."""
+        problem, boxes = self.cases.problem, self.root_cases[0]
         xp = array_module(self.cases.offset)
-        batch = {
-            "node": xp.asarray(self.trees.plant(self._numbers(cases))),
-            "lower": xp.asarray(problem.lower[used]),
-            "upper": xp.asarray(problem.upper[used]),
-            "cases": xp.asarray(cases),
-        }
-        return batch | self._ellipsoids(used) | self._nothing_known(len(used))
+        sides = (xp.asarray(side[boxes]) for side in (problem.lower, problem.upper))
+        lower, upper = (xp.where(self.whole, xp.floor(side), side) for side in sides)
+        return lower, upper
 
     def reopen(self, nodes: Array, lower: Array, upper: Array, cases: Array) -> Batch:
         """Both halves of leaves that turned out not to be refuted, cut at the widest input.
@@ -239,16 +290,22 @@ class InputSplit(Brancher):
         each = np.arange(len(nodes))
         count = 2 * len(nodes)
         middle = 0.5 * lower[each, chosen] + 0.5 * upper[each, chosen]
+        below, above = self._ends(xp.asarray(middle), xp.asarray(chosen))
         batch = {
             "node": xp.asarray(np.concatenate(self.trees.step(NOTHING, nodes, chosen))),
             "lower": xp.asarray(np.concatenate([lower, lower])),
             "upper": xp.asarray(np.concatenate([upper, upper])),
             "cases": xp.asarray(np.concatenate([cases, cases])),
         }
-        batch["upper"][: len(nodes)][each, chosen] = xp.asarray(middle)
-        batch["lower"][len(nodes) :][each, chosen] = xp.asarray(middle)
+        batch["upper"][: len(nodes)][each, chosen] = below
+        batch["lower"][len(nodes) :][each, chosen] = above
         inputs = self._ellipsoids(np.tile(self.cases.problem.case_box[cases.max(axis=1)], 2))
         return batch | inputs | self._nothing_known(count)
+
+    def begun(self, nodes: Array, box: Box, cases: Array) -> Batch:
+        """Boxes that nothing is known of (B,), with nodes of the trees and open cases (B, C)."""
+        batch = {"node": nodes, "lower": box.lower, "upper": box.upper, "cases": cases}
+        return batch | self._nothing_known(len(nodes))
 
     def _ellipsoids(self, numbers: IntArray) -> Batch:
         """What cuts some of the problem's boxes; nothing where it has no ellipsoids."""
@@ -274,7 +331,7 @@ class InputSplit(Brancher):
         sides = (("known_lower", -xp.inf), ("known_upper", xp.inf))
         return above | {name: xp.full((count, width), value) for name, value in sides}
 
-    def _numbers(self, cases: Array) -> IntArray:
+    def numbers(self, cases: Array) -> IntArray:
         """Cases as the whole query counts them, -1 for none."""
         cases = to_host(cases)
         numbers: IntArray = self.cases.problem.case_disjunct[cases]
@@ -307,7 +364,9 @@ class InputSplit(Brancher):
         over = forms.over(bounds.boxes[self.graph.output], box)
         best = xp.maximum(pulled.lower, over)
         refuted = self.cases.refuted(cases, best) | bounds.empty[:, None]
-        found = _CaseForms.find(box, pulled.coefficients, pulled.lower, forms.used, cases.shape)
+        found = _CaseForms.find(
+            box, pulled.coefficients, pulled.lower, forms.used, cases.shape, self.whole
+        )
         summed = (found.lower > 0) & xp.isfinite(found.lower) & ~refuted
         refuted = refuted | (found.lower > 0)
 
@@ -339,7 +398,7 @@ class InputSplit(Brancher):
             found.hull(~refuted),
             self._remembered(bounds),
             found.weights,
-            (node, self._numbers(cases[node, column]), found.weights[node, column]),
+            (node, self.numbers(cases[node, column]), found.weights[node, column]),
             bounds,
         )
         case_lower = xp.where(bounds.empty[:, None], xp.inf, found.lower)
@@ -423,7 +482,7 @@ class InputSplit(Brancher):
         parent, where, middle = take(parent, divisible), where[divisible], middle[divisible]
         how = parent.pop("how")
         halves = self.trees.step(nodes[bounded.closed], parent["node"], where, sums, how)
-        children = _halves(parent, where, middle, halves)
+        children = _halves(parent, where, self._ends(middle, where), halves)
         for number in range(1, self.most_cuts):
             where, middle, divisible = self._middle(children)
             again = (children["planned"] > number) & divisible
@@ -431,10 +490,17 @@ class InputSplit(Brancher):
                 break
             parent, where, middle = take(children, again), where[again], middle[again]
             halves = self.trees.step(NOTHING, parent["node"], where, how=Cut.AT_ONCE)
-            children = join([take(children, ~again), _halves(parent, where, middle, halves)])
+            ends = self._ends(middle, where)
+            children = join([take(children, ~again), _halves(parent, where, ends, halves)])
         del children["steepness"], children["planned"]
         score = children.pop("score")
         return Children(children if len(score) else None, score, stuck)
+
+    def _ends(self, middle: Array, where: Array) -> tuple[Array, Array]:
+        """Where lower halves end and upper halves begin (B,), cut at some inputs (B,)."""
+        xp, whole = array_module(middle), self.whole[where]
+        below = xp.where(whole, xp.floor(middle), middle)
+        return below, xp.where(whole, below + 1.0, middle)
 
     def _plan(self, boxes: Batch) -> Batch:
         """How often boxes are cut before their parts are bounded, and what the parts know of it."""
@@ -458,8 +524,13 @@ class InputSplit(Brancher):
         gain = xp.where(wide, gain, 0.0)
         # Where the forms are flat the widest input is as good as any.
         gain = xp.where(gain.max(axis=1, keepdims=True, initial=0.0) > 0, gain, relative)
+        if self.whole.any():
+            values = xp.where(self.whole, width, 0.0)
+            few = (values + 1.0).prod(axis=1, keepdims=True) <= _FEW_VALUES
+            first = few & (values.max(axis=1, keepdims=True) > 0)
+            gain = xp.where(first, values, gain)
         middle = low + 0.5 * width
-        inside = (middle > low) & (middle < high)
+        inside = xp.where(self.whole, low < high, (middle > low) & (middle < high))
         gain = xp.where(inside, gain, -1.0)
         chosen = gain.argmax(axis=1)
         each = xp.arange(len(chosen))
@@ -483,13 +554,14 @@ def cuts_left(score: Array, gain: Array) -> Array:
     return left
 
 
-def _halves(parent: Batch, where: Array, middle: Array, nodes: tuple[IntArray, IntArray]) -> Batch:
+def _halves(
+    parent: Batch, where: Array, ends: tuple[Array, Array], nodes: tuple[IntArray, IntArray]
+) -> Batch:
     """Lower halves of boxes, cut at an input, then the upper ones."""
     xp = array_module(where)
     each, low, high = xp.arange(len(where)), dict(parent), dict(parent)
     low["upper"], high["lower"] = parent["upper"].copy(), parent["lower"].copy()
-    low["upper"][each, where] = middle
-    high["lower"][each, where] = middle
+    low["upper"][each, where], high["lower"][each, where] = ends
     low["node"], high["node"] = map(xp.asarray, nodes)
     low["cuts"] = high["cuts"] = parent["cuts"] + 1
     return {name: concatenate([low[name], high[name]]) for name in parent}

@@ -41,6 +41,7 @@ from onnxcert.search.linear import Program
 from onnxcert.search.mixing import BoxCloser, Mixing
 from onnxcert.search.neuron_split import NeuronSplit
 from onnxcert.search.regions import Region, RegionSearch, Turns
+from onnxcert.search.whole_split import WholeSplit
 from onnxcert.sets import Ball, Box
 from onnxcert.settings import Settings
 from onnxcert.spec import Problem
@@ -518,10 +519,11 @@ class Solver:
         trees = InputTrees(cases.problem)
         self.follow(trees)
         whole = InputSplit(graph, cases, open_cases, trees, self.execution_unit)
-        brancher = FoldedSplit.over(whole)
+        few = WholeSplit.over(whole)
+        brancher: Brancher = few or FoldedSplit.over(whole)
         frontier = Frontier(brancher.roots())
         worst = self._worst_leaves(candidates, parts=False)
-        mixing = self._mixing(whole, brancher, candidates, frontier, worst)
+        mixing = None if few else self._mixing(whole, brancher, candidates, frontier, worst)
         calls = itertools.count()
 
         def enough(lowest: float) -> bool:

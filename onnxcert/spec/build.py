@@ -20,9 +20,10 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike
 
+from onnxcert.arrays import FloatArray, IntArray
 from onnxcert.errors import UsageError
 from onnxcert.spec.boxes import BoxUnion
-from onnxcert.spec.decimals import Decimals
+from onnxcert.spec.decimals import Decimals, round_down
 from onnxcert.spec.query import Query
 from onnxcert.spec.tree import And, Atom, Formula, Network, Or, Polynomial, Tensor, Term, Variable
 
@@ -61,6 +62,11 @@ class Specification:
     unsafe_sets: tuple[tuple[LinearRow, ...], ...] = ()
     n_outputs: int | None = None
     squares: Squares | None = None
+
+    def limits(self, columns: IntArray) -> tuple[FloatArray, FloatArray]:
+        """The least and the largest value of some inputs, rounded outward."""
+        lower = np.array([round_down(self.lower[i]) for i in columns])
+        return lower, -np.array([round_down(-self.upper[i]) for i in columns])
 
     def unsafe(self, rows: ArrayLike | Sequence[Sequence[Number]], bounds: Any) -> Specification:
         """Add the unsafe set ``rows @ Y <= bounds``; several calls are alternatives.

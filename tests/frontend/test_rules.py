@@ -307,13 +307,75 @@ CURVES = [
 ]
 
 
+def decided(
+    operator: str, *operands: tuple[int, ...] | np.ndarray, opset: int = 13, **attributes: object
+) -> onnx.ModelProto:
+    """As `single` for operators that make whole numbers or truths: as numbers."""
+    proto = single(operator, *operands, opset=opset, **attributes)
+    proto.graph.node[0].output[0] = "d"
+    proto.graph.node.append(helper.make_node("Cast", ["d"], ["y0"], to=TensorProto.FLOAT))
+    return proto
+
+
+def of_truths(operator: str, count: int, shape: tuple[int, ...] = SHAPE) -> onnx.ModelProto:
+    """An operator on truths, which are signs of inputs here."""
+    names = [f"v{i}" for i in range(count)]
+    nodes = [helper.make_node("Greater", [name, "zero"], ["t" + name]) for name in names]
+    last = ["Cast", ["d"], ["y0"]]
+    nodes.append(helper.make_node(operator, ["t" + name for name in names], ["d"]))
+    nodes.append(helper.make_node(*last, to=TensorProto.FLOAT))
+    zero = {"zero": np.zeros(1, np.float32)}
+    return model_of(nodes, {name: shape for name in names}, ["y0"], zero)
+
+
+def chosen(*operands: str) -> onnx.ModelProto:
+    """Where, by the sign of its first operand."""
+    nodes = [
+        helper.make_node("Less", ["x", "zero"], ["t"]),
+        helper.make_node("Where", ["t", *operands], ["y0"]),
+    ]
+    constants = {"zero": np.zeros(1, np.float32), "c": weights(3, 1), "k": weights(4)}
+    return model_of(nodes, {"x": SHAPE, "z": (3, 4)}, ["y0"], constants)
+
+
+DECISIONS = [
+    *(
+        decided(op, *operands, opset=opset)
+        for opset in (9, 13)
+        for op in ("Greater", "Less")
+        for operands in ((SHAPE, SHAPE), (SHAPE, weights(3, 1)), (weights(1), SHAPE))
+    ),
+    *(
+        decided(op, *operands, opset=opset)
+        for opset in (12, 16)
+        for op in ("GreaterOrEqual", "LessOrEqual")
+        for operands in ((SHAPE, SHAPE), (SHAPE, weights(4)))
+    ),
+    *(decided("Equal", *operands) for operands in ((SHAPE, (4,)), (SHAPE, weights(1)))),
+    *(
+        decided(op, SHAPE, axis=axis, keepdims=keep, opset=opset)
+        for op in ("ArgMax", "ArgMin")
+        for axis, keep, opset in ((0, 1, 7), (1, 0, 11), (-1, 1, 13))
+    ),
+    decided("ArgMax", SHAPE, axis=2, select_last_index=1),
+    decided("ArgMin", (1, 5), axis=1, select_last_index=1, keepdims=0, opset=12),
+    decided("ArgMax", (3, 1), axis=1),
+    of_truths("Not", 1),
+    of_truths("And", 2),
+    of_truths("Or", 2),
+    chosen("x", "z"),
+    chosen("z", "c"),
+    chosen("c", "k"),
+]
+
+
 def _name(proto: onnx.ModelProto) -> str:
     node = proto.graph.node[0]
     attributes = ",".join(f"{a.name}={helper.get_attribute_value(a)}" for a in node.attribute)
     return f"{node.op_type}-{proto.opset_import[0].version}-{attributes}"
 
 
-ALL = MOVEMENT + PICKING + ARITHMETIC + LINEAR + CONVOLUTION + POOLING + CURVES
+ALL = MOVEMENT + PICKING + ARITHMETIC + LINEAR + CONVOLUTION + POOLING + CURVES + DECISIONS
 
 
 @pytest.mark.parametrize("proto", ALL, ids=_name)
@@ -322,7 +384,7 @@ def test_rule_agrees_with_onnxruntime(proto: onnx.ModelProto) -> None:
 
 
 def test_every_rule_is_tested() -> None:
-    tested = {proto.graph.node[0].op_type for proto in ALL}
+    tested = {node.op_type for proto in ALL for node in proto.graph.node}
     elsewhere = {"CastLike", "Shape", "Size"}
     assert set(RULES) == tested | elsewhere
 

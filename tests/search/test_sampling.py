@@ -111,9 +111,11 @@ def test_nothing_is_begun_late(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def steps(path: Path) -> Path:
-    """Y = 1 where X, cut to whole numbers, is (3, 17), else 0; there is no rule for the cut."""
+    """Y = 1 where X, cut to whole numbers, is (3, 17), else 0; there is no rule for the cut of
+    what is no input."""
     nodes = [
-        helper.make_node("Cast", ["X"], ["I"], "cut", to=TensorProto.INT64),
+        helper.make_node("Relu", ["X"], ["R"]),
+        helper.make_node("Cast", ["R"], ["I"], "cut", to=TensorProto.INT64),
         helper.make_node("Equal", ["I", "wanted"], ["E"]),
         helper.make_node("Cast", ["E"], ["F"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMin", ["F"], ["Y"], axes=[1], keepdims=0),

@@ -4,6 +4,7 @@ from onnxcert.frontend.rules import (
     activation,
     arithmetic,
     convolution,
+    decision,
     extremum,
     linear,
     movement,
@@ -14,15 +15,17 @@ from onnxcert.frontend.rules import (
     resize,
     softmax,
 )
-from onnxcert.frontend.rules.registry import RULES, Call, Entry, reads
+from onnxcert.frontend.rules.registry import KINDS, RULES, Call, Entry, reads
 
 __all__ = [
+    "KINDS",
     "RULES",
     "Call",
     "Entry",
     "activation",
     "arithmetic",
     "convolution",
+    "decision",
     "extremum",
     "linear",
     "movement",

@@ -10,19 +10,19 @@ from onnxcert.ops import Power, Reciprocal
 from onnxcert.ops.power import MOST
 
 
-@reads("Add", since=7)
+@reads("Add", since=7, whole=True)
 def add(call: Call) -> Operand:
     """x + y, broadcast."""
     return _sum([call.operand(0), call.operand(1)], (1, 1), call)
 
 
-@reads("Sub", since=7)
+@reads("Sub", since=7, whole=True)
 def subtract(call: Call) -> Operand:
     """x - y, broadcast."""
     return _sum([call.operand(0), call.operand(1)], (1, -1), call)
 
 
-@reads("Sum")
+@reads("Sum", whole=True)
 def total(call: Call) -> Operand:
     """The sum of any number of values, broadcast."""
     operands = [call.operand(i) for i in range(len(call.inputs))]
@@ -60,13 +60,13 @@ def _sum(operands: list[Operand], signs: tuple[int, ...], call: Call) -> Tensor:
     return result
 
 
-@reads("Neg")
+@reads("Neg", whole=True)
 def negative(call: Call) -> Operand:
     """-x."""
     return call.build.negative(call.tensor(0))
 
 
-@reads("Mul", since=7)
+@reads("Mul", since=7, whole=True)
 def multiply(call: Call) -> Operand:
     """x c or x y, broadcast; the product of a value with itself is a square."""
     first, second = call.operand(0), call.operand(1)

@@ -39,7 +39,7 @@ def smallest(build: Builder, tensors: Sequence[Tensor]) -> Tensor:
     return build.negative(largest(build, [build.negative(tensor) for tensor in tensors]))
 
 
-@reads("Max")
+@reads("Max", whole=True)
 def maximum(call: Call) -> Operand:
     """The largest of several values, broadcast."""
     operands = [call.operand(i) for i in range(len(call.inputs))]
@@ -50,7 +50,7 @@ def maximum(call: Call) -> Operand:
     return result
 
 
-@reads("Min")
+@reads("Min", whole=True)
 def minimum(call: Call) -> Operand:
     """The smallest of several values, broadcast."""
     operands = [call.operand(i) for i in range(len(call.inputs))]

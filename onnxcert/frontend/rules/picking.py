@@ -6,7 +6,7 @@ import numpy as np
 
 from onnxcert.arrays import Array, IntArray
 from onnxcert.frontend.rules.registry import Call, normal_axis, reads
-from onnxcert.frontend.tensors import Constant, NoRule, Operand, checked_size
+from onnxcert.frontend.tensors import Constant, NoRule, Operand, Tensor, checked_size
 
 
 @reads("Slice", moves=True)
@@ -103,15 +103,20 @@ def tile(call: Call) -> Operand:
     return call.build.rearrange([call.operand(0)], lambda x: np.tile(x, repeats))
 
 
-@reads("Where", since=9, moves=True, note="constant condition")
+@reads("Where", since=9, moves=True)
 def where(call: Call) -> Operand:
-    """Pick from two tensors by a known condition."""
-    condition = call.constant(0, "the condition")
+    """Pick from two tensors by a condition; by a computed one, which is 0 or 1, y + c (x - y)."""
+    condition, x, y = (call.operand(i) for i in range(3))
+    if isinstance(condition, Tensor):
+        if isinstance(x, Constant) and isinstance(y, Constant):
+            return call.build.scale(condition, x.numbers - y.numbers, y.numbers)
+        return call.build.choose(condition, call.build.computed(x), call.build.computed(y))
+    known = condition.array
 
     def move(x: Array, y: Array) -> Array:
-        return np.where(condition, x, y)
+        return np.where(known, x, y)
 
-    return call.build.rearrange([call.operand(1), call.operand(2)], move)
+    return call.build.rearrange([x, y], move)
 
 
 @reads("Trilu", since=14, moves=True)

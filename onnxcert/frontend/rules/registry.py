@@ -15,6 +15,7 @@ import numpy as np
 
 from onnxcert.arrays import Array, FloatArray
 from onnxcert.frontend.builder import Builder
+from onnxcert.frontend.tables import Table
 from onnxcert.frontend.tensors import Constant, NoRule, Operand, Tensor
 
 
@@ -27,6 +28,8 @@ class Call:
         version: the oldest operator set with this version of it.
         attributes: name -> int, float, str, list or array.
         inputs: what is read; None for an optional input that is left out.
+        kinds: of each input, whether it is computed as floating-point numbers ("f", also for what
+            is not computed), as whole numbers ("i") or as truths ("b"), which are 0 or 1.
         outputs: how many outputs the node has.
         build: where to put what it becomes.
     """
@@ -35,6 +38,7 @@ class Call:
     version: int
     attributes: Mapping[str, Any]
     inputs: tuple[Operand | None, ...]
+    kinds: tuple[str, ...]
     outputs: int
     build: Builder
 
@@ -100,7 +104,7 @@ class Call:
             raise NoRule(f"{attribute}={value}")
 
 
-Rule = Callable[[Call], Operand | Sequence[Operand]]
+Rule = Callable[[Call], Operand | Table | Sequence[Operand]]
 _Rule = TypeVar("_Rule", bound=Rule)
 
 
@@ -112,27 +116,32 @@ class Entry:
         rule: the function.
         since: the oldest operator version whose form it reads.
         moves: whether it takes constants too; other rules only see nodes that compute something.
+        whole: whether it takes whole numbers and truths that are computed.
         note: what is not covered, for the table of supported operators.
     """
 
     rule: Rule
     since: int
     moves: bool
+    whole: bool
     note: str
 
 
 RULES: dict[str, Entry] = {}
 """ONNX operator of the default domain -> its rule."""
 
+KINDS: dict[str, str] = {}
+"""Operators that make whole numbers ("i") or truths ("b"), whatever they read."""
+
 
 def reads(
-    *operators: str, since: int = 1, moves: bool = False, note: str = ""
+    *operators: str, since: int = 1, moves: bool = False, whole: bool = False, note: str = ""
 ) -> Callable[[_Rule], _Rule]:
     """Decorate a rule with the operators it reads; the arguments are those of `Entry`."""
 
     def enter(rule: _Rule) -> _Rule:
         for operator in operators:
-            RULES[operator] = Entry(rule, since, moves, note)
+            RULES[operator] = Entry(rule, since, moves, moves or whole, note)
         return rule
 
     return enter

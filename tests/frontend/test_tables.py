@@ -1,0 +1,159 @@
+"""What whole inputs decide: tables in the graph and in the checker's network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import helper
+
+from onnxcert.checker.errors import Unusable
+from onnxcert.checker.model import read_network
+from onnxcert.errors import UnsupportedModel
+from onnxcert.frontend import tables
+from onnxcert.frontend.onnx import load_model
+from onnxcert.frontend.replay import check_lowering
+from onnxcert.frontend.tensors import Constant, NoRule
+from tests.frontend import lookups
+from tests.frontend.lookups import Lookup
+from tests.frontend.onnx_models import model_of
+
+Kind = Callable[[np.random.Generator], Lookup]
+
+
+def executed(proto: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    """onnxruntime's outputs, (B, m)."""
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    cut = proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    rows = x.astype(np.float32)
+    return np.stack([session.run(None, {"i": row[:cut], "x": row[cut:]})[0] for row in rows])
+
+
+@pytest.mark.parametrize("kind", lookups.KINDS)
+@pytest.mark.parametrize("seed", range(5))
+def test_graph_and_checker_agree_with_onnxruntime(kind: Kind, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    lookup = kind(rng)
+    model = load_model(lookup.proto, limits=lookup.limits)
+    check_lowering(model, lookup.lower, lookup.upper, rng, 6)
+    network = read_network(lookup.proto.SerializeToString(), limits=lookup.limits)
+    x = lookup.sample(rng, 60)
+    expected = executed(lookup.proto, x)
+    assert np.allclose(model.graph.forward(x), expected, atol=1e-5)
+    assert np.allclose(network.forward(x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", lookups.KINDS)
+def test_the_checker_names_neurons_as_the_engine_does(kind: Kind) -> None:
+    lookup = kind(np.random.default_rng(0))
+    graph = load_model(lookup.proto, limits=lookup.limits).lowered
+    network = read_network(lookup.proto.SerializeToString(), limits=lookup.limits)
+    x = lookup.sample(np.random.default_rng(1), 1)
+    values = graph.values(x)
+    theirs = {block.label: block for block in network.blocks if hasattr(block, "label")}
+    ours = {node.neurons.label: node for node in graph.nodes if node.neurons is not None}
+    assert ours.keys() == theirs.keys()
+    for label, node in ours.items():
+        block = theirs[label]
+        ids = block.start + np.arange(block.size)
+        network.output = ids
+        made = network.forward(x)[0]
+        positions = node.neurons.at(np.arange(node.op.output_size))
+        assert np.allclose(made[block.at(positions)], values[node.name][0], atol=1e-9)
+
+
+def test_inputs_that_only_floors_read_are_told() -> None:
+    lookup = lookups.masked(np.random.default_rng(0))
+    graph = load_model(lookup.proto, limits=lookup.limits).graph
+    network = read_network(lookup.proto.SerializeToString(), limits=lookup.limits)
+    assert graph.floored.tolist() == [0, 1]
+    assert np.flatnonzero(network.floored).tolist() == [0, 1]
+    # An input that is also read as it is, or as another curve, is not one of these.
+    lookup = lookups.negative(np.random.default_rng(0))
+    graph = load_model(lookup.proto, limits=lookup.limits).graph
+    network = read_network(lookup.proto.SerializeToString(), limits=lookup.limits)
+    assert not graph.floored.size
+    assert not network.floored.any()
+
+
+def test_an_input_that_is_read_as_it_is_too_is_not_floored() -> None:
+    nodes = [
+        helper.make_node("Floor", ["x"], ["f"]),
+        helper.make_node("Add", ["f", "x"], ["y"]),
+    ]
+    proto = model_of(nodes, {"x": (2,)}, ["y"])
+    assert not load_model(proto).graph.floored.size
+    assert not read_network(proto.SerializeToString()).floored.any()
+    proto = model_of(nodes[:1], {"x": (2,)}, ["f"])
+    assert load_model(proto).graph.floored.tolist() == [0, 1]
+    assert read_network(proto.SerializeToString()).floored.all()
+
+
+def _cast(*, limits: Callable | None, divides: bool = False) -> list[type[Exception] | None]:
+    """What both readers raise for a cast of an input, and a quotient of whole numbers."""
+    nodes = [helper.make_node("Cast", ["x"], ["a"], **lookups.WHOLE)]
+    if divides:
+        nodes.append(helper.make_node("Div", ["best", "two"], ["half"]))
+        nodes.insert(0, helper.make_node("ArgMax", ["x"], ["best"], axis=0))
+    nodes.append(helper.make_node("Cast", ["half" if divides else "a"], ["y"], to=1))
+    proto = model_of(nodes, {"x": (2,)}, ["y"], {"two": np.array([2])})
+    raised: list[type[Exception] | None] = []
+    for read in (load_model, lambda p, limits: read_network(p.SerializeToString(), limits=limits)):
+        try:
+            read(proto, limits=limits)
+        except (UnsupportedModel, Unusable) as error:
+            raised.append(type(error))
+        else:
+            raised.append(None)
+    return raised
+
+
+def test_what_is_not_understood_is_refused() -> None:
+    def near(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.zeros(len(columns)), np.full(len(columns), 2.0)
+
+    def far(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.zeros(len(columns)), np.full(len(columns), 2.0**31)
+
+    assert _cast(limits=near) == [None, None]
+    assert _cast(limits=None) == [UnsupportedModel, Unusable]
+    assert _cast(limits=far) == [UnsupportedModel, Unusable]
+    # Quotients of whole numbers lose what follows the decimal point.
+    assert _cast(limits=near, divides=True) == [UnsupportedModel, Unusable]
+
+
+def test_a_table_of_equal_tensors_is_a_constant() -> None:
+    keys = (tables.Key("v", 0, 0, 3), tables.Key("v", 1, -1, 1))
+    made = tables.Table.of(keys, lambda number: np.arange(4))
+    assert isinstance(made, Constant)
+    assert made.array.tolist() == [0, 1, 2, 3]
+
+
+def test_a_table_gives_back_what_was_put_in(rng: np.random.Generator) -> None:
+    keys = (tables.Key("v", 0, 0, 3), tables.Key("v", 1, -1, 1))
+    rows = [rng.integers(0, 2, (2, 3)) for _ in range(12)]
+    rows[5] = np.zeros((0, 3), np.int64)
+    made = tables.Table.of(keys, rows.__getitem__)
+    assert isinstance(made, tables.Table)
+    assert all(np.array_equal(made.row(k), row) for k, row in enumerate(rows))
+    with pytest.raises(NoRule, match="shape depends"):
+        made.entries()
+    other = tables.Table.of(keys[1:], np.array)
+    assert isinstance(other, tables.Table)
+    both, numbers = tables.common_keys([other, made])
+    assert both == keys[::-1]
+    assert [line.tolist() for line in numbers] == [
+        [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2],
+        [0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11],
+    ]
+
+
+def test_differences_that_are_no_numbers_are_refused() -> None:
+    keys = (tables.Key("v", 0, 0, 3),)
+    made = tables.Table.of(keys, lambda k: np.array([1e30 if k == 2 else 1.0]))
+    assert isinstance(made, tables.Table)
+    with pytest.raises(NoRule, match="very different size"):
+        made.entries()
