@@ -628,7 +628,7 @@ class Bounder:
             balls: ellipsoids that the inputs lie in.
         """
         r = self._begin(low, high, balls)
-        forms = Forms.begin(low, high, self.network.size, self.widest_read)
+        forms = Forms.begin(low, high, self.network.size, self.widest_read, self.gamma)
         column, middle = 0, np.zeros(r.lower.shape)
         for k, block in enumerate(self.blocks):
             span = slice(block.start, block.start + block.size)
@@ -644,7 +644,7 @@ class Bounder:
                 self._end_inputs(r, k, block)
                 if forms is not None:
                     apply = partial(self._sums, k)
-                    sides = forms.affine(span, apply, block.offset, r.noise[:, span], self.gamma)
+                    sides = forms.affine(span, apply, block.offset, r.noise[:, span])
                     r.meet(span, *sides)
             elif isinstance(block, Curve):
                 self._curve(r, k, block, forms)
@@ -802,7 +802,7 @@ class Bounder:
         r.curves[k] = self._lines(r, k, block, *x, None)
         if forms is not None:
             lines = self._lines(r, k, block, *x, parallel(block.kind, *x))
-            forms.curve(span, block.ids, *x, lines, self.gamma)
+            forms.curve(span, block.ids, *x, lines)
 
     def _lines(
         self, r: Relaxation, k: int, block: Curve, low: Array, high: Array, free: Array | None
@@ -842,7 +842,7 @@ class Bounder:
         if forms is not None:
             _, b = self.read(r, block)
             read = block.first, block.second
-            low, high = forms.pair(span, read, b, planes, self.gamma)
+            low, high = forms.pair(span, read, b, planes)
             made = np.maximum(made[0], low), np.minimum(made[1], high)
         r.lower[:, span], r.upper[:, span] = made
 

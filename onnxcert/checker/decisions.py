@@ -18,7 +18,7 @@ Limits of inputs are those of the specification, in all of its cases: what is re
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,55 +43,33 @@ class Table:
 
     Attributes:
         keys: the last one counts fastest.
-        base: what most combinations have in common.
-        changes: for each combination flat positions and what stands there instead; None and the
-            whole tensor where that has another shape.
+        rows: the different constants, exact and of one element type.
+        number: of each combination's constant among them.
     """
 
     keys: tuple[Key, ...]
-    base: Array
-    changes: Sequence[tuple[Array | None, Array]]
+    rows: Sequence[Array]
+    number: Array
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The ONNX shape of what is common; see `lookup`."""
-        return self.base.shape
-
-    def row(self, number: int) -> Known:
-        """The constant of one combination."""
-        positions, values = self.changes[number]
-        if positions is None:
-            return Known(values)
-        made = self.base.copy()
-        made.ravel()[positions] = values
-        return Known(made)
+        """The ONNX shape of the first; see `lookup`."""
+        return self.rows[0].shape
 
 
 def _counts(keys: Sequence[Key]) -> list[int]:
     return [high - low + 1 for _, low, high in keys]
 
 
-def table(keys: tuple[Key, ...], row: Callable[[int], Array]) -> Known | Table:
-    """Ask for all combinations; a constant where all are the same.
-
-    What is common is what the first and the last of three that are far apart agree on.
-    """
-    count = math.prod(_counts(keys))
-    need(count <= _MOST_COMBINATIONS, "too many combinations of whole inputs")
-    first, base, last = (row(count * part // 4) for part in (1, 2, 3))
-    if first.shape == base.shape == last.shape:
-        base = np.where(first == last, first, base)
-    changes: list[tuple[Array | None, Array]] = []
-    for number in range(count):
-        made = row(number)
-        if made.shape != base.shape:
-            changes.append((None, made))
-            continue
-        positions = np.flatnonzero(made.ravel() != base.ravel())
-        changes.append((positions, made.ravel()[positions]))
-    if all(positions is not None and not positions.size for positions, _ in changes):
-        return Known(base)
-    return Table(keys, base, changes)
+def _table(keys: tuple[Key, ...], rows: Iterable[Array]) -> Known | Table:
+    """From the constants of all combinations; a constant where all are the same."""
+    known: dict[Any, int] = {}
+    different, number = list[Array](), list[int]()
+    for row in rows:
+        number.append(known.setdefault((row.shape, row.tobytes()), len(different)))
+        if number[-1] == len(different):
+            different.append(row)
+    return Known(different[0]) if len(different) == 1 else Table(keys, different, np.array(number))
 
 
 def evaluated(operands: Sequence[Any], node: Callable[[list[Any]], Any]) -> Known | Table:
@@ -100,37 +78,44 @@ def evaluated(operands: Sequence[Any], node: Callable[[list[Any]], Any]) -> Know
     keys = tuple(dict.fromkeys(key for x in tables for key in x.keys))
     need(math.prod(_counts(keys)) <= _MOST_COMBINATIONS, "too many combinations of whole inputs")
     grid = np.indices(_counts(keys)).reshape(len(keys), -1)
-    numbers = [
-        np.ravel_multi_index(tuple(grid[keys.index(key)] for key in x.keys), _counts(x.keys))
-        for x in tables
-    ]
-
-    def row(combination: int) -> Array:
-        own: Iterator[int] = (int(line[combination]) for line in numbers)
-        made = node([x.row(next(own)) if isinstance(x, Table) else x for x in operands])
+    numbers = []
+    for x in tables:
+        own = tuple(grid[keys.index(key)] for key in x.keys)
+        numbers.append(x.number[np.ravel_multi_index(own, _counts(x.keys))])
+    different, place = np.unique(np.stack(numbers), axis=1, return_inverse=True)
+    rows = []
+    for column in different.T:
+        own_row = iter(Known(x.rows[k]) for x, k in zip(tables, column, strict=True))
+        made = node([next(own_row) if isinstance(x, Table) else x for x in operands])
         need(isinstance(made, Known), "several tensors that whole inputs decide")
-        return np.asarray(exact(made))
-
-    return table(keys, row)
+        rows.append(np.asarray(exact(made)))
+    return _table(keys, (rows[k] for k in place.ravel()))
 
 
 def lookup(net: Builder, x: Table, hats: dict[Key, Array]) -> Array:
-    """The numbers of a tensor that is looked up; ``hats`` are those made so far."""
-    places = [positions for positions, _ in x.changes if positions is not None]
-    need(len(places) == len(x.changes), "a shape that depends on the input")
-    combination = np.repeat(np.arange(len(places)), [len(some) for some in places])
-    position = np.concatenate(places)
-    base = Known(x.base).numbers().value.ravel()
-    value = Known(np.concatenate([values for _, values in x.changes])).numbers().value
-    difference, common = value - base[position], base[position]
-    part = value - difference
-    lost = (value - (difference + part)) + (part - common)
+    """The numbers of a tensor that is looked up; ``hats`` are those made so far.
+
+    What combinations have in common, T_0, is what the two rarest constants agree on, and the most
+    frequent one elsewhere.
+    """
+    need(len({row.shape for row in x.rows}) == 1, "a shape that depends on the input")
+    rows = np.stack([Known(row).numbers().value.ravel() for row in x.rows])
+    usual, *others = np.argsort(-np.bincount(x.number), kind="stable")[[0, -1, -2]]
+    base = np.where(rows[others[0]] == rows[others[1]], rows[others[0]], rows[usual])
+    difference = rows - base
+    part = rows - difference
+    lost = (rows - (difference + part)) + (part - base)
     need(not lost.any(), "a table of numbers of very different size")
+    changed = [np.flatnonzero(row) for row in difference]
+    position = np.concatenate([changed[k] for k in x.number])
+    sizes = [len(changed[k]) for k in x.number]
+    combination = np.repeat(np.arange(len(sizes)), sizes)
     used, row = np.unique(combination, return_inverse=True)
     values = np.unravel_index(used, _counts(x.keys))
     truths = [_hats(net, key, hats)[at] for key, at in zip(x.keys, values, strict=True)]
     indicator = truths[0] if len(truths) == 1 else all_of(net, truths)
-    terms = [Entries(indicator[row], position, difference)]
+    added = difference[x.number[combination], position]
+    terms = [Entries(indicator[row], position, added)]
     return net.affine(x.shape, terms=terms, offset=Known(base.reshape(x.shape)))
 
 
@@ -253,7 +238,7 @@ def towards_zero(net: Builder, x: Array, dtype: np.dtype[Any]) -> Any:
         return whole
     number = np.where(low < high, np.cumsum(low < high).reshape(low.shape) - 1, -1)
     grid = np.indices(_counts(keys)).reshape(len(keys), -1).T + np.array([key[1] for key in keys])
-    return table(keys, lambda k: np.where(number >= 0, grid[k][number], low).astype(dtype))
+    return _table(keys, (np.where(number >= 0, row[number], low).astype(dtype) for row in grid))
 
 
 def place(

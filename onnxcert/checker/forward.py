@@ -31,10 +31,14 @@ Apply = Callable[[Array, bool], Array]
 
 
 class Forms:
-    """Forms of the scalars of a batch of boxes (B, n_in), in the order in which they are made."""
+    """Forms of the scalars of a batch of boxes (B, n_in), in the order in which they are made.
 
-    def __init__(self, low: Array, high: Array, most: int, size: int) -> None:
+    ``gamma`` bounds the relative error of any sum.
+    """
+
+    def __init__(self, low: Array, high: Array, most: int, size: int, gamma: float) -> None:
         count, n_inputs = low.shape
+        self.gamma = max(gamma, 4 * (most + 9) * U)
         center = 0.5 * (low + high)
         # Each box has columns for its own inputs, of which at most ``most`` vary; what little the
         # others do is radius.
@@ -47,41 +51,40 @@ class Forms:
         self.terms[each, columns, slots] = np.take_along_axis(half, slots, axis=1)
         half[each, slots] = 0.0
         self.radius[:, :n_inputs] = half
-        self.reach = abs(self.terms).sum(axis=1)  # (B, S + 1)
+        # What sums take for the radius: it and the roundings of the terms, (B, S + 1).
+        self.spread = np.zeros((count, size + 1))
+        self._widen(slice(size + 1))
 
     @classmethod
-    def begin(cls, low: Array, high: Array, size: int, widest: int) -> Forms | None:
-        """Forms of the inputs; None where they do not pay.
+    def begin(cls, low: Array, high: Array, size: int, widest: int, gamma: float) -> Forms | None:
+        """Forms of the inputs; None where they do not pay, or are no more than intervals.
 
         Args:
             size: number of scalars.
             widest: size of the largest block that a curve reads.
         """
         most = int(varies(low, high).sum(axis=1).max())
-        pays = PER_INPUT * (most + 2) <= widest
-        return cls(low, high, most, size) if pays else None
+        pays = most > 0 and PER_INPUT * (most + 2) <= widest
+        return cls(low, high, most, size, gamma) if pays else None
 
     def affine(
-        self, span: slice, apply: Apply, offset: Array | None, noise: Array, gamma: float
+        self, span: slice, apply: Apply, offset: Array | None, noise: Array
     ) -> tuple[Array, Array]:
-        """Bounds (B, n) of a block of sums, of which ``gamma`` bounds the relative error."""
+        """Bounds (B, n) of a block of sums."""
         columns = self.terms.shape[1]
-        gamma = max(gamma, 4 * (columns + 8) * U)
         terms = np.stack([apply(self.terms[:, j], False) for j in range(columns)], axis=1)
         if offset is not None:
             terms[:, 0] += offset
-        spread = self.radius * (1 + gamma) + gamma * self.reach
-        radius = apply(spread, True) * (1 + gamma) + noise + 2 * U * abs(terms[:, 0]) + TINY
+        radius = apply(self.spread, True) * (1 + self.gamma)
+        radius = radius + noise + 2 * U * abs(terms[:, 0]) + TINY
         self._keep(span, terms, radius)
-        return self._around(terms, radius, gamma)
+        return self._around(terms, radius)
 
-    def curve(
-        self, span: slice, ids: Array, low: Array, high: Array, lines: curves.Lines, gamma: float
-    ) -> None:
+    def curve(self, span: slice, ids: Array, low: Array, high: Array, lines: curves.Lines) -> None:
         """A curve over [low, high] (B, n) with lines m z + offset -+ (d z + gap), in this order."""
         mean, half, offset, gap = lines
         terms = mean[:, None] * self.terms[:, :, ids]
-        error = 4 * U * abs(terms).sum(axis=1) + gamma * (abs(half * low) + abs(half * high))
+        error = 4 * U * abs(terms).sum(axis=1) + self.gamma * (abs(half * low) + abs(half * high))
         terms[:, 0] += offset
         radius = abs(mean) * self.radius[:, ids] * (1 + 4 * U) + np.maximum(half * low, half * high)
         self._keep(span, terms, radius + gap * (1 + 4 * U) + error + 4 * U * abs(offset) + TINY)
@@ -92,21 +95,20 @@ class Forms:
         ids: tuple[Array, Array],
         b: tuple[Array, Array],
         planes: pairs.Planes,
-        gamma: float,
     ) -> tuple[Array, Array]:
         """Bounds (B, n) of a block of pairs between planes; b are the bounds of the second."""
         k, mean, half, offset, gap = planes
         first, second = (self.terms[:, :, read] for read in ids)
         terms = k[:, None] * first + mean[:, None] * second
         error = 8 * U * (abs(k[:, None] * first) + abs(mean[:, None] * second)).sum(axis=1)
-        error = error + gamma * (abs(half * b[0]) + abs(half * b[1])) + 8 * U * abs(offset)
+        error = error + self.gamma * (abs(half * b[0]) + abs(half * b[1])) + 8 * U * abs(offset)
         terms[:, 0] += offset
         radius = abs(k) * self.radius[:, ids[0]] + abs(mean) * self.radius[:, ids[1]]
         # Between the planes the slope of b is off by at most half, to either side.
         radius = radius + abs(half) * np.maximum(abs(b[0]), abs(b[1])) + gap
         radius = radius * (1 + 16 * U) + error + TINY
         self._keep(span, terms, radius)
-        return self._around(terms, radius, gamma)
+        return self._around(terms, radius)
 
     def constant(self, span: slice, low: Array, high: Array) -> None:
         """A block whose scalars hardly vary."""
@@ -117,13 +119,16 @@ class Forms:
     def _keep(self, span: slice, terms: Array, radius: Array) -> None:
         """Forms of a block: terms (B, 1 + V, n) and radius (B, n)."""
         self.terms[:, :, span], self.radius[:, span] = terms, radius
-        self.reach[:, span] = abs(terms).sum(axis=1)
+        self._widen(span)
 
-    @staticmethod
-    def _around(terms: Array, radius: Array, gamma: float) -> tuple[Array, Array]:
+    def _widen(self, span: slice) -> None:
+        reach = abs(self.terms[:, :, span]).sum(axis=1)
+        self.spread[:, span] = self.radius[:, span] * (1 + self.gamma) + self.gamma * reach
+
+    def _around(self, terms: Array, radius: Array) -> tuple[Array, Array]:
         """What forms say of their scalars over the whole box."""
         around = abs(terms[:, 1:]).sum(axis=1) + radius
-        around = around + gamma * (around + abs(terms[:, 0])) + TINY
+        around = around + self.gamma * (around + abs(terms[:, 0])) + TINY
         low, high = terms[:, 0] - around, terms[:, 0] + around
         return np.where(np.isnan(low), -np.inf, low), np.where(np.isnan(high), np.inf, high)
 

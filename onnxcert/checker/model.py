@@ -219,7 +219,7 @@ class _Tensors:
 def _looks_up(operator: str, operands: Sequence[Operand | Table]) -> bool:
     """Whether a node may be evaluated for each combination of what looks up its operands."""
     arrays = [x.value for x in operands if isinstance(x, Known)]
-    tables = [x.base for x in operands if isinstance(x, Table)]
+    tables = [x.rows[0] for x in operands if isinstance(x, Table)]
     if not tables or len(arrays) + len(tables) < len(operands):
         return False
     whole = all(array.dtype.kind in "iub" for array in arrays + tables)

@@ -366,18 +366,17 @@ class Builder:
 
     def lookup(self, table: Table) -> Tensor:
         """What a table says: base + sum over combinations of indicator times difference."""
-        numbers, positions, differences = table.entries()
-        combinations, row = np.unique(numbers, return_inverse=True)
+        found = table.entries()
+        combinations, row = np.unique(found.combination, return_inverse=True)
         indicator = self._indicator(table.keys, combinations)
-        base = np.asarray(table.base, dtype=np.float64).ravel()
-        shape = len(combinations), base.size
+        shape = len(combinations), found.base.size
         op: Operator
         if pays_sparse(shape[0] * shape[1], len(row)):
-            op = SparseLinear(row, positions, differences, shape, base)
+            op = SparseLinear(row, found.position, found.difference, shape, found.base)
         else:
             weight = np.zeros(shape)
-            weight[row, positions] = differences
-            op = Linear(weight, base)
+            weight[row, found.position] = found.difference
+            op = Linear(weight, found.base)
         return Tensor.whole(self.apply(op, self.flat(indicator), roundings=0), table.shape)
 
     def _indicator(self, keys: Keys, combinations: IntArray) -> Tensor:

@@ -10,9 +10,10 @@ indicator, which is one for that combination and zero for all others, times the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -47,34 +48,33 @@ class Table:
 
     Attributes:
         keys: the last one counts fastest.
-        base: what most combinations have in common, in its ONNX shape.
-        changes: for each combination flat positions, and what stands there instead; None and the
-            whole tensor where it has another shape, as slices may be empty.
+        rows: the different tensors; shapes may differ, as slices may be empty.
+        number: of each combination's tensor among them.
     """
 
     keys: Keys
-    base: Array
-    changes: tuple[tuple[IntArray | None, Array], ...]
+    rows: tuple[Array, ...]
+    number: IntArray
 
     @classmethod
-    def of(cls, keys: Keys, row: Callable[[int], Array]) -> Constant | Table:
-        """Ask for the tensor of every combination; a constant where all are the same."""
-        count = math.prod(key.count for key in keys)
-        # What two of three combinations that are far from each other agree on is common.
-        first, base, last = (row(count * part // 4) for part in (1, 2, 3))
-        if first.shape == base.shape == last.shape:
-            base = np.where(first == last, first, base)
-        changes: list[tuple[IntArray | None, Array]] = []
-        for number in range(count):
-            array = row(number)
-            if array.shape != base.shape:
-                changes.append((None, array))
-                continue
-            positions = np.flatnonzero(array.ravel() != base.ravel())
-            changes.append((positions, array.ravel()[positions]))
-        if all(positions is not None and not len(positions) for positions, _ in changes):
-            return Constant(base)
-        return cls(keys, base, tuple(changes))
+    def of(cls, keys: Keys, rows: Iterable[Array]) -> Constant | Table:
+        """From the tensors of all combinations; a constant where all are the same."""
+        known: dict[tuple[Shape, bytes], int] = {}
+        different, number = list[Array](), list[int]()
+        for row in rows:
+            name = row.shape, row.tobytes()
+            if name not in known:
+                known[name] = len(different)
+                different.append(row)
+            number.append(known[name])
+        if len(different) == 1:
+            return Constant(different[0])
+        return cls(keys, tuple(different), np.array(number))
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The element type."""
+        return self.rows[0].dtype
 
     @property
     def shape(self) -> Shape:
@@ -83,42 +83,48 @@ class Table:
         Raises:
             NoRule: there are several.
         """
-        if any(positions is None for positions, _ in self.changes):
+        if len({row.shape for row in self.rows}) > 1:
             raise NoRule("its shape depends on the input")
-        return self.base.shape
+        return self.rows[0].shape
 
-    def row(self, number: int) -> Array:
-        """The tensor of one combination."""
-        positions, values = self.changes[number]
-        if positions is None:
-            return values
-        made = self.base.copy()
-        made.ravel()[positions] = values
-        return made
-
-    def entries(self) -> tuple[IntArray, IntArray, FloatArray]:
-        """What is added to `base`: numbers of combinations, flat positions, and differences.
+    def entries(self) -> Entries:
+        """What most combinations have in common, and what others have instead of that.
 
         Raises:
             NoRule: shapes differ, or a difference is no floating-point number.
         """
-        assert self.shape == self.base.shape
-        places = [positions for positions, _ in self.changes if positions is not None]
-        numbers = np.repeat(np.arange(len(places)), [len(some) for some in places])
-        positions = np.concatenate(places)
-        values = np.concatenate([values for _, values in self.changes]).astype(np.float64)
-        common = self.base.ravel()[positions].astype(np.float64)
-        difference = values - common
+        assert self.shape == self.rows[0].shape
+        rows = np.stack([row.ravel() for row in self.rows]).astype(np.float64)
+        usual, *others = np.argsort(-np.bincount(self.number), kind="stable")[[0, -1, -2]]
+        base = np.where(rows[others[0]] == rows[others[1]], rows[others[0]], rows[usual])
+        difference = rows - base
         # What a difference rounds away, as two sums tell (Knuth).
-        part = values - difference
-        lost = (values - (difference + part)) + (part - common)
-        if lost.any():
+        part = rows - difference
+        if ((rows - (difference + part)) + (part - base)).any():
             raise NoRule("a table of numbers of very different size")
-        return numbers, positions, difference
+        changed = [np.flatnonzero(row) for row in difference]
+        sizes = np.array([len(changed[k]) for k in self.number])
+        position = np.concatenate([changed[k] for k in self.number])
+        combination = np.repeat(np.arange(len(sizes)), sizes)
+        return Entries(base, combination, position, difference[self.number[combination], position])
 
 
-def common_keys(tables: Sequence[Table]) -> tuple[Keys, list[IntArray]]:
-    """The keys of some tables together, and for each table its number by that of a combination.
+class Entries(NamedTuple):
+    """A table as a sum.
+
+    Attributes:
+        base: (n,), flat.
+        combination, position, difference: (e,) what is added to it where a combination is met.
+    """
+
+    base: FloatArray
+    combination: IntArray
+    position: IntArray
+    difference: FloatArray
+
+
+def evaluate(tables: Sequence[Table], node: Callable[[Sequence[Array]], Array]) -> Constant | Table:
+    """What a node makes of one row of each table, for each combination of all keys.
 
     Raises:
         NoRule: there are too many combinations.
@@ -129,16 +135,18 @@ def common_keys(tables: Sequence[Table]) -> tuple[Keys, list[IntArray]]:
     grid = np.indices([key.count for key in keys]).reshape(len(keys), -1)
     numbers = []
     for table in tables:
-        own = [grid[keys.index(key)] for key in table.keys]
-        numbers.append(np.ravel_multi_index(tuple(own), [key.count for key in table.keys]))
-    return keys, numbers
+        own = tuple(grid[keys.index(key)] for key in table.keys)
+        counts = [key.count for key in table.keys]
+        numbers.append(table.number[np.ravel_multi_index(own, counts)])
+    different, place = np.unique(np.stack(numbers), axis=1, return_inverse=True)
+    made = [
+        node([table.rows[k] for table, k in zip(tables, column, strict=True)])
+        for column in different.T
+    ]
+    return Table.of(keys, (made[k] for k in place.ravel()))
 
 
 def of_keys(keys: Keys, index: IntArray, values: Array) -> Constant | Table:
     """Whole numbers as a tensor: key ``index`` of an entry, or the value there where it is -1."""
-    grid = list(product(*(range(key.low, key.high + 1) for key in keys)))
-
-    def row(number: int) -> Array:
-        return np.where(index >= 0, np.array(grid[number])[index], values)
-
-    return Table.of(keys, row)
+    grid = product(*(range(key.low, key.high + 1) for key in keys))
+    return Table.of(keys, (np.where(index >= 0, np.array(row)[index], values) for row in grid))

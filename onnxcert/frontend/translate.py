@@ -20,7 +20,7 @@ from onnxcert.frontend.builder import Builder, Limits
 from onnxcert.frontend.canonical import NEWEST_OPSET, Canonical, node_key, schema_version
 from onnxcert.frontend.folding import DECISIONS, fold
 from onnxcert.frontend.rules import KINDS, RULES, Call, Entry
-from onnxcert.frontend.tables import Table, common_keys
+from onnxcert.frontend.tables import Table, evaluate
 from onnxcert.frontend.tensors import Constant, NoRule, Operand, Shape, Tensor, checked_size
 
 
@@ -217,16 +217,15 @@ class Translation:
         """What a node makes of tables and constants, for each combination of keys."""
         if len(node.output) > 1:
             raise NoRule("several tensors that whole inputs decide")
-        keys, numbers = common_keys([value for value in values if isinstance(value, Table)])
 
-        def row(combination: int) -> Array:
-            own = (int(line[combination]) for line in numbers)
-            inputs = [Constant(v.row(next(own))) if isinstance(v, Table) else v for v in values]
-            (made,) = self._apply(node, entry, inputs)
-            assert isinstance(made, Constant)
-            return made.array
+        def made(rows: Sequence[Array]) -> Array:
+            row = iter(rows)
+            inputs = [Constant(next(row)) if isinstance(v, Table) else v for v in values]
+            (result,) = self._apply(node, entry, inputs)
+            assert isinstance(result, Constant)
+            return result.array
 
-        return [Table.of(keys, row)]
+        return [evaluate([value for value in values if isinstance(value, Table)], made)]
 
     def _apply(
         self, node: onnx.NodeProto, entry: Entry | None, inputs: Sequence[Operand | None]
@@ -255,7 +254,7 @@ class Translation:
         if isinstance(result, Constant):
             return "f"  # known: nobody asks
         if isinstance(result, Table):
-            return _kind_of(result.base.dtype)
+            return _kind_of(result.dtype)
         if node.op_type in KINDS:
             return KINDS[node.op_type]
         if node.op_type == "Cast":
@@ -322,11 +321,11 @@ def _looks_up(operator: str, entry: Entry | None, values: Sequence[_Value]) -> b
 
     Whole numbers and decisions are exact, and so are numbers that are only moved.
     """
-    arrays = [v.array for v in values if isinstance(v, Constant)]
-    tables = [v.base for v in values if isinstance(v, Table)]
+    types = [v.array.dtype for v in values if isinstance(v, Constant)]
+    tables = [v.dtype for v in values if isinstance(v, Table)]
     if not tables or any(isinstance(v, Tensor) for v in values):
         return False
-    whole = all(array.dtype.kind in "iub" for array in arrays + tables)
+    whole = all(dtype.kind in "iub" for dtype in types + tables)
     return whole or operator in DECISIONS or (entry is not None and entry.moves)
 
 

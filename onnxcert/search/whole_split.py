@@ -21,7 +21,7 @@ import numpy as np
 
 from onnxcert.arrays import Array, IntArray, array_module, concatenate, to_host
 from onnxcert.bounds.backward import unstable_neurons
-from onnxcert.bounds.crown import crown_bounds
+from onnxcert.bounds.interval import interval_bounds
 from onnxcert.proof.trace import Cut
 from onnxcert.search.branching import Bounded, Brancher, Children
 from onnxcert.search.frontier import Batch, take
@@ -79,12 +79,10 @@ class WholeSplit(Brancher):
 
     def _unstable(self, box: Box) -> Array:
         """How many neurons intervals leave unstable on boxes, (B,)."""
-        bounds = crown_bounds(self.boxes.graph, box, backward=False)
         graph = self.boxes.graph
-        counts = [
-            unstable_neurons(graph, name, bounds.boxes[name]).sum(axis=1)
-            for name in graph.pre_activations
-        ]
+        boxes = interval_bounds(graph, box)
+        names = graph.pre_activations
+        counts = [unstable_neurons(graph, name, boxes[name]).sum(axis=1) for name in names]
         total: Array = sum(counts, array_module(box.lower).zeros(len(box)))
         return total
 
@@ -117,10 +115,10 @@ class WholeSplit(Brancher):
         graph, cases = self.boxes.graph, batch["cases"]
         xp = array_module(cases)
         box = Box(*self._sides(batch))
-        found = crown_bounds(graph, box, backward=False, execution_unit=self.boxes.execution_unit)
+        boxes = interval_bounds(graph, box, execution_unit=self.boxes.execution_unit)
         forms = self.boxes.cases.forms(cases)
-        lower = forms.over(found.boxes[graph.output], found.boxes[graph.input])
-        refuted = self.boxes.cases.refuted(cases, lower) | found.empty[:, None]
+        lower = forms.over(boxes[graph.output], box)
+        refuted = self.boxes.cases.refuted(cases, lower)
         case_lower = xp.where(forms.used, lower, -xp.inf).reshape(*cases.shape, -1).max(axis=2)
         case_lower = xp.where(cases >= 0, case_lower, xp.inf)
         points = xp.flatnonzero(~refuted.all(axis=1) & (batch["low"] == batch["high"]).all(axis=1))

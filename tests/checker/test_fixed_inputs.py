@@ -215,7 +215,7 @@ def test_forward_forms_have_no_column_for_decimals() -> None:
     low = np.tile(np.array([1.0, 2.0, 4.0, 8.0]), (2, 1))
     high = np.nextafter(low, np.inf)
     high[0, 1] = high[1, 2] = 5.0
-    forms = Forms.begin(low, high, size=5, widest=1000)
+    forms = Forms.begin(low, high, size=5, widest=1000, gamma=1e-15)
     assert forms is not None
     assert forms.terms.shape == (2, 2, 6)
     terms, radius = forms.terms[:, :, :4], forms.radius[:, :4]

@@ -26,6 +26,7 @@ from onnxcert.checker.errors import Unusable
 from onnxcert.checker.model import read_network
 from onnxcert.checker.network import Affine, Block, Curve, Entries, Network, Pick, Product, Term
 from onnxcert.checker.proof import Boxes, Combined, Paths, Prover, Rows
+from onnxcert.checker.spec import Case, Row
 from tests.frontend.onnx_models import model_of
 
 Array = np.ndarray[Any, Any]
@@ -951,12 +952,30 @@ def test_what_is_clipped_off(seed: int) -> None:
     [(0.0, 1.0), (-1e308, 1e308), (0.0, 5e-324), (1.0, 1.0 + 2.0**-52), (-0.3, 1e9)],
 )
 def test_halves_share_their_border(low: float, high: float) -> None:
-    nothing = np.zeros((1, 0))
-    node = Boxes(np.array([[low]]), np.array([[high]]), np.array([[0]]), (nothing, nothing))
-    below, above = Prover.halves(node, np.array([0]))
-    assert below.low[0, 0] == low
-    assert above.high[0, 0] == high
-    assert low <= above.low[0, 0] <= below.high[0, 0] <= high
+    below, above = _halves("Relu", low, high)
+    assert below[0] == low
+    assert above[1] == high
+    assert low <= above[0] <= below[1] <= high
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "end"),
+    [(0.0, 1.0, 0.0), (0.0, 2.0, 1.0), (-3.0, 2.0, -1.0), (2.0, 7.0, 4.0), (5.0, 5.0, 5.0)],
+)
+def test_halves_of_whole_inputs_have_a_gap_without_whole_numbers(
+    low: float, high: float, end: float
+) -> None:
+    assert _halves("Floor", low, high) == ((low, end), (end + 1.0, high))
+
+
+def _halves(curve: str, low: float, high: float) -> tuple[tuple[float, float], ...]:
+    """Both halves of an interval that a curve reads."""
+    model = model_of([helper.make_node(curve, ["x"], ["y"])], {"x": (1,)}, ["y"])
+    case = Case(np.array([low]), np.array([high]), (Row(((0, 1.0),), (), 0.0, strict=False),))
+    bounder = Bounder(read_network(model.SerializeToString()), executed=False)
+    prover = Prover(bounder, Rows.of([case], 1, 1))
+    halves = prover.halves(prover.roots([case]), np.array([0]))
+    return tuple((float(half.low[0, 0]), float(half.high[0, 0])) for half in halves)
 
 
 # Paths over neurons

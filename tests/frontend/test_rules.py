@@ -325,7 +325,7 @@ def of_truths(operator: str, count: int, shape: tuple[int, ...] = SHAPE) -> onnx
     nodes.append(helper.make_node(operator, ["t" + name for name in names], ["d"]))
     nodes.append(helper.make_node(*last, to=TensorProto.FLOAT))
     zero = {"zero": np.zeros(1, np.float32)}
-    return model_of(nodes, {name: shape for name in names}, ["y0"], zero)
+    return model_of(nodes, dict.fromkeys(names, shape), ["y0"], zero)
 
 
 def chosen(*operands: str) -> onnx.ModelProto:

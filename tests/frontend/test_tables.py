@@ -127,33 +127,43 @@ def test_what_is_not_understood_is_refused() -> None:
 
 def test_a_table_of_equal_tensors_is_a_constant() -> None:
     keys = (tables.Key("v", 0, 0, 3), tables.Key("v", 1, -1, 1))
-    made = tables.Table.of(keys, lambda number: np.arange(4))
+    made = tables.Table.of(keys, [np.arange(4)] * 12)
     assert isinstance(made, Constant)
     assert made.array.tolist() == [0, 1, 2, 3]
 
 
-def test_a_table_gives_back_what_was_put_in(rng: np.random.Generator) -> None:
+def test_what_is_made_of_tables_is_a_table_of_all_keys(rng: np.random.Generator) -> None:
     keys = (tables.Key("v", 0, 0, 3), tables.Key("v", 1, -1, 1))
     rows = [rng.integers(0, 2, (2, 3)) for _ in range(12)]
     rows[5] = np.zeros((0, 3), np.int64)
-    made = tables.Table.of(keys, rows.__getitem__)
-    assert isinstance(made, tables.Table)
-    assert all(np.array_equal(made.row(k), row) for k, row in enumerate(rows))
+    first = tables.Table.of(keys, rows)
+    second = tables.Table.of(keys[1:], map(np.array, range(3)))
+    assert isinstance(first, tables.Table)
+    assert isinstance(second, tables.Table)
     with pytest.raises(NoRule, match="shape depends"):
-        made.entries()
-    other = tables.Table.of(keys[1:], np.array)
-    assert isinstance(other, tables.Table)
-    both, numbers = tables.common_keys([other, made])
-    assert both == keys[::-1]
-    assert [line.tolist() for line in numbers] == [
-        [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2],
-        [0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11],
-    ]
+        first.entries()
+    made = tables.evaluate([second, first], lambda pair: np.append(pair[1].sum(), pair[0]))
+    assert isinstance(made, tables.Table)
+    assert made.keys == keys[::-1]
+    found = [made.rows[k].tolist() for k in made.number]
+    assert found == [[rows[3 * k + j].sum(), j] for j in range(3) for k in range(4)]
+    base, combination, position, difference = made.entries()
+    whole = np.tile(base, (12, 1))
+    whole[combination, position] += difference
+    assert whole.tolist() == found
 
 
 def test_differences_that_are_no_numbers_are_refused() -> None:
     keys = (tables.Key("v", 0, 0, 3),)
-    made = tables.Table.of(keys, lambda k: np.array([1e30 if k == 2 else 1.0]))
+    made = tables.Table.of(keys, [np.array([1e30 if k == 2 else 1.0]) for k in range(4)])
     assert isinstance(made, tables.Table)
     with pytest.raises(NoRule, match="very different size"):
         made.entries()
+
+
+def test_too_many_combinations_are_refused() -> None:
+    parts = [
+        tables.Table.of((tables.Key("v", k, 0, 199),), map(np.array, range(200))) for k in (0, 1)
+    ]
+    with pytest.raises(NoRule, match="more than 16384 combinations"):
+        tables.evaluate(parts, sum)  # type: ignore[arg-type]
