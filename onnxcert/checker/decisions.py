@@ -160,11 +160,8 @@ def _is_input(net: Builder, ids: Array) -> bool:
 
 
 def _difference(net: Builder, x: Any, y: Any) -> Array:
-    """x - y; inputs with one value only are constants."""
-    x, y = (operand if isinstance(operand, Known) else _fixed(net, operand) for operand in (x, y))
+    """x - y, of which one is computed."""
     shape = np.broadcast_shapes(x.shape, y.shape)
-    if isinstance(x, Known) and isinstance(y, Known):
-        x = net.ids(x)
     if isinstance(x, Known):
         return net.affine(shape, (y, MINUS), offset=x.numbers())
     if isinstance(y, Known):
@@ -172,17 +169,24 @@ def _difference(net: Builder, x: Any, y: Any) -> Array:
     return net.affine(shape, (x, ONE), (y, MINUS))
 
 
-def equal(net: Builder, x: Any, y: Any) -> Array:
-    """1 where both are equal, else 0."""
+def equal(net: Builder, x: Any, y: Any) -> Any:
+    """1 where both are equal, else 0; inputs with one value only are constants."""
+    x, y = _fixed(net, x), _fixed(net, y)
+    if isinstance(x, Known) and isinstance(y, Known):
+        return Known(np.asarray(exact(x) == exact(y)))
     gap = _difference(net, x, y)
     if net.is_whole(gap):
         return _is_zero(net, gap)
     return _not(net, net.curve("abs", net.curve("sign", gap)))
 
 
-def greater(net: Builder, x: Any, y: Any, *, less: bool = False, strict: bool = True) -> Array:
-    """1 where x > y, x < y, x >= y or x <= y, else 0."""
-    gap = _difference(net, y, x) if less == strict else _difference(net, x, y)
+def greater(net: Builder, x: Any, y: Any, *, less: bool = False, strict: bool = True) -> Any:
+    """1 where x > y, x < y, x >= y or x <= y, else 0; inputs as for `equal`."""
+    x, y = _fixed(net, x), _fixed(net, y)
+    x, y = (y, x) if less else (x, y)
+    if isinstance(x, Known) and isinstance(y, Known):
+        return Known(np.asarray(exact(x) > exact(y) if strict else exact(x) >= exact(y)))
+    gap = _difference(net, x, y) if strict else _difference(net, y, x)
     if net.is_whole(gap):
         gap = net.affine(gap.shape, (gap, ONE), offset=Known(np.array(-0.5)))
     above = net.curve("relu", net.curve("sign", gap))

@@ -19,7 +19,7 @@ from onnxcert.errors import ModelError
 from onnxcert.frontend.builder import Builder, Limits
 from onnxcert.frontend.canonical import NEWEST_OPSET, Canonical, node_key, schema_version
 from onnxcert.frontend.folding import DECISIONS, fold
-from onnxcert.frontend.rules import KINDS, RULES, Call, Entry
+from onnxcert.frontend.rules import RULES, Call, Entry
 from onnxcert.frontend.tables import Table, evaluate
 from onnxcert.frontend.tensors import Constant, NoRule, Operand, Shape, Tensor, checked_size
 
@@ -255,8 +255,9 @@ class Translation:
             return "f"  # known: nobody asks
         if isinstance(result, Table):
             return _kind_of(result.dtype)
-        if node.op_type in KINDS:
-            return KINDS[node.op_type]
+        entry = RULES.get(node.op_type)
+        if entry is not None and entry.makes:
+            return entry.makes
         if node.op_type == "Cast":
             (to,) = (a.i for a in node.attribute if a.name == "to")
             return _kind_of(onnx.helper.tensor_dtype_to_np_dtype(to))

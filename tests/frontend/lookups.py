@@ -157,4 +157,24 @@ def labelled(rng: np.random.Generator) -> Lookup:
     return _model(nodes, "v", 3, [(2.0, 2.0)], rng, more)
 
 
-KINDS = (cut_out, masked, negative, compared, labelled)
+def known(rng: np.random.Generator) -> Lookup:
+    """Comparisons of inputs that may have one value only."""
+    nodes = [
+        helper.make_node("Slice", ["i", "at0", "at1"], ["a"]),
+        helper.make_node("Slice", ["i", "at1", "at2"], ["b"]),
+        *(
+            helper.make_node(operator, ["a", "b"], [operator])
+            for operator in ("Equal", "Greater", "LessOrEqual")
+        ),
+        *(
+            helper.make_node("Cast", [operator], [operator + "_n"], to=TensorProto.FLOAT)
+            for operator in ("Equal", "Greater", "LessOrEqual")
+        ),
+        helper.make_node("Concat", ["Equal_n", "Greater_n", "LessOrEqual_n"], ["n"], axis=0),
+        helper.make_node("Add", ["n", "x"], ["v"]),
+    ]
+    limits = [(1.5, 1.5), (rng.integers(1, 3) - 0.5,) * 2]
+    return _model(nodes, "v", 3, limits, rng, {})
+
+
+KINDS = (cut_out, masked, negative, compared, labelled, known)

@@ -78,6 +78,17 @@ def test_answers_are_those_of_all_cells(tmp_path: Path, kind: Kind, seed: int) -
     assert files.check() == REAL
 
 
+@pytest.mark.parametrize("kind", [lookups.cut_out, lookups.masked, lookups.compared])
+def test_every_execution(tmp_path: Path, kind: Kind) -> None:
+    """Indices and what is looked up are exact in executions, too."""
+    rng = np.random.default_rng(1)
+    lookup = fixed(kind(rng), rng)
+    files = written(tmp_path, lookup, least(lookup) - MARGIN)
+    found = files.verify(semantics="ieee32-any-order")
+    assert found.word == "unsat"
+    assert files.check() == "VERIFIED UNSAT (ieee32-any-order)"
+
+
 @pytest.mark.parametrize("kind", lookups.KINDS)
 @pytest.mark.parametrize("splitting", ["input", "neuron"])
 def test_other_inputs_may_vary_too(tmp_path: Path, kind: Kind, splitting: str) -> None:

@@ -3,6 +3,7 @@
 from onnxcert.frontend.rules import (
     activation,
     arithmetic,
+    casting,
     convolution,
     decision,
     extremum,
@@ -15,15 +16,15 @@ from onnxcert.frontend.rules import (
     resize,
     softmax,
 )
-from onnxcert.frontend.rules.registry import KINDS, RULES, Call, Entry, reads
+from onnxcert.frontend.rules.registry import RULES, Call, Entry, reads
 
 __all__ = [
-    "KINDS",
     "RULES",
     "Call",
     "Entry",
     "activation",
     "arithmetic",
+    "casting",
     "convolution",
     "decision",
     "extremum",

@@ -7,55 +7,56 @@ away from zero, or replaced by a curve that is right for these, so that rounding
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
+from onnxcert.arrays import Array
 from onnxcert.frontend.builder import Builder
-from onnxcert.frontend.rules.registry import KINDS, Call, normal_axis, reads
+from onnxcert.frontend.rules.registry import Call, normal_axis, reads
 from onnxcert.frontend.tensors import Constant, NoRule, Operand, Tensor, checked_size
 from onnxcert.ops import Absolute, Linear, Relu, Sign
-
-KINDS.update(dict.fromkeys(("And", "Equal", "Not", "Or"), "b"))
-KINDS.update(dict.fromkeys(("Greater", "GreaterOrEqual", "Less", "LessOrEqual"), "b"))
-KINDS.update(dict.fromkeys(("ArgMax", "ArgMin"), "i"))
 
 _MOST_PAIRS = 1 << 16
 """Of entries that ArgMax compares."""
 
 
-def _compared(call: Call) -> tuple[Operand, Operand]:
-    """Both operands; inputs that may have one value only are constants."""
-    first, second = (call.build.fixed(call.operand(i)) for i in range(2))
-    if isinstance(first, Constant) and isinstance(second, Constant):
-        return call.operand(0), second
-    return first, second
+_COMPARISONS: dict[str, Callable[..., Array]] = {
+    "Equal": np.equal,
+    "Greater": np.greater,
+    "GreaterOrEqual": np.greater_equal,
+    "Less": np.less,
+    "LessOrEqual": np.less_equal,
+}
 
 
-@reads("Equal", since=7, whole=True)
-def equal(call: Call) -> Operand:
-    """1 - |sign(x - y)|; of whole numbers relu(1 - |x - y|)."""
-    build = call.build
-    gap = build.difference(*_compared(call))
-    if build.is_whole(gap):
-        return build.is_zero(gap)
-    apart = build.elementwise(build.elementwise(gap, Sign), Absolute)
-    return _not(build, apart)
-
-
-@reads("Greater", "GreaterOrEqual", "Less", "LessOrEqual", since=7, whole=True)
+@reads(*_COMPARISONS, since=7, whole=True, makes="b")
 def compare(call: Call) -> Operand:
-    """relu(sign(x - y)) for x > y, and 1 less that of y - x for x >= y."""
-    build, (x, y) = call.build, _compared(call)
-    strict = call.operator in ("Greater", "Less")
-    if call.operator in ("Less", "GreaterOrEqual"):
+    """x == y, x > y and the like; inputs that may have one value only count as constants.
+
+    relu(sign(x - y)) for x > y, and 1 less that of y - x for x >= y; 1 - |sign(x - y)| for x == y,
+    and relu(1 - |x - y|) of whole numbers.
+    """
+    build, operator = call.build, call.operator
+    x, y = (build.fixed(call.operand(i)) for i in range(2))
+    if isinstance(x, Constant) and isinstance(y, Constant):
+        return Constant(_COMPARISONS[operator](x.numbers, y.numbers))
+    if operator in ("Less", "GreaterOrEqual"):
         x, y = y, x
-    gap = build.difference(x, y)  # x > y, or not
+    gap = build.difference(x, y)
+    if operator == "Equal":
+        return build.is_zero(gap) if build.is_whole(gap) else _not(build, _apart(build, gap))
     if build.is_whole(gap):
         gap = build.scale(gap, None, np.array(-0.5), roundings=0)
     above = build.elementwise(build.elementwise(gap, Sign), Relu)
-    return above if strict else _not(build, above)
+    return above if operator in ("Greater", "Less") else _not(build, above)
 
 
-@reads("Not", whole=True)
+def _apart(build: Builder, gap: Tensor) -> Tensor:
+    return build.elementwise(build.elementwise(gap, Sign), Absolute)
+
+
+@reads("Not", whole=True, makes="b")
 def negation(call: Call) -> Operand:
     """1 - x."""
     return _not(call.build, call.tensor(0))
@@ -65,7 +66,7 @@ def _not(build: Builder, truth: Tensor) -> Tensor:
     return build.scale(truth, np.array(-1.0), np.array(1.0), roundings=0)
 
 
-@reads("And", "Or", since=7, whole=True)
+@reads("And", "Or", since=7, whole=True, makes="b")
 def junction(call: Call) -> Operand:
     """relu(x + y - 1), and 1 - relu(1 - x - y)."""
     build = call.build
@@ -75,7 +76,7 @@ def junction(call: Call) -> Operand:
     return _not(build, build.all_of([_not(build, x) for x in pair]))
 
 
-@reads("ArgMax", "ArgMin", note="of few entries")
+@reads("ArgMax", "ArgMin", makes="i", note="of few entries")
 def extremum(call: Call) -> Operand:
     """The place of the first (or last) largest or smallest entry.
 

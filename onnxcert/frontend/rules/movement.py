@@ -2,25 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 import numpy as np
 
 from onnxcert.arrays import Array
-from onnxcert.frontend.builder import Builder
 from onnxcert.frontend.rules.registry import Call, normal_axis, reads
-from onnxcert.frontend.tables import MOST_COMBINATIONS, Key, Table, of_keys
-from onnxcert.frontend.tensors import Constant, NoRule, Operand, Tensor
-from onnxcert.ops import Floor, Relu
-
-_FLOATING_TYPES = {1: "float32", 10: "float16", 11: "float64"}
-"""Numbers of `onnx.TensorProto.DataType` between which a cast of computed values is the identity
-over the reals."""
-
-_WHOLE_TYPES = (np.int32, np.int64)
-_LARGEST_WHOLE = 2.0**31
-"""Executors may make anything of larger numbers in a cast to 32-bit integers."""
+from onnxcert.frontend.tensors import Constant, NoRule, Operand
 
 
 @reads("Identity", moves=True)
@@ -30,66 +16,6 @@ def identity(call: Call) -> Operand:
     if call.has(2) and call.constant(2, "training_mode").any():
         raise NoRule("training_mode")
     return call.operand(0)
-
-
-@reads("Cast", since=6, moves=True, note="to floating-point types, and of inputs to int32, int64")
-def cast(call: Call) -> Operand | Table:
-    """What becomes a floating-point number stays what it is; inputs become whole towards zero.
-
-    Constants are not rounded: a value of the file stands for itself, whatever type it passes.
-    """
-    import onnx  # noqa: PLC0415 - only for the table of its types
-
-    target = int(call.attributes["to"])
-    operand = call.operand(0)
-    if target in _FLOATING_TYPES:
-        if isinstance(operand, Tensor) or operand.array.dtype.kind == "f":
-            return operand
-        return Constant(operand.array.astype(np.float64))
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(target)
-    if isinstance(operand, Constant):
-        return Constant(operand.array.astype(dtype))
-    kind = call.kinds[0]
-    if kind == "b" or (kind == "i" and dtype in _WHOLE_TYPES):
-        return operand
-    if kind == "f" and dtype in _WHOLE_TYPES:
-        return _towards_zero(call.build, operand, dtype)
-    raise NoRule(f"of computed values to {dtype}")
-
-
-def _towards_zero(build: Builder, tensor: Tensor, dtype: np.dtype[Any]) -> Operand | Table:
-    """Inputs without what follows the decimal point; as a table if there are few of them.
-
-    This is floor(x) where they are not negative, and floor(relu(x)) - floor(relu(-x)) elsewhere.
-    """
-    if tensor.source != build.input or tensor.fill is not None or build.limits is None:
-        raise NoRule("from floating-point to whole numbers, of what is no input")
-    lower, upper = map(np.trunc, build.limits(tensor.index.ravel()))
-    if not (np.maximum(abs(lower), abs(upper)) < _LARGEST_WHOLE).all():
-        raise NoRule("of inputs that are no 32-bit integers")
-    low, high = (side.astype(dtype).reshape(tensor.shape) for side in (lower, upper))
-    if (low == high).all():
-        return Constant(low)
-    if (low >= 0).all():
-        whole = build.elementwise(tensor, Floor)
-    else:
-        parts = [build.elementwise(x, Relu) for x in (tensor, build.negative(tensor))]
-        whole = build.sum([build.elementwise(x, Floor) for x in parts], (1, -1), roundings=0)
-    places = list(zip(whole.index.ravel(), low.ravel(), high.ravel(), strict=True))
-    keys = [Key(whole.source, int(i), int(a), int(b)) for i, a, b in places if a < b]
-    if math.prod(key.count for key in keys) > MOST_COMBINATIONS:
-        return whole
-    number = np.where(low < high, np.cumsum(low < high).reshape(low.shape) - 1, -1)
-    return of_keys(tuple(keys), number, low)
-
-
-@reads("CastLike", since=15, moves=True, note="between floating-point types")
-def cast_like(call: Call) -> Operand:
-    """A cast whose type is known only for computed values here: the identity."""
-    first, second = call.operand(0), call.operand(1)
-    if isinstance(first, Constant) and isinstance(second, Constant):
-        return Constant(first.array.astype(second.array.dtype))
-    return Constant(first.numbers) if isinstance(first, Constant) else first
 
 
 @reads("Shape", moves=True)

@@ -42,7 +42,7 @@ def _positions(start: int, end: int, step: int, length: int) -> IntArray:
     return np.arange(min(max(start, -1), length - 1), min(max(end, -1), length - 1), step)
 
 
-@reads("Gather", moves=True, note="constant indices")
+@reads("Gather", moves=True, note="known indices")
 def gather(call: Call) -> Operand:
     """Entries of an axis by number."""
     operand = call.operand(0)
@@ -51,7 +51,7 @@ def gather(call: Call) -> Operand:
     return call.build.rearrange([operand], lambda x: np.take(x, index, axis=axis))
 
 
-@reads("GatherElements", moves=True, note="constant indices")
+@reads("GatherElements", moves=True, note="known indices")
 def gather_elements(call: Call) -> Operand:
     """One entry of an axis for each place of the index."""
     operand = call.operand(0)
@@ -63,7 +63,7 @@ def gather_elements(call: Call) -> Operand:
     return call.build.rearrange([operand], lambda x: x[tuple(places)])
 
 
-@reads("GatherND", moves=True, note="constant indices, batch_dims=0")
+@reads("GatherND", moves=True, note="known indices, batch_dims=0")
 def gather_nd(call: Call) -> Operand:
     """Slices by the tuples in the last axis of the index."""
     call.refuse("batch_dims", 0)
@@ -71,7 +71,7 @@ def gather_nd(call: Call) -> Operand:
     return call.build.rearrange([call.operand(0)], lambda x: x[tuple(np.moveaxis(index, -1, 0))])
 
 
-@reads("ScatterND", moves=True, note="constant indices, no reduction")
+@reads("ScatterND", moves=True, note="known indices, no reduction")
 def scatter_nd(call: Call) -> Operand:
     """Overwrite slices of a tensor."""
     call.refuse("reduction", "none")

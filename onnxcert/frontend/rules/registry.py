@@ -117,6 +117,7 @@ class Entry:
         since: the oldest operator version whose form it reads.
         moves: whether it takes constants too; other rules only see nodes that compute something.
         whole: whether it takes whole numbers and truths that are computed.
+        makes: whole numbers ("i") or truths ("b"), whatever it reads; empty for what it reads.
         note: what is not covered, for the table of supported operators.
     """
 
@@ -124,24 +125,27 @@ class Entry:
     since: int
     moves: bool
     whole: bool
+    makes: str
     note: str
 
 
 RULES: dict[str, Entry] = {}
 """ONNX operator of the default domain -> its rule."""
 
-KINDS: dict[str, str] = {}
-"""Operators that make whole numbers ("i") or truths ("b"), whatever they read."""
-
 
 def reads(
-    *operators: str, since: int = 1, moves: bool = False, whole: bool = False, note: str = ""
+    *operators: str,
+    since: int = 1,
+    moves: bool = False,
+    whole: bool = False,
+    makes: str = "",
+    note: str = "",
 ) -> Callable[[_Rule], _Rule]:
     """Decorate a rule with the operators it reads; the arguments are those of `Entry`."""
 
     def enter(rule: _Rule) -> _Rule:
         for operator in operators:
-            RULES[operator] = Entry(rule, since, moves, moves or whole, note)
+            RULES[operator] = Entry(rule, since, moves, moves or whole, makes, note)
         return rule
 
     return enter
