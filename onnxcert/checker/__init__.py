@@ -18,6 +18,7 @@ as ``python -m onnxcert.checker PROOF MODEL [SPEC]``. To read it, begin here:
     tilts      rule R18: planes above relus
     pieces     rule R19: sums of relus of one number
     equals     rule R23: equal and opposite scalars
+    decisions  whole numbers, comparisons, and what whole inputs look up in tables
     needed     rule R21: what no row depends on is left out
     pairs      rule R15: planes round products and quotients
     container  the file format

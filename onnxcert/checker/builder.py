@@ -183,6 +183,7 @@ class Builder:
     Attributes:
         folded: whether there are such constants.
         kinds: element types of the computed operands of a node.
+        sums: how many there are of whole numbers that are computed.
     """
 
     def __init__(
@@ -195,7 +196,7 @@ class Builder:
         self.blocks: list[Block] = [Block(0, n_inputs, "")]
         self.size, self.directory = n_inputs, directory
         self.unit, self.folded, self.limits = unit, False, limits
-        self._whole, self.kinds = np.zeros(n_inputs, bool), list[str]()
+        self._whole, self.kinds, self.sums = np.zeros(n_inputs, bool), list[str](), 0
         self.types: set[str] = set()
         self.shares: list[tuple[Array, Array]] = []
         self.begin("")

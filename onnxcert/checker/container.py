@@ -57,20 +57,21 @@ and of a file with the verdict lipschitz, all float64, see rule R14::
     pairs          of the differences of outputs 1 and 0, 2 and 0, 2 and 1, 3 and 0, ...
 
 A group of kind 0 splits inputs; its roots are the distinct boxes of its cases in order of
-appearance, and a node is a box with the cases still open there. A group of kind 1 splits neurons;
-all its cases share one box, and each case is a root. Cases that it hands on are refuted by the two
-groups of kind 2 that follow, each with all that it hands on in turn: the lower and the upper half
-of a split of the whole. They have no entries in ``case``. The bounds known at the root of a group
-hold in its halves, and are tightened there from what the split makes of them, without plain bounds
-in between; multipliers of leaves are for the splits of the halves first. Slopes are positions
-k / 255: of the free line between the two slopes of a kinked curve; for sigmoid and tanh of the
-point where the tangent touches, from the near end of the concave (below: convex) side, or from
-where a line from the far end touches it, to the outer end of the interval; for products between
-two planes (`onnxcert.checker.pairs`); for sums of relus that are one curve between three slopes
-(`onnxcert.checker.pieces`). Multipliers and weights are the upper 16 bits of a binary32.
-Planes above relus are in the order of groups, roots and, without repetition, layers (rule R18).
-A neuron is a label and a position: see `onnxcert.checker.model`. Neurons that no case depends on
-need no slopes; where some are named all of the network is bounded (rule R21).
+appearance, and a node is a box with the cases still open there; it is split in the middle of an
+input, or next to that where the input counts as a whole number (rule R24). A group of kind 1 splits
+neurons; all its cases share one box, and each case is a root. Cases that it hands on are refuted by
+the two groups of kind 2 that follow, each with all that it hands on in turn: the lower and the
+upper half of a split of the whole. They have no entries in ``case``. The bounds known at the root
+of a group hold in its halves, and are tightened there from what the split makes of them, without
+plain bounds in between; multipliers of leaves are for the splits of the halves first. Slopes are
+positions k / 255: of the free line between the two slopes of a kinked curve; for sigmoid and tanh
+of the point where the tangent touches, from the near end of the concave (below: convex) side, or
+from where a line from the far end touches it, to the outer end of the interval; for products
+between two planes (`onnxcert.checker.pairs`); for sums of relus that are one curve between three
+slopes (`onnxcert.checker.pieces`). Multipliers and weights are the upper 16 bits of a binary32.
+Planes above relus are in the order of groups, roots and, without repetition, layers (rule R18). A
+neuron is a label and a position: see `onnxcert.checker.model`. Neurons that no case depends on need
+no slopes; where some are named all of the network is bounded (rule R21).
 
 A group of kind 4 is about the same set as the one that hands its case on, and about that case
 alone: its hints are bounds of neurons where the case holds (rule R20), and each may use what those

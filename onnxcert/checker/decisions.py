@@ -31,6 +31,10 @@ _MOST_COMBINATIONS, _MOST_PAIRS = 1 << 14, 1 << 16
 _LARGEST = 2.0**31
 """Executors may make anything of larger numbers in a cast to 32-bit integers."""
 
+_MOST_SUMS, _LARGEST_SUMMAND = 30, 2.0**31
+"""Whole numbers that are computed are less than 2^31, so no 64-bit integer overflows within so many
+sums of them and of such constants."""
+
 WHOLE_TYPES = ("int32", "int64")
 
 Key = tuple[int, int, int]
@@ -147,6 +151,19 @@ def all_of(net: Builder, truths: Sequence[Array]) -> Array:
     return net.curve("relu", net.affine(shape, *((x, ONE) for x in truths), offset=beyond))
 
 
+def whole_sum(net: Builder, operands: Sequence[Any]) -> None:
+    """Before a sum of whole numbers that are computed: is it what executors make of it?
+
+    Over 2^24 these round it when it becomes a binary32 number, so nothing is claimed for them.
+    """
+    known = [exact(x) for x in operands if isinstance(x, Known)]
+    small = all((abs(x.astype(np.float64)) < _LARGEST_SUMMAND).all() for x in known)
+    net.sums += 1
+    right = small and net.sums <= _MOST_SUMS and set(net.kinds) == {"int64"}
+    need(right, "a sum of whole numbers that may overflow")
+    net.types.add("sums of whole numbers")
+
+
 def _fixed(net: Builder, x: Any) -> Any:
     """An operand; a constant where it is made of inputs with one value only."""
     if isinstance(x, Known) or not _is_input(net, x):
@@ -195,6 +212,7 @@ def greater(net: Builder, x: Any, y: Any, *, less: bool = False, strict: bool = 
 
 def junction(net: Builder, x: Any, y: Any, *, both: bool) -> Array:
     """1 where both truths are 1, or one of them is."""
+    need(set(net.kinds) == {"bool"}, "no truths")
     pair = [net.ids(x), net.ids(y)]
     if both:
         return all_of(net, pair)
@@ -203,6 +221,7 @@ def junction(net: Builder, x: Any, y: Any, *, both: bool) -> Array:
 
 def negation(net: Builder, x: Array) -> Array:
     """1 where a truth is 0, else 0."""
+    need(net.kinds == ["bool"], "no truth")
     return _not(net, x)
 
 
@@ -210,6 +229,7 @@ def choice(net: Builder, truth: Any, x: Any, y: Any) -> Any:
     """x where a truth is 1, else y: y + c (x - y)."""
     if isinstance(truth, Known):
         return net.moved(lambda *x: np.where(exact(truth), *x), x, y)
+    need(net.kinds[0] == "bool", "no truth")
     if isinstance(x, Known) and isinstance(y, Known):
         factor = calculated("Sub", x, y)
         shape = np.broadcast_shapes(truth.shape, factor.shape)
@@ -225,12 +245,12 @@ def towards_zero(net: Builder, x: Array, dtype: np.dtype[Any]) -> Any:
     need(str(dtype) in WHOLE_TYPES, f"a cast to {dtype}")
     need(net.limits and _is_input(net, x), "a cast to whole numbers of what is no input")
     assert net.limits is not None
-    lower, upper = map(np.trunc, net.limits(x.ravel()))
+    lower, upper = net.limits(x.ravel())
     need((np.maximum(abs(lower), abs(upper)) < _LARGEST).all(), "no 32-bit integers")
-    low, high = (side.reshape(x.shape).astype(np.int64) for side in (lower, upper))
+    low, high = (np.trunc(side).reshape(x.shape).astype(np.int64) for side in (lower, upper))
     if (low == high).all():
         return Known(low.astype(dtype))
-    if (low >= 0).all():
+    if (lower >= 0).all():  # the floor of -1/2 is another number than what is left of it
         whole = net.curve("floor", x)
     else:
         parts = [net.curve("relu", part) for part in (x, net.negative(x))]

@@ -25,7 +25,7 @@ from onnxcert.checker.builder import (
     Operand,
     fold,
 )
-from onnxcert.checker.decisions import Key, Table, evaluated, lookup
+from onnxcert.checker.decisions import Key, Table, evaluated, lookup, whole_sum
 from onnxcert.checker.errors import Unusable
 from onnxcert.checker.network import Array, Network, bounded, need
 from onnxcert.checker.operators import (
@@ -265,6 +265,8 @@ def _run(
     kinds = net.kinds = [pair[1] for pair in read if pair and not isinstance(pair[0], Known)]
     is_whole = not {*FLOATS.values()}.issuperset(kinds)
     need(not is_whole or node.op_type in OF_WHOLE, "not understood of computed whole numbers")
+    if is_whole and node.op_type in ("Add", "Sub"):
+        whole_sum(net, operands)
     if operands and not kinds and not given and node.op_type in FOLDED:
         made: Any = fold(node.op_type, *operands, unit=net.unit)
         net.folded |= made.value.dtype.kind == "f"

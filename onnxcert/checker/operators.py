@@ -685,10 +685,11 @@ TRUTHS = {
 
 OF_WHOLE = (
     TRUTHS | _MOVES.keys()
-    | {"Add", "Cast", "CastLike", "Concat", "Max", "Min", "Mul", "Neg", "Pad", "ScatterND", "Shape",
-       "Size", "Split", "Sub", "Sum", "Where"}
+    | {"Add", "Cast", "CastLike", "Concat", "Max", "Min", "Pad", "ScatterND", "Shape", "Size",
+       "Split", "Sub", "Where"}
 )  # fmt: skip
-"""Those that are understood of computed whole numbers and truths: division, for one, is another."""
+"""Those that are understood of computed whole numbers and truths: division, for one, is another,
+and products overflow."""
 
 MOVES = _MOVES.keys() | {"Cast", "CastLike", "Concat", "Pad", "ScatterND", "Shape", "Size", "Where"}
 """Those that only move floating-point numbers, which are exact in tables then."""

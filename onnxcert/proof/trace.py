@@ -60,8 +60,9 @@ class _Nodes:
 class Cut(IntEnum):
     """What happened before a box was cut in the middle of an input.
 
-    It was bounded and clipped; the network was folded on what was left, too; or nothing, because it
-    is itself a half of a box that was to be cut several times.
+    It was bounded and clipped; the network was folded on what was left, too; or nothing that bounds
+    below hang on, as it is itself a half of a box that was to be cut several times, or a box of
+    whole numbers that is gone down from.
     """
 
     BOUNDED = 1

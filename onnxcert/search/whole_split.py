@@ -64,10 +64,11 @@ class WholeSplit(Brancher):
     def over(boxes: InputSplit) -> WholeSplit | None:
         """What splits so; None where other inputs vary, or points are more than neurons."""
         split = WholeSplit(boxes)
-        if not len(split._varying) or not boxes.whole[split._varying].all():
+        columns = split._columns
+        if not len(columns) or not boxes.whole[columns].all():
             return None
         lower, upper = boxes.root_sides
-        points = (upper[:, split._varying] - lower[:, split._varying] + 1.0).prod(axis=1)
+        points = (upper[:, columns] - lower[:, columns] + 1.0).prod(axis=1)
         if (points > MOST_POINTS).any() or (points > split._unstable(Box(lower, upper))).any():
             return None
         return split
@@ -76,6 +77,11 @@ class WholeSplit(Brancher):
     def _varying(self) -> IntArray:
         """The inputs that vary, (v,)."""
         return np.flatnonzero(self.boxes.cases.problem.inputs.varies.any(axis=0))
+
+    @property
+    def _columns(self) -> Array:
+        """The same where boxes lie."""
+        return array_module(self.boxes.cases.offset).asarray(self._varying)  # type: ignore[no-any-return]
 
     def _unstable(self, box: Box) -> Array:
         """How many neurons intervals leave unstable on boxes, (B,)."""
@@ -98,8 +104,8 @@ class WholeSplit(Brancher):
         xp = array_module(lower)
         return {
             "node": xp.asarray(self.boxes.trees.plant(self.boxes.numbers(cases))),
-            "low": lower[:, self._varying],
-            "high": upper[:, self._varying],
+            "low": lower[:, self._columns],
+            "high": upper[:, self._columns],
             "root": xp.arange(len(boxes)),
             "cases": xp.asarray(cases),
         }
@@ -107,7 +113,7 @@ class WholeSplit(Brancher):
     def _sides(self, batch: Batch) -> tuple[Array, Array]:
         """Boxes of all inputs, (B, n_in) each side."""
         lower, upper = (side[batch["root"]] for side in self.boxes.root_sides)
-        lower[:, self._varying], upper[:, self._varying] = batch["low"], batch["high"]
+        lower[:, self._columns], upper[:, self._columns] = batch["low"], batch["high"]
         return lower, upper
 
     def bound(self, batch: Batch, expired: Callable[[], bool]) -> Bounded:
@@ -136,7 +142,7 @@ class WholeSplit(Brancher):
         closed = cast(Array, refuted.all(axis=1))
         middle = xp.floor(0.5 * batch["low"] + 0.5 * batch["high"])
         tried = 0.5 * box.lower + 0.5 * box.upper
-        tried[:, self._varying] = middle
+        tried[:, self._columns] = middle
         score = xp.where(refuted, xp.inf, case_lower).min(axis=1)
         left = xp.where(refuted, -1, cases)
         return Bounded(closed, score, tried[~closed], left[~closed], cases, case_lower, state)

@@ -111,7 +111,7 @@ def masked(rng: np.random.Generator) -> Lookup:
     return _model(nodes, "v", 12, [(0.0, 4.0), (0.0, 3.0)], rng, more)
 
 
-def negative(rng: np.random.Generator) -> Lookup:
+def negative(rng: np.random.Generator, low: float = -3.5) -> Lookup:
     """Entry i of a table, counted from the end where i is negative; casts go towards zero."""
     nodes = [
         *_index("a", 0),
@@ -120,7 +120,12 @@ def negative(rng: np.random.Generator) -> Lookup:
         helper.make_node("Add", ["p", "x"], ["v"]),
     ]
     more = {"flat": integers(-1), "t": rng.normal(size=(5, 3)).astype(np.float32)}
-    return _model(nodes, "v", 3, [(-3.5, 2.75)], rng, more)
+    return _model(nodes, "v", 3, [(low, 2.75)], rng, more)
+
+
+def nearly_negative(rng: np.random.Generator) -> Lookup:
+    """As before where no i below zero is left by the cast, but some are read by it."""
+    return negative(rng, low=-0.5)
 
 
 def compared(rng: np.random.Generator) -> Lookup:
@@ -177,4 +182,4 @@ def known(rng: np.random.Generator) -> Lookup:
     return _model(nodes, "v", 3, limits, rng, {})
 
 
-KINDS = (cut_out, masked, negative, compared, labelled, known)
+KINDS = (cut_out, masked, negative, nearly_negative, compared, labelled, known)

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 
 from onnxcert.checker.errors import Unusable
 from onnxcert.checker.model import read_network
@@ -123,6 +123,45 @@ def test_what_is_not_understood_is_refused() -> None:
     assert _cast(limits=far) == [UnsupportedModel, Unusable]
     # Quotients of whole numbers lose what follows the decimal point.
     assert _cast(limits=near, divides=True) == [UnsupportedModel, Unusable]
+
+
+def _sums(count: int, summand: int, kind: int = TensorProto.INT64) -> onnx.ModelProto:
+    """Sums of the place of a maximum with constants, one after the other."""
+    nodes = [helper.make_node("ArgMax", ["x"], ["v0"], axis=0)]
+    if kind != TensorProto.INT64:
+        nodes[0].output[0] = "v"
+        nodes.append(helper.make_node("Cast", ["v"], ["v0"], to=kind))
+    nodes += [helper.make_node("Add", [f"v{k}", "c"], [f"v{k + 1}"]) for k in range(count)]
+    nodes.append(helper.make_node("Cast", [f"v{count}"], ["y"], to=TensorProto.FLOAT))
+    dtype = helper.tensor_dtype_to_np_dtype(kind)
+    return model_of(nodes, {"x": (3,)}, ["y"], {"c": np.array([summand], dtype)})
+
+
+def test_sums_of_whole_numbers_that_may_overflow_prove_nothing() -> None:
+    network = read_network(_sums(30, 7).SerializeToString())
+    assert network.forward(np.array([[0.0, 2.0, 1.0]])).tolist() == [[211.0]]
+    assert not network.binary32  # a sum may be rounded when it becomes a binary32 number
+    assert read_network(_sums(0, 7).SerializeToString()).binary32
+    for model in (_sums(31, 7), _sums(1, 2**31), _sums(1, 7, TensorProto.INT32)):
+        with pytest.raises(Unusable, match="overflow"):
+            read_network(model.SerializeToString())
+
+
+def test_truths_are_asked_for() -> None:
+    """onnxruntime refuses such models; the checker does not rely on that."""
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"]),
+        helper.make_node("Not", ["r"], ["n"]),
+        helper.make_node("And", ["r", "x"], ["a"]),
+        helper.make_node("Where", ["r", "x", "x"], ["w"]),
+        helper.make_node("Cast", ["n"], ["n_n"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", ["a"], ["a_n"], to=TensorProto.FLOAT),
+    ]
+    for used, output in ((1, "n_n"), (2, "a_n"), (3, "w")):
+        some = [nodes[0], nodes[used], *(node for node in nodes[4:] if node.output[0] == output)]
+        model = model_of(some, {"x": (2,)}, [output])
+        with pytest.raises(Unusable, match="no truth"):
+            read_network(model.SerializeToString())
 
 
 def test_a_table_of_equal_tensors_is_a_constant() -> None:

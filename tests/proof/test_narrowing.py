@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from onnxcert.arrays import IntArray
 from onnxcert.bounds.optimised import Optimised, Splits
 from onnxcert.checker import Rejected, container
 from onnxcert.proof.trace import NeuronTrees
-from onnxcert.search import narrowing
+from onnxcert.search import narrowing, solve
 from onnxcert.search.narrowing import Narrower
 from onnxcert.sets import Box
 from tests import hasty
@@ -110,6 +111,54 @@ def test_layers(
     assert result.word == "unsat"
     assert files.check() == f"VERIFIED UNSAT ({semantics})"
     onnxcert.check(files.proof, files.model, files.spec, audit=10**6)
+
+
+def test_large_networks_are_narrowed_before_all_neurons_are_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    eager(monkeypatch)
+    monkeypatch.setattr(solve, "_MANY_NEURONS", 0)
+    monkeypatch.setattr(solve, "tighten", None)  # may not be called
+    files = hard(tmp_path, 0.02)
+    assert files.verify(**NEURON).word == "unsat"  # type: ignore[arg-type]
+    assert 4 in arrays(files)["group"][:, 0]
+    assert files.check() == REAL
+
+
+def test_cases_that_do_not_fall_first_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two cases one is narrowed away over the first bounds, the other one is split."""
+    eager(monkeypatch)
+    monkeypatch.setattr(solve, "_MANY_NEURONS", 0)
+    right, calls = Narrower.run, itertools.count()
+
+    def run(
+        self: Narrower,
+        boxes: Mapping[str, Box],
+        numbers: IntArray,
+        found: Optimised,
+        path: tuple[IntArray, Splits],
+        *others: Any,
+    ) -> Any:
+        refuted = np.zeros(len(numbers), dtype=bool)
+        if next(calls) == 0:
+            best = np.array([found.lower.argmax()])
+            alone = path[0], path[1].take(best)
+            refuted[best] = right(self, boxes, numbers[best], found.take(best), alone, *others)
+        return refuted
+
+    monkeypatch.setattr(Narrower, "run", run)
+    model, cases = network("relu"), []
+    for row in ([1.0, -0.5], [0.25, 1.0]):
+        low, spread = least(model, row)
+        cases.append((*CUBE, [(row, low - 0.1 * spread)]))
+    files = Files.write(tmp_path, model, spec(*cases, outputs=2))
+    assert files.verify(**NEURON).word == "unsat"  # type: ignore[arg-type]
+    assert next(calls) > 1
+    groups = arrays(files)["group"]
+    assert (groups[:, 0] == 4).sum() == 1
+    assert files.check() == REAL
 
 
 def test_it_can_be_switched_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ def subtract(call: Call) -> Operand:
     return _sum([call.operand(0), call.operand(1)], (1, -1), call)
 
 
-@reads("Sum", whole=True)
+@reads("Sum")
 def total(call: Call) -> Operand:
     """The sum of any number of values, broadcast."""
     operands = [call.operand(i) for i in range(len(call.inputs))]
@@ -60,13 +60,13 @@ def _sum(operands: list[Operand], signs: tuple[int, ...], call: Call) -> Tensor:
     return result
 
 
-@reads("Neg", whole=True)
+@reads("Neg")
 def negative(call: Call) -> Operand:
     """-x."""
     return call.build.negative(call.tensor(0))
 
 
-@reads("Mul", since=7, whole=True)
+@reads("Mul", since=7)
 def multiply(call: Call) -> Operand:
     """x c or x y, broadcast; the product of a value with itself is a square."""
     first, second = call.operand(0), call.operand(1)

@@ -54,13 +54,13 @@ def _towards_zero(build: Builder, tensor: Tensor, dtype: np.dtype[Any]) -> Opera
     """
     if tensor.source != build.input or tensor.fill is not None or build.limits is None:
         raise NoRule("from floating-point to whole numbers, of what is no input")
-    lower, upper = map(np.trunc, build.limits(tensor.index.ravel()))
+    lower, upper = build.limits(tensor.index.ravel())
     if not (np.maximum(abs(lower), abs(upper)) < _LARGEST_WHOLE).all():
         raise NoRule("of inputs that are no 32-bit integers")
-    low, high = (side.astype(dtype).reshape(tensor.shape) for side in (lower, upper))
+    low, high = (np.trunc(side).astype(dtype).reshape(tensor.shape) for side in (lower, upper))
     if (low == high).all():
         return Constant(low)
-    if (low >= 0).all():
+    if (lower >= 0).all():  # the floor of -1/2 is another number than what is left of it
         whole = build.elementwise(tensor, Floor)
     else:
         parts = [build.elementwise(x, Relu) for x in (tensor, build.negative(tensor))]
