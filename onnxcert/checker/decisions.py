@@ -99,13 +99,16 @@ def evaluated(operands: Sequence[Any], node: Callable[[list[Any]], Any]) -> Know
 def lookup(net: Builder, x: Table, hats: dict[Key, Array]) -> Array:
     """The numbers of a tensor that is looked up; ``hats`` are those made so far.
 
-    What combinations have in common, T_0, is what the two rarest constants agree on, and the most
-    frequent one elsewhere.
+    T_0 is the constant of more than half of the combinations if there is one, else what two of
+    three combinations have in common.
     """
     need(len({row.shape for row in x.rows}) == 1, "a shape that depends on the input")
     rows = np.stack([Known(row).numbers().value.ravel() for row in x.rows])
-    usual, *others = np.argsort(-np.bincount(x.number), kind="stable")[[0, -1, -2]]
-    base = np.where(rows[others[0]] == rows[others[1]], rows[others[0]], rows[usual])
+    counts = np.bincount(x.number)
+    base = rows[counts.argmax()]
+    if 2 * counts.max() <= len(x.number):
+        first, second, third = rows[x.number[len(x.number) * np.arange(1, 4) // 4]]
+        base = np.where(first == third, first, second)
     difference = rows - base
     part = rows - difference
     lost = (rows - (difference + part)) + (part - base)

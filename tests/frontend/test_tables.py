@@ -192,6 +192,21 @@ def test_what_is_made_of_tables_is_a_table_of_all_keys(rng: np.random.Generator)
     assert whole.tolist() == found
 
 
+def test_what_most_combinations_have_in_common_is_no_change() -> None:
+    keys = (tables.Key("v", 0, 0, 11),)
+    rows = np.ones((12, 16))
+    for place in range(4):  # patches overlap
+        rows[place, place : place + 3] = 0.0
+    made = tables.Table.of(keys, rows)
+    assert isinstance(made, tables.Table)
+    assert set(made.entries().combination.tolist()) == {0, 1, 2, 3}
+    for place in range(4, 12):  # now there is one for each, of which no two far apart overlap
+        rows[place, place + 4] = 0.0
+    made = tables.Table.of(keys, rows)
+    assert isinstance(made, tables.Table)
+    assert (made.entries().base == 1.0).all()
+
+
 def test_differences_that_are_no_numbers_are_refused() -> None:
     keys = (tables.Key("v", 0, 0, 3),)
     made = tables.Table.of(keys, [np.array([1e30 if k == 2 else 1.0]) for k in range(4)])
