@@ -52,8 +52,10 @@ def _towards_zero(build: Builder, tensor: Tensor, dtype: np.dtype[Any]) -> Opera
 
     This is floor(x) where they are not negative, and floor(relu(x)) - floor(relu(-x)) elsewhere.
     """
-    if tensor.source != build.input or tensor.fill is not None or build.limits is None:
+    if tensor.source != build.input or tensor.fill is not None:
         raise NoRule("from floating-point to whole numbers, of what is no input")
+    if build.limits is None:
+        raise NoRule("to whole numbers, of inputs that no specification limits here")
     lower, upper = build.limits(tensor.index.ravel())
     if not (np.maximum(abs(lower), abs(upper)) < _LARGEST_WHOLE).all():
         raise NoRule("of inputs that are no 32-bit integers")
