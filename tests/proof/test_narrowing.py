@@ -117,6 +117,7 @@ def test_large_networks_are_narrowed_before_all_neurons_are_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     eager(monkeypatch)
+    hasty.skip_plain_bounds(monkeypatch)
     monkeypatch.setattr(solve, "_MANY_NEURONS", 0)
     monkeypatch.setattr(solve, "tighten", None)  # may not be called
     files = hard(tmp_path, 0.02)
@@ -130,6 +131,7 @@ def test_cases_that_do_not_fall_first_go_on(
 ) -> None:
     """Of two cases one is narrowed away over the first bounds, the other one is split."""
     eager(monkeypatch)
+    hasty.skip_plain_bounds(monkeypatch)
     monkeypatch.setattr(solve, "_MANY_NEURONS", 0)
     right, calls = Narrower.run, itertools.count()
 
