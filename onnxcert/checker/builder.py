@@ -362,7 +362,8 @@ class Builder:
         bounded(made.shape)
 
         def taken(parts: Sequence[Array]) -> Array:
-            zero = np.zeros(1, parts[0].dtype)
+            # What is stored in binary32 may stand beside what was worked out in float64.
+            zero = np.zeros(1, np.result_type(*parts))
             return np.asarray(np.concatenate([*map(np.ravel, parts), zero], dtype=zero.dtype)[made])
 
         is_exact = all(k.error is None for k in known)

@@ -266,7 +266,7 @@ def _run(
     is_whole = not {*FLOATS.values()}.issuperset(kinds)
     need(not is_whole or node.op_type in OF_WHOLE, "not understood of computed whole numbers")
     if is_whole and node.op_type in ("Add", "Sub"):
-        whole_sum(net, operands)
+        whole_sum(net)
     if operands and not kinds and not given and node.op_type in FOLDED:
         made: Any = fold(node.op_type, *operands, unit=net.unit)
         net.folded |= made.value.dtype.kind == "f"

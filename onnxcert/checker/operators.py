@@ -242,8 +242,9 @@ def _range(net: Builder, *ends: Known) -> Known:
 
 def _cast(net: Builder, x: Any, like: Any = None, to: int | None = None) -> Any:
     """What becomes a floating-point number stays what it is over the reals."""
-    dtype = like.value.dtype if isinstance(like, Known) else np.dtype(np.float64)
-    if to is not None:
+    if to is None:  # the type of another operand, the last of those that are computed or a constant
+        dtype = like.value.dtype if isinstance(like, Known) else np.dtype(net.kinds[-1])
+    else:
         dtype = net.known(np.zeros(0, onnx.helper.tensor_dtype_to_np_dtype(to))).value.dtype
     if dtype in FLOATS.values() and isinstance(x, Known):
         x = x.numbers()  # of which the type may not hold all: both readings lie within the error
@@ -253,8 +254,8 @@ def _cast(net: Builder, x: Any, like: Any = None, to: int | None = None) -> Any:
         return x
     if not isinstance(x, Known):
         kind = net.kinds[0]
-        if kind == "bool" or (kind in WHOLE_TYPES and str(dtype) in WHOLE_TYPES):
-            return x
+        if kind == "bool" or (kind in WHOLE_TYPES and str(dtype) in (kind, "int64")):
+            return x  # 64-bit integers may be too large for 32 bits
         need(kind in FLOATS.values(), f"a cast to {dtype}")
         return towards_zero(net, x, dtype)
     value = exact(x).astype(dtype)

@@ -16,7 +16,6 @@ from onnxcert.ops import (
     Concat,
     Divide,
     Elementwise,
-    Floor,
     Linear,
     Maximum,
     Multiply,
@@ -25,7 +24,6 @@ from onnxcert.ops import (
     Relu,
     Scale,
     Select,
-    Sign,
     SparseLinear,
     Sum,
 )
@@ -33,9 +31,6 @@ from onnxcert.ops.sparse import pays_sparse
 
 Move = Callable[..., Array]
 Limits = Callable[[IntArray], tuple[FloatArray, FloatArray]]
-
-_WHOLE = (Absolute, Concat, Linear, Maximum, Multiply, Relu, Scale, Select, SparseLinear, Sum)
-"""Operators that make whole numbers of whole numbers, if those that they hold are whole."""
 
 
 class Builder:
@@ -86,7 +81,7 @@ class Builder:
             name = f"{self._output}#{number}"
         self.nodes.append(Node(name, op, values, self._origin, neurons, roundings))
         self.sizes[name] = op.output_size
-        if isinstance(op, Floor | Sign) or (self.whole.issuperset(values) and _is_whole(op)):
+        if op.whole(of_whole=self.whole.issuperset(values)):
             self.whole.add(name)
         return name
 
@@ -399,14 +394,6 @@ class Builder:
     def negative(self, tensor: Tensor) -> Tensor:
         """Minus the tensor."""
         return self.scale(tensor, np.array(-1.0), None, roundings=0)
-
-
-def _is_whole(op: Operator) -> bool:
-    """Whether an operator makes whole numbers of whole numbers."""
-    if not isinstance(op, _WHOLE):
-        return False
-    held = [getattr(op, name, None) for name in ("factor", "offset", "weight", "values", "fill")]
-    return all(part is None or bool((part == np.floor(part)).all()) for part in held)
 
 
 def _decode(code: IntArray, source: str, size: int, pool: FloatArray) -> Tensor:

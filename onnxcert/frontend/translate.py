@@ -261,7 +261,9 @@ class Translation:
         if node.op_type == "Cast":
             (to,) = (a.i for a in node.attribute if a.name == "to")
             return _kind_of(onnx.helper.tensor_dtype_to_np_dtype(to))
-        kinds = [self._kinds[name] for name in node.input if name in self._kinds]
+        # A condition is of another type than what it chooses from, as is what is cast.
+        read = node.input[1:] if node.op_type in ("CastLike", "Where") else node.input
+        kinds = [self._kinds[name] for name in read if name in self._kinds]
         return next((kind for kind in kinds if kind != "f"), "f")
 
     def _constant_value(self, node: onnx.NodeProto) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -20,6 +20,7 @@ class Absolute(TwoSlope):
     """|x|: exact in floating point."""
 
     size: int
+    keeps_whole: ClassVar[bool] = True
 
     @property
     def slopes(self) -> tuple[float, float]:

@@ -78,6 +78,19 @@ class Operator(ABC):
     stacks: ClassVar[bool] = False
     """Whether the inputs stand one after the other in the output, so that squares add up."""
 
+    makes_whole: ClassVar[bool] = False
+    """Whether the output is whole numbers, whatever the inputs are."""
+
+    keeps_whole: ClassVar[bool] = False
+    """Whether it is if all inputs are, and all numbers that the operator holds."""
+
+    def whole(self, *, of_whole: bool) -> bool:
+        """Whether the output is whole numbers, of inputs that are or not."""
+        if self.makes_whole or not (of_whole and self.keeps_whole):
+            return self.makes_whole
+        held = [getattr(self, field.name) for field in fields(self)]  # type: ignore[arg-type]
+        return all(bool((x == np.floor(x)).all()) for x in held if isinstance(x, np.ndarray))
+
     @property
     @abstractmethod
     def input_sizes(self) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from onnxcert.arrays import Array, BoolArray, concatenate
 from onnxcert.ops.base import Affine, Part, register
+from onnxcert.sets import Box
 
 
 @register
@@ -18,6 +19,7 @@ class Concat(Affine):
     """y = (x_1, ..., x_k); an axis other than the first is a `Select` behind it."""
 
     stacks: ClassVar[bool] = True
+    keeps_whole: ClassVar[bool] = True
 
     sizes: tuple[int, ...]
 
@@ -44,6 +46,13 @@ class Concat(Affine):
     def apply(self, inputs: Sequence[Array]) -> Array:
         """Join."""
         return concatenate(inputs, axis=1)
+
+    def interval(self, boxes: Sequence[Box], unit: float) -> Box:
+        """The intervals one after the other."""
+        del unit
+        return Box(
+            self.apply([box.lower for box in boxes]), self.apply([box.upper for box in boxes])
+        )
 
     def transpose(self, rows: Array) -> list[Array]:
         """Cut."""

@@ -35,6 +35,7 @@ class Floor(Elementwise):
     size: int
     continuous: ClassVar[bool] = False
     floors: ClassVar[bool] = True
+    makes_whole: ClassVar[bool] = True
 
     def value(self, x: Array) -> Array:
         """floor(x)."""

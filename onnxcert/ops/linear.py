@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -28,6 +28,7 @@ class Linear(Affine):
     weight: FloatArray
     offset: FloatArray | None = None
     rows: int = 1
+    keeps_whole: ClassVar[bool] = True
 
     @property
     def input_sizes(self) -> tuple[int, ...]:

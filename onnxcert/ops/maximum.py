@@ -25,6 +25,7 @@ class Maximum(Affine):
     """y = b + r for inputs (a, b, r), where the graph makes r = relu(a - b)."""
 
     takes_maximum: ClassVar[bool] = True
+    keeps_whole: ClassVar[bool] = True
 
     size: int
 

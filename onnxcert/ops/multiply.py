@@ -53,6 +53,7 @@ class Multiply(Bivariate):
     roundings: ClassVar[int] = EXTRA_ROUNDINGS
     turns: ClassVar[bool] = True
     multiplies: ClassVar[bool] = True
+    keeps_whole: ClassVar[bool] = True
 
     def forward(self, inputs: Sequence[Array]) -> Array:
         """a b, pair by pair."""

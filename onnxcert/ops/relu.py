@@ -18,6 +18,7 @@ class Relu(TwoSlope):
     """max(x, 0): exact in floating point."""
 
     rectifies: ClassVar[bool] = True
+    keeps_whole: ClassVar[bool] = True
 
     size: int
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -29,6 +29,7 @@ class Scale(Affine):
     factor: FloatArray | None = None
     offset: FloatArray | None = None
     parts: FloatArray | None = None
+    keeps_whole: ClassVar[bool] = True
 
     @property
     def input_sizes(self) -> tuple[int, ...]:

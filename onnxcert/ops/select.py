@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -20,6 +20,7 @@ class Select(Affine):
 
     gather: Gather
     fill: FloatArray | None = None
+    keeps_whole: ClassVar[bool] = True
 
     @classmethod
     def of(cls, index: IntArray, size: int, fill: float = 0.0) -> Self:

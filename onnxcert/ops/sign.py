@@ -27,6 +27,7 @@ class Sign(Elementwise):
     size: int
     kinks: ClassVar[tuple[float, ...]] = (0.0,)
     continuous: ClassVar[bool] = False
+    makes_whole: ClassVar[bool] = True
 
     def value(self, x: Array) -> Array:
         """-1, 0 or 1."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -46,6 +46,7 @@ class SparseLinear(Affine):
     values: FloatArray
     shape: tuple[int, int]
     offset: FloatArray | None = None
+    keeps_whole: ClassVar[bool] = True
 
     @property
     def input_sizes(self) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -19,6 +19,7 @@ class Sum(Affine):
 
     size: int
     signs: tuple[int, ...]
+    keeps_whole: ClassVar[bool] = True
 
     @property
     def input_sizes(self) -> tuple[int, ...]:

@@ -437,7 +437,8 @@ class Solver:
         self._enter("bounds", len(root.open_cases))
         brancher = self._neuron_split(cases, root, root.trees)
         whole = Region(brancher.root, root.open_cases, brancher.start)
-        rest, _ = self._regions(brancher, candidates).narrow(whole, root.trees, 1.0)
+        # Regions have cost nothing yet; of any cost the number of cases decides what is too dear.
+        rest, _ = self._regions(brancher, candidates).narrow(whole, root.trees, cost=1.0)
         still = np.isin(root.open_cases, rest.cases)
         if not still.all():
             self._record(cases.problem, root.open_cases[~still], np.zeros(int(np.sum(~still))))

@@ -134,11 +134,9 @@ class WholeSplit(Brancher):
             inner = self.boxes.begun(some["node"], box.take(points), state.open_cases[points])
             bounded = self.boxes.bound(inner, expired)
             state = _State(state.open_cases, points, inner, bounded)
-            refuted[points] = bounded.closed[:, None]
-            # Intervals are no better than these, of cases that they leave open.
-            each = bounded.case_lower
-            known = inner["cases"] >= 0
-            case_lower[points] = xp.where(known, each, case_lower[points])
+            refuted[points] |= bounded.closed[:, None]
+            known = inner["cases"] >= 0  # those that intervals leave open
+            case_lower[points] = xp.where(known, bounded.case_lower, case_lower[points])
         closed = cast(Array, refuted.all(axis=1))
         middle = xp.floor(0.5 * batch["low"] + 0.5 * batch["high"])
         tried = 0.5 * box.lower + 0.5 * box.upper

@@ -134,6 +134,19 @@ def test_neurons_are_those_of_the_engine(proto: onnx.ModelProto) -> None:
     same_neurons(proto, read(proto))
 
 
+def test_what_is_worked_out_beside_what_is_stored_keeps_its_digits() -> None:
+    """A product of two constants has more of them than binary32 holds."""
+    nodes = [
+        helper.make_node("Mul", ["a", "b"], ["product"]),
+        helper.make_node("Concat", ["stored", "product"], ["both"], axis=0),
+        helper.make_node("Mul", ["x", "both"], ["y"]),
+    ]
+    factor = np.float32([1.1])
+    constants = {"a": factor, "b": factor, "stored": np.float32([1.0])}
+    network = read(model_of(nodes, {"x": (2,)}, ["y"], constants))
+    assert network.forward(np.ones((1, 2)))[0, 1] == float(factor[0]) ** 2
+
+
 def test_every_operator_of_the_engine_is_read() -> None:
     tested = {node.op_type for proto in test_rules.ALL for node in proto.graph.node}
     elsewhere = {"CastLike", "Constant", "ConstantOfShape", "Shape", "Size"}

@@ -151,16 +151,29 @@ def test_a_form_that_overflows() -> None:
 # Sums
 
 
+def _written(how: str, weight: Array, offset: Array) -> Part:
+    """Sums of the inputs as a matrix, by its entries, or number by number."""
+    many, count = weight.shape
+    if how == "matrix":
+        return dense(np.arange(count), weight, offset=offset)
+    if how == "entries":
+        out, ids = np.divmod(np.arange(weight.size), count)
+        return affine(Entries(ids, out, weight.ravel()), size=many, offset=offset)
+    picks = (Pick(np.full(many, k), factor=weight[:, k]) for k in range(count))
+    return affine(*picks, size=many, offset=offset)
+
+
+@pytest.mark.parametrize("how", ["matrix", "entries", "picks"])
 @pytest.mark.parametrize("count", [1, 4, 60])
 @pytest.mark.parametrize("width", [0.0, 1e-12])
-def test_sums_that_cancel(count: int, width: float, rng: np.random.Generator) -> None:
+def test_sums_that_cancel(how: str, count: int, width: float, rng: np.random.Generator) -> None:
     for _ in range(8):
         pairs = [cancelling(rng, count) for _ in range(5)]
         weight, x = np.array([a for a, _ in pairs]), 1e15 * pairs[0][1]
         offset = -(weight @ x) + rng.normal(size=5)
         ends = x * (1 - width), x * (1 + width)
         low, high = np.minimum(*ends), np.maximum(*ends)
-        net = network(2 * count, dense(np.arange(2 * count), weight, offset=offset))
+        net = network(2 * count, _written(how, weight, offset))
         bounder, r = bounded(net, low, high)
         for i in range(5):
             least = product(weight[i], np.where(weight[i] > 0, low, high)) + Fraction(offset[i])
@@ -235,23 +248,25 @@ def _entries(count: int) -> Network:
 
 
 @pytest.mark.parametrize(
-    ("net", "roundings"),
+    ("net", "roundings", "forward"),
     [
-        (network(3000, dense(np.arange(3000), np.ones((1, 3000)))), 3000),
-        (_repeated(60), 3600),
-        (_read_by_many(600), 600),
-        (_long_chain(600, whole=False), 600),
-        (_long_chain(600, whole=True), 600),
-        (_entries(900), 900),
+        (network(3000, dense(np.arange(3000), np.ones((1, 3000)))), 3000, 3000),
+        (_repeated(60), 3600, 60),
+        (_read_by_many(600), 600, 600),
+        (_long_chain(600, whole=False), 600, 600),
+        (_long_chain(600, whole=True), 600, 600),
+        (_entries(900), 900, 900),
     ],
     ids=["width", "repeated", "readers", "terms", "blocks", "entries"],
 )  # fmt: skip
-def test_sums_of_thousands_in_any_order(net: Network, roundings: int) -> None:
+def test_sums_of_thousands_in_any_order(net: Network, roundings: int, forward: int) -> None:
     """Forward a sum, backward a coefficient, may have been rounded so many times."""
     bounder, r = bounded(net, [1.0] * net.n_inputs, [1.0] * net.n_inputs)
     for scalar in net.output:
         size = Fraction(float(r.reach[0, scalar]))  # all that is summed is positive
         assert Fraction(float(r.noise[0, scalar])) >= roundings * HALF_UNIT * size
+        ends = Fraction(float(r.lower[0, scalar])), Fraction(float(r.upper[0, scalar]))
+        assert (ends[1] - ends[0]) / 2 >= forward * HALF_UNIT * size * Fraction(999, 1000)
     assert Fraction(bounder.gamma) >= roundings * HALF_UNIT
 
 

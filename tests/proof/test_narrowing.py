@@ -135,19 +135,12 @@ def test_cases_that_do_not_fall_first_go_on(
     monkeypatch.setattr(solve, "_MANY_NEURONS", 0)
     right, calls = Narrower.run, itertools.count()
 
-    def run(
-        self: Narrower,
-        boxes: Mapping[str, Box],
-        numbers: IntArray,
-        found: Optimised,
-        path: tuple[IntArray, Splits],
-        *others: Any,
-    ) -> Any:
+    def run(self: Narrower, boxes: Any, numbers: Any, found: Any, path: Any, *more: Any) -> Any:
         refuted = np.zeros(len(numbers), dtype=bool)
         if next(calls) == 0:
             best = np.array([found.lower.argmax()])
             alone = path[0], path[1].take(best)
-            refuted[best] = right(self, boxes, numbers[best], found.take(best), alone, *others)
+            refuted[best] = right(self, boxes, numbers[best], found.take(best), alone, *more)
         return refuted
 
     monkeypatch.setattr(Narrower, "run", run)

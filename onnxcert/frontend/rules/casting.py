@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from onnxcert.frontend.builder import Builder
 from onnxcert.frontend.rules.registry import Call, reads
@@ -13,9 +14,8 @@ from onnxcert.frontend.tables import MOST_COMBINATIONS, Key, Table, of_keys
 from onnxcert.frontend.tensors import Constant, NoRule, Operand, Tensor
 from onnxcert.ops import Floor, Relu
 
-_FLOATING_TYPES = {1: "float32", 10: "float16", 11: "float64"}
-"""Numbers of `onnx.TensorProto.DataType` between which a cast of computed values is the identity
-over the reals."""
+_FLOATING_TYPES = (np.float16, np.float32, np.float64)
+"""Casts of computed values to these are the identity over the reals."""
 
 _WHOLE_TYPES = (np.int32, np.int64)
 _LARGEST_WHOLE = 2.0**31
@@ -30,17 +30,25 @@ def cast(call: Call) -> Operand | Table:
     """
     import onnx  # noqa: PLC0415 - only for the table of its types
 
-    target = int(call.attributes["to"])
-    operand = call.operand(0)
-    if target in _FLOATING_TYPES:
-        if isinstance(operand, Tensor) or operand.array.dtype.kind == "f":
-            return operand
-        return Constant(operand.array.astype(np.float64))
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(target)
+    return _cast(call, onnx.helper.tensor_dtype_to_np_dtype(int(call.attributes["to"])))
+
+
+@reads("CastLike", since=15, moves=True, note="as Cast")
+def cast_like(call: Call) -> Operand | Table:
+    """A cast to the type of another operand."""
+    like = call.operand(1)
+    of_kind = {"f": np.float64, "i": np.int64, "b": np.bool_}
+    return _cast(call, like.array.dtype if isinstance(like, Constant) else of_kind[call.kinds[1]])
+
+
+def _cast(call: Call, to: DTypeLike) -> Operand | Table:
+    dtype, operand = np.dtype(to), call.operand(0)
     if isinstance(operand, Constant):
-        return Constant(operand.array.astype(dtype))
+        if dtype.kind != "f":
+            return Constant(operand.array.astype(dtype))
+        return operand if operand.array.dtype.kind == "f" else Constant(operand.numbers)
     kind = call.kinds[0]
-    if kind == "b" or (kind == "i" and dtype in _WHOLE_TYPES):
+    if dtype in _FLOATING_TYPES or kind == "b" or (kind == "i" and dtype in _WHOLE_TYPES):
         return operand
     if kind == "f" and dtype in _WHOLE_TYPES:
         return _towards_zero(call.build, operand, dtype)
@@ -73,12 +81,3 @@ def _towards_zero(build: Builder, tensor: Tensor, dtype: np.dtype[Any]) -> Opera
         return whole
     number = np.where(low < high, np.cumsum(low < high).reshape(low.shape) - 1, -1)
     return of_keys(tuple(keys), number, low)
-
-
-@reads("CastLike", since=15, moves=True, note="between floating-point types")
-def cast_like(call: Call) -> Operand:
-    """A cast whose type is known only for computed values here: the identity."""
-    first, second = call.operand(0), call.operand(1)
-    if isinstance(first, Constant) and isinstance(second, Constant):
-        return Constant(first.array.astype(second.array.dtype))
-    return Constant(first.numbers) if isinstance(first, Constant) else first
