@@ -353,7 +353,7 @@ class Solver:
         Optimised bounds of every neuron take many times as long as CROWN's. Before them the slopes
         of the rows are optimised over those, and neurons are split for about as long as that took,
         or as long as that promises to be enough. Few cases that are open still are assumed
-        then in large networks: TinyYOLO 336 (yolo_2023) takes 111 seconds so for 156.
+        then in large networks: TinyYOLO 336 (yolo_2023) takes 106 seconds so for 156.
         """
         started = self.deadline.elapsed
         box = problem.inputs.take(np.array([number])).to(self.device)

@@ -67,7 +67,7 @@ class WholeSplit(Brancher):
         columns = split._columns
         if not len(columns) or not boxes.whole[columns].all():
             return None
-        lower, upper = boxes.root_sides
+        lower, upper = split._root_sides
         points = (upper[:, columns] - lower[:, columns] + 1.0).prod(axis=1)
         if (points > MOST_POINTS).any() or (points > split._unstable(Box(lower, upper))).any():
             return None
@@ -77,6 +77,11 @@ class WholeSplit(Brancher):
     def _varying(self) -> IntArray:
         """The inputs that vary, (v,)."""
         return np.flatnonzero(self.boxes.cases.problem.inputs.varies.any(axis=0))
+
+    @cached_property
+    def _root_sides(self) -> tuple[Array, Array]:
+        """Lower and upper sides of the boxes that are begun with, (R, n_in) each."""
+        return self.boxes.root_sides
 
     @property
     def _columns(self) -> Array:
@@ -100,7 +105,7 @@ class WholeSplit(Brancher):
     def roots(self) -> Batch:
         """One box each, with all of its open cases."""
         boxes, cases = self.boxes.root_cases
-        lower, upper = self.boxes.root_sides
+        lower, upper = self._root_sides
         xp = array_module(lower)
         return {
             "node": xp.asarray(self.boxes.trees.plant(self.boxes.numbers(cases))),
@@ -112,7 +117,7 @@ class WholeSplit(Brancher):
 
     def _sides(self, batch: Batch) -> tuple[Array, Array]:
         """Boxes of all inputs, (B, n_in) each side."""
-        lower, upper = (side[batch["root"]] for side in self.boxes.root_sides)
+        lower, upper = (side[batch["root"]] for side in self._root_sides)
         lower[:, self._columns], upper[:, self._columns] = batch["low"], batch["high"]
         return lower, upper
 
