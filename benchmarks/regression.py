@@ -76,7 +76,7 @@ def measure(name: str, verdict: str, model: str, spec: str) -> Line:
     """An instance's verdict with its bounds."""
     try:
         crown, slopes = root_bounds(model, spec)
-    except OnnxcertError:  # operators without rules, several networks
+    except OnnxcertError:  # operators without rules
         return Line(name, verdict)
     return Line(name, verdict, crown, slopes)
 

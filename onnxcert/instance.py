@@ -18,10 +18,17 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from onnxcert.arrays import Array, FloatArray
-from onnxcert.errors import SpecError
-from onnxcert.frontend.builder import Limits
+from onnxcert.checker.model import Models, Source
+from onnxcert.errors import SpecError, UsageError
 from onnxcert.frontend.lower import Lowered, lower_query
-from onnxcert.frontend.onnx import Interface, Model, TensorInfo, load_interface, load_model
+from onnxcert.frontend.onnx import (
+    Interface,
+    Model,
+    Part,
+    TensorInfo,
+    load_interface,
+    load_models,
+)
 from onnxcert.frontend.products import columns_read, with_products
 from onnxcert.frontend.replay import Replayer
 from onnxcert.frontend.rows import only_compares
@@ -33,6 +40,7 @@ from onnxcert.search.candidates import Confirm
 from onnxcert.spec import Query, Tensor
 from onnxcert.spec.build import Specification
 from onnxcert.spec.query import Decimals
+from onnxcert.spec.tree import TensorKind
 from onnxcert.verdict import Counterexample
 
 if TYPE_CHECKING:
@@ -60,14 +68,21 @@ class Files:
     files: Mapping[str, Mapping[str, str]]
 
     @classmethod
-    def read(cls, model: ModelSource, spec: SpecSource) -> Self:
+    def read(cls, model: ModelSource | Mapping[str, ModelSource], spec: SpecSource) -> Self:
         """Read both and compare their tensors.
+
+        Args:
+            model: or, for a query over several networks, the models of all that are not equal to
+                another one, by name.
+            spec: the query.
 
         Raises:
             InputError: one cannot be read, or they do not fit.
+            UsageError: the names of models are not those of the query's networks.
         """
         if isinstance(spec, Specification):
-            network = cls._load(model, spec.limits, input_elements=len(spec.lower))
+            part = Part(_only(model), input_elements=len(spec.lower))
+            network = cls._load([part], limits=spec.limits)
             query = spec.to_query(
                 [info.shape for info in network.inputs], [info.shape for info in network.outputs]
             )
@@ -75,45 +90,41 @@ class Files:
         else:
             query = spec if isinstance(spec, Query) else read_query(spec)
             lowered = lower_query(query)
-            network = cls._load_for(query, lowered, model)
+            parts, columns = _parts(query, lowered, model), lowered.layout.read
+            network = cls._load(parts, limits=lowered.limits, columns=columns)
         _check_fit(query, network)
-        files = {
-            "model": {"path": network.source, "sha256": network.sha256},
-            "spec": {"path": query.source, "sha256": _file_hash(query.source)},
+        files = _models(query, network) | {
+            "spec": {"path": query.source, "sha256": _file_hash(query.source)}
         }
         return cls(network, query, lowered, files)
 
     @classmethod
-    def _load(cls, model: ModelSource, limits: Limits, **declared: Any) -> Any:
-        """Read the model.
+    def _load(cls, parts: Sequence[Part], **how: Any) -> Any:
+        """Read the models.
 
         Args:
-            model: where it is.
-            limits: of the inputs, see `load_model`.
-            declared: options of `load_interface`.
+            parts: where they are, and what the query declares of them.
+            how: options of `load_models`.
         """
-        del limits
-        return load_interface(model, **declared)
+        del how
+        return load_interface(parts)
 
-    @classmethod
-    def _load_for(cls, query: Query, lowered: Lowered, model: ModelSource) -> Any:
-        """Read the model with the shapes and hidden tensors that the query declares."""
-        network = query.networks[0]
-        if query.version == "1.0":
-            return cls._load(model, lowered.limits, input_elements=lowered.n_inputs)
-        hidden = [tensor.onnx_name or tensor.name for tensor in network.hidden]
-        shapes = [tensor.shape for tensor in network.inputs]
-        return cls._load(model, lowered.limits, input_shapes=shapes, hidden=hidden)
-
-    def stored(self, semantics: str) -> tuple[bytes, bytes, Path | None, str]:
+    def stored(self) -> tuple[Models, bytes, Path | None]:
         """What the checker reads: the bytes of the model and of the specification, as the files are
-        or as saving the objects would write them; the folder of the model; and the semantics.
+        or as saving the objects would write them; and the folder of the model.
 
         Raises:
             InputError: a file has changed since it was read.
         """
-        directory = None if self.model.proto else Path(self.model.source).parent
-        return self.model.stored(), self._stored_query(), directory, semantics
+        spec, parts = self._stored_query(), self.model.parts
+        if len(parts) == 1:
+            return self.model.stored(), spec, self.model.folder
+        networks = zip(self.query.networks, parts, strict=True)
+        return (
+            {n.name: Source(part.stored(), part.folder) for n, part in networks if not n.equal_to},
+            spec,
+            None,
+        )
 
     def _stored_query(self) -> bytes:
         path, known = Path(self.query.source), self.files["spec"]["sha256"]
@@ -141,12 +152,16 @@ class Files:
 
     def confirmation(self, replayer: Replayer) -> Confirm:
         """The function that turns a point into a counterexample, or refuses."""
-        network = self.query.networks[0]
+        declared = self.query.of_kind("input")
+        results = self.query.of_kind("output", "hidden")
+        read, ties = self.lowered.layout.read, self.lowered.layout.ties
 
         def confirm(point: FloatArray, decimals: Mapping[int, Fraction]) -> Counterexample | None:
-            inputs = _assign(network.inputs, self.split(point))
-            outputs = _assign((*network.outputs, *network.hidden), replayer.run(point))
-            exact = _place(network.inputs, decimals)
+            point = point[read]
+            same = {i: decimals[first] for i, first in ties.items() if first in decimals}
+            inputs = _assign(declared, self.split(point))
+            outputs = _assign(results, replayer.run(point))
+            exact = _place(declared, {**decimals, **same})
             if not self.query.holds(inputs | outputs, exact):
                 return None
             return Counterexample(inputs, outputs, exact)
@@ -165,8 +180,8 @@ class Instance(Files):
     model: Model
 
     @classmethod
-    def _load(cls, model: ModelSource, limits: Limits, **declared: Any) -> Any:
-        return load_model(model, limits=limits, **declared)
+    def _load(cls, parts: Sequence[Part], **how: Any) -> Any:
+        return load_models(parts, **how)
 
     @property
     def executed(self) -> Graph:
@@ -183,7 +198,7 @@ class Instance(Files):
         chosen, layout = self.model.graph, self.lowered.layout
         if self.model.compared is not None:
             graph, families = self.model.compared
-            chosen = graph if only_compares(self.query, layout, families) else chosen
+            chosen = graph if only_compares(self.lowered.query, layout, families) else chosen
         return with_products(chosen, layout)
 
     @property
@@ -201,8 +216,81 @@ class Instance(Files):
         Curves are joined before, as the neurons of one are numbered among all of the file's layer.
         """
         whole = self.executed if executed else self.joined
-        needed = drop_unread(whole, columns_read(self.query, self.lowered.layout))
+        needed = drop_unread(whole, columns_read(self.lowered.query, self.lowered.layout))
         return needed if executed or needed is whole else simplify(needed)
+
+
+def _only(model: ModelSource | Mapping[str, ModelSource]) -> ModelSource:
+    """The model of a query that declares one network, whatever its name."""
+    if not isinstance(model, Mapping):
+        return model
+    if len(model) != 1:
+        raise UsageError(f"the query has one network, {len(model)} models were given")
+    return next(iter(model.values()))
+
+
+def _parts(
+    query: Query, lowered: Lowered, model: ModelSource | Mapping[str, ModelSource]
+) -> list[Part]:
+    """The model of each network, with the shapes and hidden tensors that the query declares."""
+    if query.version == "1.0":
+        return [Part(_only(model), input_elements=lowered.n_inputs)]
+    models = models_of(query, model)
+    several = len(query.networks) > 1
+    return [
+        Part(
+            source,
+            [tensor.shape for tensor in network.inputs],
+            hidden=tuple(tensor.onnx_name or tensor.name for tensor in network.hidden),
+            prefix=f"{network.name}:" if several else "",
+        )
+        for network, source in zip(query.networks, models, strict=True)
+    ]
+
+
+def models_of(query: Query, given: ModelSource | Mapping[str, ModelSource]) -> list[ModelSource]:
+    """The model of each network of a query.
+
+    The standard wants no model for a network that is ``equal-to`` another; the competition passes
+    the same file again, which says nothing new and is accepted.
+
+    Raises:
+        UsageError: a network has no model, or a model no network.
+    """
+    originals = {network.name: network.equal_to or network.name for network in query.networks}
+    needed = list(dict.fromkeys(originals.values()))
+    models = given if isinstance(given, Mapping) else {needed[0]: given}
+    for name in needed:
+        if name not in models:
+            raise UsageError(
+                f"network {name} has no model", place=query.source, help=f"--network {name}=MODEL"
+            )
+    for name, source in models.items():
+        original = originals.get(name)
+        if original is None or not _same(source, models[original]):
+            why = f"is declared equal-to {original}" if original else "is not declared"
+            raise UsageError(
+                f"network {name} {why}",
+                place=query.source,
+                help=f"the query needs models for: {', '.join(needed)}",
+            )
+    return [models[originals[network.name]] for network in query.networks]
+
+
+def _same(one: ModelSource, other: ModelSource) -> bool:
+    """Whether two models are one file, or one object."""
+    paths = [os.fspath(x) for x in (one, other) if isinstance(x, str | os.PathLike)]
+    return one is other or len(set(map(os.path.realpath, paths))) == 1 < len(paths)
+
+
+def _models(query: Query, model: Interface) -> dict[str, Mapping[str, str]]:
+    """Path and SHA-256 of each model: ``model``, or ``model NAME`` where there are several."""
+    if len(model.parts) == 1:
+        return {"model": {"path": model.source, "sha256": model.sha256}}
+    return {
+        f"model {network.name}": {"path": part.source, "sha256": part.sha256}
+        for network, part in zip(query.networks, model.parts, strict=True)
+    }
 
 
 def _check_fit(query: Query, model: Interface) -> None:
@@ -211,25 +299,19 @@ def _check_fit(query: Query, model: Interface) -> None:
     Raises:
         SpecError: with what the query declares and what the model has.
     """
-    network = query.networks[0]
-    if query.version == "1.0":
-        pairs = (
-            ("input", network.inputs, model.inputs),
-            ("output", network.outputs, model.outputs),
-        )
-        for kind, declared, found in pairs:
-            wanted, given = sum(t.size for t in declared), sum(t.size for t in found)
-            if wanted != given:
-                raise SpecError(
-                    f"the specification has {wanted} {kind} variables, the model {given}",
-                    place=f"{query.source} and {model.source}",
-                )
-        return
-    for kind, declared, found in (
-        ("input", network.inputs, model.inputs),
-        ("output", network.outputs, model.outputs),
-    ):
-        _check_tensors(kind, declared, found, f"{query.source} and {model.source}")
+    kinds: tuple[tuple[TensorKind, Sequence[TensorInfo]], ...] = (
+        ("input", model.inputs),
+        ("output", model.outputs),
+    )
+    place = f"{query.source} and {model.source}"
+    for kind, found in kinds:
+        declared = query.of_kind(kind)
+        wanted, given = sum(t.size for t in declared), sum(t.size for t in found)
+        if query.version != "1.0":
+            _check_tensors(kind, declared, found, place)
+        elif wanted != given:
+            cause = f"the specification has {wanted} {kind} variables, the model {given}"
+            raise SpecError(cause, place=place)
 
 
 def _check_tensors(

@@ -73,8 +73,6 @@ from onnxcert.verdict import (
 )
 
 if TYPE_CHECKING:
-    import onnx
-
     from onnxcert.instance import ModelSource
 
 _log = logging.getLogger(__name__)
@@ -90,7 +88,7 @@ _REPAIRS = 3
 
 
 def verify(  # noqa: PLR0913 - all but two are keywords with defaults
-    model: str | os.PathLike[str] | onnx.ModelProto,
+    model: ModelSource | Mapping[str, ModelSource],
     spec: SpecSource,
     *,
     timeout: float | None = None,
@@ -105,7 +103,8 @@ def verify(  # noqa: PLR0913 - all but two are keywords with defaults
     """Decide whether the query has a solution.
 
     Args:
-        model: path of an ``.onnx`` or ``.onnx.gz`` file, or a model object.
+        model: path of an ``.onnx`` or ``.onnx.gz`` file, or a model object. Of a query over several
+            networks the models of all that are not equal to another one, by name.
         spec: path of a VNN-LIB file, a query, or a specification built in code.
         timeout: seconds, from this call; None for no limit.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
@@ -171,7 +170,7 @@ class _Run:
     files: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def answer(self, model: str | os.PathLike[str] | onnx.ModelProto, spec: SpecSource) -> Verdict:
+    def answer(self, model: ModelSource | Mapping[str, ModelSource], spec: SpecSource) -> Verdict:
         """Read, compare, search; an interrupt ends in a verdict like any other."""
         try:
             self.report(Progress(self.deadline.elapsed, "reading"))
@@ -196,7 +195,12 @@ class _Run:
         """Note for the result what was read."""
         self.query, self.files = files.query, files.files
 
-    def _falsify(self, model: ModelSource, spec: SpecSource, error: UnsupportedModel) -> Verdict:
+    def _falsify(
+        self,
+        model: ModelSource | Mapping[str, ModelSource],
+        spec: SpecSource,
+        error: UnsupportedModel,
+    ) -> Verdict:
         """Look for a witness where operators have no rule, so that nothing can be proved.
 
         Raises:
@@ -231,10 +235,11 @@ class _Run:
     def _samples(self, files: Files) -> Iterator[tuple[Counterexample | None, int]]:
         """A witness or None for each problem of a query, and how many points were tried."""
         replayer, rng = Replayer(files.model), np.random.default_rng(self.seed)
+        read = files.lowered.layout.read
         limit = self.deadline.slice(_SAMPLING_SECONDS)
 
         def forward(points: Array) -> FloatArray:
-            return np.stack([replayer.run_flat(point) for point in points])
+            return np.stack([replayer.run_flat(point) for point in points[:, read]])
 
         def report(count: int) -> None:
             del count
@@ -310,7 +315,7 @@ class _Run:
             by_constants=None if executed else self.constants,
         )
         if prove and self.certified and self.settings.watch == "auto":
-            self.watch = watch = Watch(lambda: instance.stored(semantics))
+            self.watch = watch = Watch(lambda: (*instance.stored(), semantics))
             solver.follow = watch.follow
             solver.follow_box = watch.follow_box
             solver.follow_neurons = watch.follow_neurons
@@ -337,7 +342,7 @@ class _Run:
             return Unknown(result)
         if not prove or not (self.certified or self.certificate):
             return Unsat()
-        certifier = Certifier(*instance.stored(semantics), TOOL)
+        certifier = Certifier(*instance.stored(), semantics, TOOL)
         return self._certify(instance, solver, certifier, problems)
 
     def _compare(
@@ -359,19 +364,18 @@ class _Run:
         if self.certificate is None:
             return
         self._stop_watching()  # there is nothing to be refuted any more
-        network = instance.query.networks[0]
-        arrays = [answer.inputs[tensor.name] for tensor in network.inputs]
+        tensors = instance.query.of_kind("input")
+        arrays = [answer.inputs[tensor.name] for tensor in tensors]
         flat = np.concatenate([np.asarray(array).ravel() for array in arrays])
         decimals: dict[int, Fraction] = {}
         start = 0
-        for tensor, array in zip(network.inputs, arrays, strict=True):
+        for tensor, array in zip(tensors, arrays, strict=True):
             exact = answer.decimals.get(tensor.name, {})
             decimals |= {start + position: value for position, value in exact.items()}
             start += np.asarray(array).size
-        certifier = Certifier(*instance.stored(REAL), TOOL)
-        certificate = certifier.witness(instance.split(flat), decimals)
+        certifier = Certifier(*instance.stored(), REAL, TOOL)
         try:
-            self._check(certifier, certificate)
+            self._check(certifier, certifier.witness(instance.split(flat), decimals))
         except Unusable as error:
             self.proof = Proof(accepted=False, message=str(error))
 
@@ -526,7 +530,7 @@ class BoundsReport:
 
 
 def compute_bounds(
-    model: str | os.PathLike[str] | onnx.ModelProto,
+    model: ModelSource | Mapping[str, ModelSource],
     spec: SpecSource,
     *,
     method: str = "backward",

@@ -22,7 +22,7 @@ as ``python -m onnxcert.checker PROOF MODEL [SPEC]``. To read it, begin here:
     needed     rule R21: what no row depends on is left out
     pairs      rule R15: planes round products and quotients
     container  the file format
-    spec       VNN-LIB 1.0 and 2.x, exactly
+    spec       VNN-LIB 1.0 and 2.x, exactly, over one network or several
     model      ONNX; ``operators`` is the table of operators, ``network`` what they become
 
 Trusted beyond these files: IEEE 754 arithmetic of the processor and of NumPy's sums and products (a

@@ -175,7 +175,6 @@ class Builder:
 
     Args:
         n_inputs: how many scalars the input block has.
-        directory: where external data may lie, or None.
         unit: of the executions that constants worked out in the file are to cover, beside their
             exact values.
         limits: the least and the largest value of some inputs; None where nothing is known.
@@ -189,21 +188,26 @@ class Builder:
     def __init__(
         self,
         n_inputs: int,
-        directory: Path | None,
         unit: Unit = STORED,
         limits: Callable[[Array], tuple[Array, Array]] | None = None,
     ) -> None:
         self.blocks: list[Block] = [Block(0, n_inputs, "")]
-        self.size, self.directory = n_inputs, directory
+        self.size = n_inputs
+        self.enter("", None)
         self.unit, self.folded, self.limits = unit, False, limits
         self._whole, self.kinds, self.sums = np.zeros(n_inputs, bool), list[str](), 0
         self.types: set[str] = set()
         self.shares: list[tuple[Array, Array]] = []
         self.begin("")
 
+    def enter(self, prefix: str, directory: Path | None) -> None:
+        """Say what comes before the names of the next blocks, and where external data may lie."""
+        self._prefix, self.directory = prefix, directory
+
     def begin(self, name: str, version: int = 0, outputs: int = 1) -> None:
         """Say for which tensor the next blocks are made, and of what node."""
-        self._name, self._curves, self.version, self.outputs = name, 0, version, outputs
+        self._name, self._curves = self._prefix + name, 0
+        self.version, self.outputs = version, outputs
 
     def known(self, array: Array) -> Known:
         """A constant of the file; its type counts among those the file computes in."""
@@ -428,7 +432,7 @@ def with_products(network: Network, products: Sequence[tuple[int, ...]]) -> Netw
     """
     if not products:
         return network
-    net = Builder(network.n_inputs, None)
+    net = Builder(network.n_inputs)
     net.blocks, net.size = [*network.blocks], network.size
 
     def rank(v: int) -> tuple[bool, int]:

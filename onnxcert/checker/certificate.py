@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from onnxcert.checker.bounds import Bounder
 from onnxcert.checker.builder import with_products
 from onnxcert.checker.curves import Array
 from onnxcert.checker.errors import Rejected, Unusable
-from onnxcert.checker.model import read_network
+from onnxcert.checker.model import Models, Part, Source, read_network, read_networks
 from onnxcert.checker.needed import Unread
 from onnxcert.checker.network import Network
 from onnxcert.checker.spec import Case, read_spec
@@ -52,30 +52,47 @@ class Verified:
 
 
 class Session:
-    """One model and one specification, read by the checker.
+    """A specification and its models, read by the checker.
 
     Args:
-        model, spec: the bytes of the files as they are.
-        directory: where external data of the model may lie.
+        model: the bytes of the file as it is; or, by names of the networks that the specification
+            declares, the models of all that are not equal to another one, where the empty name is
+            the first.
+        spec: the bytes of the file.
+        directory: where external data of the one model may lie.
 
     Raises:
         Unusable: one cannot be read, or they do not fit together.
     """
 
-    def __init__(self, model: bytes, spec: bytes, directory: Path | None = None) -> None:
+    def __init__(self, model: Models, spec: bytes, directory: Path | None = None) -> None:
         arithmetic.test()
         # The C library gives blocks of this size back to the system, to be zeroed again for the
         # next array, until one of them has been freed: a third of the time of short checks.
         np.empty(_LARGEST_KEPT, np.uint8)
-        self.model, self.spec, self.directory = model, spec, directory
         self.query = query = read_spec(spec)
-        shapes = [tensor.shape for tensor in query.tensors if tensor.kind == "input"]
-        hidden = [t.onnx_name or t.name for t in query.tensors if t.kind == "hidden"]
-        names: dict[str, Any] = {"input_shapes": shapes, "hidden": hidden}
+        own = [network.name for network in query.networks if not network.equal_to]
+        given = {"": Source(model, directory)} if isinstance(model, bytes) else model
+        models = {name or own[0]: source for name, source in given.items()}
+        if set(models) != set(own) or len(models) < len(given):
+            raise Unusable(f"models are needed for the networks {own}, not for {[*models]}")
+        self.sha256 = {
+            "model_sha256": " ".join(hashlib.sha256(models[name].data).hexdigest() for name in own),
+            "spec_sha256": hashlib.sha256(spec).hexdigest(),
+        }
+        self.parts = [
+            Part(
+                models[network.equal_to or network.name],
+                [tensor.shape for tensor in network.of("input")],
+                hidden=[tensor.onnx_name or tensor.name for tensor in network.of("hidden")],
+                prefix=f"{network.name}:" if len(query.networks) > 1 else "",
+            )
+            for network in query.networks
+        ]
         if query.version == "1.0":
-            names = {"input_elements": query.n_inputs}
-        names |= {"directory": directory, "limits": query.limits}
-        self._network = partial(read_network, model, **names)
+            self.parts = [Part(models[own[0]], input_elements=query.n_inputs)]
+        limits = query.limits
+        self._network = partial(read_networks, self.parts, limits=limits, ties=query.ties)
         self.network = self._network()
         self._compare()
 
@@ -89,7 +106,7 @@ class Session:
         if query.version == "1.0":
             return
         for kinds, found in ((("input",), network.inputs), (("output", "hidden"), network.outputs)):
-            declared = [tensor for kind in kinds for tensor in query.tensors if tensor.kind == kind]
+            declared = query.tensors(*kinds)
             if len(declared) != len(found):
                 raise Unusable(f"the specification declares {len(declared)} {kinds[0]} tensors")
             for tensor, (name, shape, element_type) in zip(declared, found, strict=True):
@@ -163,8 +180,8 @@ class Session:
         header, arrays = container.unpack(certificate)
         if header["verdict"] == "lipschitz":
             raise Unusable("a certificate of constants is checked without a specification")
-        for key, data in (("model_sha256", self.model), ("spec_sha256", self.spec)):
-            _need_hash(header, key, data)
+        for key, digest in self.sha256.items():
+            _need_hash(header, key, digest)
         if header["verdict"] == "sat":
             if header["semantics"] != REAL or semantics == EXECUTED:
                 raise Rejected("R13", "semantics", "a witness is replayed, not proved")
@@ -258,7 +275,7 @@ def check_constants(
     header, arrays = container.unpack(certificate)
     if header["verdict"] != "lipschitz":
         raise Unusable("this certificate is checked with a specification")
-    _need_hash(header, "model_sha256", model)
+    _need_hash(header, "model_sha256", hashlib.sha256(model).hexdigest())
     if header["semantics"] != REAL or semantics not in (None, REAL):
         raise Rejected("R0", "semantics", "constants are proved for the reals")
     network = read_network(model, directory=directory)
@@ -267,7 +284,7 @@ def check_constants(
 
 def check(
     certificate: str | os.PathLike[str],
-    model: str | os.PathLike[str],
+    model: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]],
     spec: str | os.PathLike[str] | None = None,
     *,
     semantics: str | None = None,
@@ -278,6 +295,7 @@ def check(
 
     Args:
         certificate, model, spec: files; a certificate of Lipschitz constants has no specification.
+            For a specification of several networks, models by name as for `Session`.
         semantics: what must have been proved, ``real`` or ``ieee32-any-order``, which implies
             ``real``; None for what the certificate claims.
         audit: how many bounds to work out again in exact rational arithmetic.
@@ -287,14 +305,20 @@ def check(
         Rejected: it does not prove its verdict.
         Unusable: a file cannot be read, or the specification is missing or too much.
     """
-    if spec is None:
+    if isinstance(model, Mapping):
+        if spec is None:
+            raise Unusable("a certificate of constants is about one model")
+        sources = {name: Source(_read(path), Path(path).parent) for name, path in model.items()}
+        session = Session(sources, _read(spec))
+    elif spec is None:
         return check_constants(_read(certificate), _read(model), Path(model).parent, semantics)
-    session = Session(_read(model), _read(spec), Path(model).parent)
+    else:
+        session = Session(_read(model), _read(spec), Path(model).parent)
     return session.check(_read(certificate), semantics, audit=audit, jobs=jobs)
 
 
-def _need_hash(header: dict[str, Any], key: str, data: bytes) -> None:
-    if hashlib.sha256(data).hexdigest() != header[key]:
+def _need_hash(header: dict[str, Any], key: str, digest: str) -> None:
+    if digest != header[key]:
         raise Rejected("R0", key, "the certificate is about another file")
 
 

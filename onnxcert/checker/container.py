@@ -4,7 +4,9 @@
 
     header.json   {"format": "onnxcert-1", "verdict": "unsat" | "sat" | "lipschitz",
                    "semantics": "real" | "ieee32-any-order",
-                   "model_sha256": hex, "spec_sha256": hex,    of the files as they are
+                   "model_sha256": hex, "spec_sha256": hex,    of the files as they are; of several
+                                                               models with blanks between, in the
+                                                               order of the networks
                    "tool": {...},                              for people, ignored
                    "layers": [label, ...]}                     unsat: what ``layer`` counts in
                    "decimals": {index: "0.1", ...}}            sat: exact inputs, see rule R13

@@ -1,5 +1,6 @@
 """Reading of ONNX files, independent of the verifier's: from bytes to a `Network`.
 
+A question about several models is one about the network that has all of their inputs and outputs.
 Nodes are taken in the order of the file; `onnxcert.checker.operators` says what each one means.
 What is not understood exactly is refused with `Unusable`.
 """
@@ -8,9 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -50,68 +51,127 @@ _OPSETS = range(1, 26)
 Dimensions = list[int | str]
 Limits = Callable[[Array], tuple[Array, Array]]
 Inputs = list[tuple[str, tuple[int, ...], str]]
+_Results = tuple[list[tuple[str, Array, str]], list[tuple[str, Array, str]]]
+"""Names, numbers and element types of outputs, and of hidden tensors."""
+
+
+class Source(NamedTuple):
+    """A model: the bytes of an ONNX file, compressed with gzip or not, and where external data may
+    lie; without a directory they are refused."""
+
+    data: bytes
+    directory: Path | None = None
+
+
+Models = bytes | Mapping[str, Source]
+"""A model, or models by names of networks."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the networks that are read together.
+
+    Attributes:
+        source: its model.
+        input_shapes: declared shape of every input (VNN-LIB 2); binds dynamic dimensions.
+        input_elements: how many numbers all inputs have together (VNN-LIB 1.0); binds one dynamic
+            dimension. Dimensions that neither binds are one.
+        hidden: inner tensors behind the outputs.
+        prefix: of the names of its blocks.
+    """
+
+    source: Source
+    input_shapes: Sequence[tuple[int, ...]] | None = None
+    input_elements: int | None = None
+    hidden: Sequence[str] = ()
+    prefix: str = ""
 
 
 def read_network(
     data: bytes,
     *,
-    input_shapes: Sequence[tuple[int, ...]] | None = None,
-    input_elements: int | None = None,
-    hidden: Sequence[str] = (),
     directory: Path | None = None,
     executed: bool = False,
     limits: Limits | None = None,
+    **declared: Any,
 ) -> Network:
-    """Read a model.
+    """Read one model; see `read_networks`.
 
     Args:
-        data: an ONNX file, compressed with gzip or not.
-        input_shapes: declared shape of every input (VNN-LIB 2); binds dynamic dimensions.
-        input_elements: how many numbers all inputs have together (VNN-LIB 1.0); binds one dynamic
-            dimension. Dimensions that neither binds are one.
-        hidden: inner tensors to append to the output.
-        directory: where external data may lie; without it they are refused.
-        executed: whether the errors of constants that the file works out cover binary32 executions,
+        data, directory: of its `Source`.
+        executed, limits: as there.
+        declared: the rest of its `Part`.
+    """
+    part = Part(Source(data, directory), **declared)
+    return read_networks([part], executed=executed, limits=limits)
+
+
+def read_networks(
+    parts: Sequence[Part],
+    *,
+    executed: bool = False,
+    limits: Limits | None = None,
+    ties: Mapping[int, int] | None = None,
+) -> Network:
+    """Read models as one network: all inputs in order, all outputs, then all hidden tensors.
+
+    Args:
+        parts: the models.
+        executed: whether the errors of constants that files work out cover binary32 executions,
             too; without it they are those of float64 alone. Stored numbers are exact.
-        limits: the least and the largest value of some inputs; the network is the model's where
+        limits: the least and the largest value of some inputs; the network is the models' where
             inputs lie within them. None where nothing is known.
+        ties: inputs in whose place others are read.
 
     Raises:
-        Unusable: the file is no model, or holds what is not supported.
+        Unusable: a file is no model, or holds what is not supported.
     """
     try:
-        proto = onnx.ModelProto.FromString(decompressed(data, (1 << 31) - 1))
+        protos = [
+            onnx.ModelProto.FromString(decompressed(part.source.data, (1 << 31) - 1))
+            for part in parts
+        ]
         with np.errstate(all="ignore"):
-            net = partial(
-                Builder,
-                directory=directory,
-                unit=EXECUTED if executed else STORED,
-                limits=limits,
-            )
-            return _read(proto, input_shapes, input_elements, hidden, net)
+            inputs = [_inputs(proto, part) for proto, part in zip(protos, parts, strict=True)]
+            numbers = np.arange(sum(math.prod(shape) for own in inputs for _, shape, _ in own))
+            for v, first in (ties or {}).items():
+                numbers[v] = first
+            net = Builder(numbers.size, EXECUTED if executed else STORED, limits)
+            made, start = list[_Results](), 0
+            for proto, part, own in zip(protos, parts, inputs, strict=True):
+                net.enter(part.prefix, part.source.directory)
+                end = start + sum(math.prod(shape) for _, shape, _ in own)
+                made.append(_read(net, proto, part, own, numbers[start:end]))
+                start = end
+            return _network(net, [tensor for own in inputs for tensor in own], made)
     except (*_FAILURES, DecodeError) as error:
         raise Unusable(f"the model makes no sense: {error!r}") from error
 
 
+def _inputs(proto: onnx.ModelProto, part: Part) -> Inputs:
+    """What goes into a model."""
+    stored = {tensor.name for tensor in proto.graph.initializer}
+    values = [v for v in proto.graph.input if v.name not in stored]
+    inputs = _bound(values, part.input_shapes, part.input_elements)
+    for _, shape, _ in inputs:
+        bounded(shape)
+    return inputs
+
+
 def _read(
-    proto: onnx.ModelProto,
-    shapes: Sequence[tuple[int, ...]] | None,
-    count: int | None,
-    hidden: Sequence[str],
-    begin: Callable[[int], Builder],
-) -> Network:
+    net: Builder, proto: onnx.ModelProto, part: Part, inputs: Inputs, numbers: Array
+) -> _Results:
+    """Outputs and hidden tensors of a model whose inputs have these numbers."""
     graph = proto.graph
     opset = _opset(proto)
     stored = {tensor.name: tensor for tensor in graph.initializer}
     need(len(stored) == len(graph.initializer), "two stored tensors of the same name")
     _need_operators(graph.node)
-    inputs = _bound([v for v in graph.input if v.name not in stored], shapes, count)
-    n_inputs = sum(math.prod(bounded(shape)) for _, shape, _ in inputs)
-    tensors = _Tensors(begin(n_inputs), stored)
-    tensors.define_inputs(inputs)
+    tensors = _Tensors(net, stored)
+    tensors.define_inputs(inputs, numbers)
     for node in graph.node:
         tensors.define_outputs(node, opset)
-    return _network(tensors, graph, inputs, hidden)
+    return _results(tensors, graph, part.hidden)
 
 
 def _opset(proto: onnx.ModelProto) -> int:
@@ -170,12 +230,12 @@ class _Tensors:
         bounded(operand.shape)
         self._values[name] = operand, element
 
-    def define_inputs(self, inputs: Inputs) -> None:
-        """The scalars of the first block, one input after the other."""
+    def define_inputs(self, inputs: Inputs, numbers: Array) -> None:
+        """Scalars of the first block, by their numbers, one input after the other."""
         start = 0
         for name, shape, element in inputs:
             end = start + math.prod(shape)
-            self._define(name, np.arange(start, end).reshape(shape), element)
+            self._define(name, numbers[start:end].reshape(shape), element)
             self.net.types.add(element)
             start = end
 
@@ -226,21 +286,26 @@ def _looks_up(operator: str, operands: Sequence[Operand | Table]) -> bool:
     return whole or operator in MOVES | TRUTHS
 
 
-def _network(
-    tensors: _Tensors, graph: onnx.GraphProto, inputs: Inputs, hidden: Sequence[str]
-) -> Network:
-    """The network whose outputs are those of the graph, then the hidden tensors."""
+def _results(tensors: _Tensors, graph: onnx.GraphProto, hidden: Sequence[str]) -> _Results:
+    """The outputs of a graph, and its hidden tensors."""
     net, inner = tensors.net, {name for node in graph.node for name in node.output}
     need(graph.output and inner.issuperset(hidden), f"no outputs, or no inner tensors {[*hidden]}")
     net.begin("outputs")
     names = (*(o.name for o in graph.output), *hidden)
     results = [(name, *tensors.computed(name)) for name in names]
-    output = np.concatenate([net.ids(operand).ravel() for _, operand, _ in results])
     declared = [FLOATS.get(o.type.tensor_type.elem_type) for o in graph.output]
     for (name, _, element), said in zip(results, declared, strict=False):
         need(said in (None, element), f"{name!r} has elements of type {element}, declared {said}")
-    infos = [(name, operand.shape, element) for name, operand, element in results]
-    need({element for *_, element in infos} <= {*FLOATS.values()}, "outputs that are no numbers")
+    made = [(name, net.ids(operand), element) for name, operand, element in results]
+    need({element for *_, element in made} <= {*FLOATS.values()}, "outputs that are no numbers")
+    return made[: len(graph.output)], made[len(graph.output) :]
+
+
+def _network(net: Builder, inputs: Inputs, made: Sequence[_Results]) -> Network:
+    """The network whose outputs are those of all models, then all of their hidden tensors."""
+    results = [tensor for k in (0, 1) for pair in made for tensor in pair[k]]
+    output = np.concatenate([ids.ravel() for _, ids, _ in results])
+    infos = [(name, ids.shape, element) for name, ids, element in results]
     binary32 = net.types <= {"float32"}
     n_inputs = net.blocks[0].size
     return Network(

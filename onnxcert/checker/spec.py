@@ -1,4 +1,4 @@
-"""VNN-LIB 1.0 as practised and VNN-LIB 2.x over one network, with exact rationals.
+"""VNN-LIB 1.0 as practised and VNN-LIB 2.x, with exact rationals.
 
 A file becomes an and/or tree of linear comparisons ``p <= 0`` or ``p < 0``: ``p == 0`` is read as
 ``p <= 0 and -p <= 0``, ``p != 0`` as ``p < 0 or -p < 0``. Its *cases* are the disjuncts of the
@@ -6,13 +6,16 @@ disjunctive normal form. Comparisons of one input with a number cut the box of a
 others are rows. Both enclose: bounds are rounded outward, strict bounds count as closed, offsets of
 rows are rounded down. So each point that satisfies the file lies in some case (rule R0).
 
+An input without a bound of its own has that which rows over inputs imply for a box of the others.
+
 A comparison that bounds a sum of squares of inputs, all with positive factors, is an ellipsoid, of
 which a case has one at most; its box is cut to what that reaches. Where squares are completed to
 those of a point or of nothing, bounds or a false comparison take their place. Other comparisons
 with products are rows, in which products stand behind the outputs (`Spec.products`).
 
 A variable is an integer v: input v where v >= 0, output ``~v`` where v < 0, in the flat vectors.
-A product is the sorted tuple of its variables.
+A product is the sorted tuple of its variables. Inputs that the file asserts to be equal, without
+alternative, are one variable, the first of them: queries over two networks share inputs so.
 Nothing recurses, so nesting costs memory only. What is not understood exactly is refused.
 """
 
@@ -21,7 +24,7 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
@@ -36,6 +39,7 @@ from onnxcert.checker.errors import Unusable
 
 _LARGEST_TEXT = 2**25  # bytes, decompressed; reading takes up to forty times the memory
 _LARGEST_WORK = 10**7  # additions of coefficients, long ones count more: sums may nest in sums
+_LARGEST_BOUND = 10**300  # of an input that rows imply
 _HIGHEST, _MOST_PRODUCTS = 64, 10_000  # variables in a product; different products
 _LARGEST_SQUARES = 10**6  # the same for squares; longer ones take minutes
 _ZERO, _ONE, _MINUS = Fraction(0), Fraction(1), Fraction(-1)
@@ -54,10 +58,12 @@ _DECLARED, _SHORT, _INNER = (  # a blank stands for any; nearly all of a long fi
 _INDICES = r"(\[\s*(?:\d{1,10}\s*(?:,\s*(?=\d)|(?=\])))*\])"
 _TYPES = "[Rr]eal|float(?:16|32|64|8e4m3fn(?:uz)?|8e5m2(?:fnuz)?|4e2m1)|bfloat16"
 _QUOTED = r'("[^"\\\n]*")?'
-_HEADER, _TENSOR = (  # a blank stands for any
+_HEADER, _NETWORK, _RELATION, _TENSOR = (  # a blank stands for any
     re.compile(pattern.replace(" ", _BLANKS), re.A)
     for pattern in (
-        r" \( vnnlib-version <(2\.[01])> \) \( declare-network\b ([A-Za-z]\w*+)",
+        r" \( vnnlib-version <(2\.[01])> \)",
+        r" \( declare-network\b ([A-Za-z]\w*+)",
+        r" \( (equal|isomorphic)-to\b ([A-Za-z]\w*+) \)",
         rf" \( declare-(input|hidden|output)\b ([A-Za-z]\w*+) ({_TYPES})\b {_INDICES} {_QUOTED} \)",
     )
 )
@@ -114,6 +120,19 @@ class Tensor:
     onnx_name: str = ""
 
 
+@dataclass(frozen=True)
+class Declared:
+    """A declared network, which has the model of that named ``equal_to``, or one of its own."""
+
+    name: str
+    tensors: tuple[Tensor, ...]
+    equal_to: str = ""
+
+    def of(self, *kinds: str) -> list[Tensor]:
+        """Its tensors of some kinds, kind by kind."""
+        return [tensor for kind in kinds for tensor in self.tensors if tensor.kind == kind]
+
+
 class _Atom(NamedTuple):
     """``sum(terms) + constant <= 0``, or ``< 0``; also as a row, or as a bound of one input."""
 
@@ -164,22 +183,34 @@ _Sum: TypeAlias = "dict[_Key, Fraction]"
 
 @dataclass(frozen=True, eq=False)
 class Spec:
-    """What is asked for: inputs and outputs of the network that satisfy the formula.
+    """What is asked for: inputs and outputs of the networks that satisfy the formula.
 
     Flat vectors have tensors in order of declaration, row-major, hidden ones behind the outputs.
-    The tensors of 1.0 are X and Y, of type real.
+    1.0 declares no network; its tensors are X and Y, of type real.
+
+    Attributes:
+        ties: input -> an earlier one that it equals, and that the formula reads instead.
     """
 
     version: str
-    tensors: tuple[Tensor, ...]
+    networks: tuple[Declared, ...]
     n_inputs: int
     n_outputs: int
     formula: _Node
+    ties: Mapping[int, int]
+
+    def tensors(self, *kinds: str) -> list[Tensor]:
+        """All tensors of some kinds, kind by kind."""
+        return [
+            tensor for kind in kinds for network in self.networks for tensor in network.of(kind)
+        ]
 
     def holds(self, inputs: Sequence[Fraction], outputs: Sequence[Fraction]) -> bool:
         """Whether the formula holds exactly; ValueError if a vector has another length."""
         if (len(inputs), len(outputs)) != (self.n_inputs, self.n_outputs):
             raise ValueError(f"expected {self.n_inputs} inputs and {self.n_outputs} outputs")
+        if any(inputs[v] != inputs[first] for v, first in self.ties.items()):
+            return False
         nodes, truth = [self.formula], dict[int, bool]()
         for node in nodes:
             nodes += (child for child in node.children if isinstance(child, _Node))
@@ -266,15 +297,18 @@ class Spec:
     def excludes(
         self, number: Fraction, position: int, inputs: Sequence[Fraction], outputs: list[Fraction]
     ) -> bool:
-        """Whether the formula fails with another number for one input; asks its bounds first."""
-        other = [*inputs[:position], number, *inputs[position + 1 :]]
-        bounds = self._readers.get(position, ())
+        """Whether the formula fails with another number for one input, and all that are equal to
+        it; asks its bounds first."""
+        other, first = [*inputs], self.ties.get(position, position)
+        for v in (first, *(v for v, equal in self.ties.items() if equal == first)):
+            other[v] = number
+        bounds = self._readers.get(first, ())
         return not all(a.holds(other, outputs) for a in bounds) or not self.holds(other, outputs)
 
     def cases(self) -> Iterator[Case]:
         """The disjuncts whose inputs are not exactly empty, depth first and one at a time.
 
-        Successive cases with one box share its arrays. While it runs, `Unusable` is raised for a
+        Inputs that equal earlier ones are zero there, and nothing reads them. Successive cases with one box share its arrays. While it runs, `Unusable` is raised for a
         case that leaves an input without a bound, or has two ellipsoids.
         """
         # What comes next; a chain of disjunctions not yet opened; what was found on the way.
@@ -296,8 +330,11 @@ class Spec:
             if len(found.balls) > 1:
                 raise Unusable("the specification has a disjunct with two ellipsoids")
             ball = found.balls[0] if found.balls else None
-            if last is None or found.box is not last[0] or ball is not last[1]:
-                last, sides = (found.box, ball), self._bounds(found.box, ball)
+            box = self._implied(found, ball)
+            if box is None:
+                continue
+            if last is None or box is not last[0] or ball is not last[1]:
+                last, sides = (box, ball), self._bounds(box, ball)
             if sides is not None:
                 rows = (row.placed(places) for row in found.rows)
                 yield Case(*sides, tuple(dict.fromkeys(rows)), ball)
@@ -314,6 +351,36 @@ class Spec:
             lower, upper = np.minimum(lower, case.lower), np.maximum(upper, case.upper)
         return lower, upper
 
+    def _implied(self, found: _Found, ball: Ellipsoid | None) -> _Box | None:
+        """The box, with what rows over inputs say of sides that have no bound; None if it is empty.
+
+        Each round looks at all rows with the bounds before it, so their order is of no account.
+        """
+        box = found.box
+        if len(box) == 2 * (self.n_inputs - len(self.ties)):
+            return box
+        inputs = set(range(self.n_inputs)) - self.ties.keys() - set(ball.inputs if ball else ())
+        missing = {side for v in inputs for side in (v, ~v)} - box.keys()
+        rows = [row for row in found.rows if not row.outputs and not row.products]
+        while missing:
+            made: dict[int, Fraction] = {}
+            for row in rows:
+                for i, c in row.inputs:
+                    side = i if c > 0 else ~i
+                    rest = [(j if d < 0 else ~j, abs(d)) for j, d in row.inputs if j != i]
+                    if side in missing and all(s in box for s, _ in rest):
+                        most = sum((Fraction(d) * box[s][1] for s, d in rest), _ZERO)
+                        limit = (most - Fraction(row.offset)) / Fraction(abs(c))
+                        if abs(limit) <= _LARGEST_BOUND:
+                            made[side] = min(limit, made.get(side, limit))
+            if not made:
+                break
+            box = box | {side: (side, limit, 0.0 - _down(-limit)) for side, limit in made.items()}
+            if any(~side in box and box[~side][1] + made[side] < 0 for side in made):
+                return None
+            missing -= made.keys()
+        return box
+
     def _bounds(
         self, box: _Box, ball: Ellipsoid | None
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
@@ -323,6 +390,7 @@ class Spec:
         ends = {side: end for side, _, end in box.values()}
         for side, end in ball.ends().items() if ball else ():
             ends[side] = min(end, ends.get(side, end))
+        ends |= {side: 0.0 for v in self.ties for side in (v, ~v)}  # the first of them varies
         sides = [v for i in range(self.n_inputs) for v in (i, ~i)]
         if free := [max(v, ~v) for v in sides if v not in ends]:
             raise Unusable(f"the specification leaves input {free[0]} without a bound on one side")
@@ -364,6 +432,11 @@ def _settle(branch: _Formula, outer: _Found) -> tuple[_Found, list[_Node]] | Non
             box = box.copy() if box is outer.box else box
             box[side] = formula.bound
     return _Found(box, balls, tuple(rows)), opened
+
+
+def _tensors(networks: Sequence[Declared], *kinds: str) -> list[Tensor]:
+    """All tensors of some kinds, kind by kind."""
+    return [tensor for kind in kinds for network in networks for tensor in network.of(kind)]
 
 
 def _factors(key: int | Factors) -> Factors:
@@ -483,18 +556,29 @@ def read_spec(data: bytes) -> Spec:
     except ValueError as error:
         raise Unusable(f"the specification cannot be read: {error}") from error
     try:
-        return reader.read()
+        spec = reader.read()
+        if ties := reader.ties(spec.formula):
+            reader = _Reader(reader.text, ties)
+            spec = reader.read()
+        return spec
     except (ValueError, OverflowError) as error:
         line = reader.text.count("\n", 0, reader.start) + 1
         raise Unusable(f"the specification is not understood, line {line}: {error}") from error
 
 
 class _Reader:
-    """Reads a text token by token; ValueError at the one that is not understood."""
+    """Reads a text token by token; ValueError at the one that is not understood.
 
-    def __init__(self, text: str) -> None:
+    Args:
+        text: of the file.
+        tied: inputs that others are read for.
+    """
+
+    def __init__(self, text: str, tied: Mapping[int, int] | None = None) -> None:
         self.text, self.start, self.end, self.work = text, 0, 0, 0
-        self.tensors: list[Tensor] = []
+        self.tied = tied or {}
+        self.networks: list[Declared] = []
+        self.equations: dict[int, tuple[_Node, list[int]]] = {}  # of two inputs, by id
         self.counts = [0, 0]  # of inputs and outputs
         self.bases: dict[str, tuple[int, tuple[int, ...]]] = {}  # first variable, and shape
         self.variables: dict[str, int] = {}  # by token
@@ -511,9 +595,11 @@ class _Reader:
     def read(self) -> Spec:
         formulas: list[_Formula] = []
         if header := _HEADER.match(self.text):
-            self.version = header[1]
-            self._declare_network(header)
-            self.next(")")
+            self.version, self.end = header[1], header.end()
+            while network := _NETWORK.match(self.text, self.end):
+                self._declare_network(network)
+                self.next(")")
+            self._number()
         while True:
             while self._declare():
                 pass
@@ -533,28 +619,67 @@ class _Reader:
             Tensor("X", "input", "real", (n_inputs,)),
             Tensor("Y", "output", "real", (n_outputs,)),
         )
-        tensors, formula = tuple(self.tensors) or flat, _Node(True, tuple(formulas))
-        spec = Spec(self.version, tensors, n_inputs, n_outputs, formula)
+        networks = tuple(self.networks) or (Declared("", flat),)
+        formula = _Node(True, tuple(formulas))
+        spec = Spec(self.version, networks, n_inputs, n_outputs, formula, self.tied)
         _ = spec.products  # refused here if they are too many
         return spec
 
+    def ties(self, formula: _Formula) -> dict[int, int]:
+        """The inputs that equal earlier ones wherever the formula holds."""
+        first: dict[int, int] = {}
+        pending, pairs = [formula], list[list[int]]()
+        for node in pending:
+            if id(node) in self.equations:
+                pairs.append(self.equations[id(node)][1])
+            elif isinstance(node, _Node) and node.is_and:
+                pending += node.children
+
+        def find(v: int) -> int:
+            while v in first:
+                v = first[v]
+            return v
+
+        for pair in pairs:
+            low, high = sorted(map(find, pair))
+            if low < high:
+                first[high] = low
+        return {v: find(v) for v in sorted(first)}
+
     def _declare_network(self, header: re.Match[str]) -> None:
-        """Read the tensors behind a header of 2.x."""
-        end = self.start = header.end()
+        """Read a network of 2.x behind its name."""
+        end, tensors = header.end(), list[Tensor]()
+        relation = _RELATION.match(self.text, end)
+        end = self.start = relation.end() if relation else end
         while match := _TENSOR.match(self.text, end):
             kind, name, element_type, indices, quoted = match.groups()
             _need((kind == "hidden") == bool(quoted), "hidden tensors, and only they, are quoted")
             shape, onnx_name = tuple(map(int, re.findall(r"\d+", indices))), (quoted or "")[1:-1]
-            self.tensors.append(Tensor(name, kind, element_type.lower(), shape, onnx_name))
+            tensors.append(Tensor(name, kind, element_type.lower(), shape, onnx_name))
             end = self.start = match.end()
         self.end = end
-        kinds = "".join(tensor.kind[0] for tensor in self.tensors)
+        kinds = "".join(tensor.kind[0] for tensor in tensors)
         _need(bool(re.fullmatch("i+h*o+", kinds)), "expected inputs, hidden tensors and outputs")
-        _need(len({t.element_type for t in self.tensors}) == 1, "element types are mixed")
-        for tensor in sorted(self.tensors, key=lambda t: t.kind == "hidden"):
+        equal_to = relation[2] if relation and relation[1] == "equal" else ""
+        network = Declared(header[1], tuple(tensors), equal_to)
+        if relation:
+            others = [n for n in self.networks if n.name == relation[2] and not n.equal_to]
+            shapes = [[t.shape for t in n.of("input", "output")] for n in (network, *others)]
+            _need(shapes[1:] == shapes[:1], f"{relation[2]} is no network with the same tensors")
+        self.networks.append(network)
+
+    def _number(self) -> None:
+        """Give the elements of all declared tensors their places in the flat vectors."""
+        names = {network.name for network in self.networks}
+        _need(0 < len(names) == len(self.networks), "no networks, or two of one name")
+        tensors = [
+            t for kind in ("input", "output", "hidden") for n in self.networks for t in n.of(kind)
+        ]
+        _need(len({t.element_type for t in tensors}) == 1, "element types are mixed")
+        for tensor in tensors:
             is_output, size = tensor.kind != "input", math.prod(tensor.shape)
             _need(0 < size <= 2**31, f"tensor {tensor.name} is empty or too large")
-            _need(tensor.name not in (*self.bases, header[2]), f"{tensor.name} is declared twice")
+            _need(tensor.name not in (*self.bases, *names), f"{tensor.name} is declared twice")
             count = self.counts[is_output]
             self.bases[tensor.name] = (~count if is_output else count, tensor.shape)
             self.counts[is_output] += size
@@ -568,7 +693,7 @@ class _Reader:
         is_output = name[0] == "Y"
         count = self.counts[is_output]
         _need(name == f"{'XY'[is_output]}_{count}", "expected X_0, X_1, ... and Y_0, ...")
-        self.variables[name] = ~count if is_output else count
+        self.variables[name] = ~count if is_output else self.tied.get(count, count)
         self.counts[is_output] += 1
         return True
 
@@ -624,7 +749,8 @@ class _Reader:
             (variable, shape), indices = self.bases[match[1]], re.findall(r"\d+", match[2] or "")
             # A dimension more, because numpy has no scalars here; it raises ValueError.
             position = int(np.ravel_multi_index((0, *map(int, indices)), (1, *shape)))
-            self.variables[token] = variable - position if variable < 0 else variable + position
+            place = variable - position if variable < 0 else variable + position
+            self.variables[token] = self.tied.get(place, place)
         return {self.variables[token]: _ONE}
 
     def _reduce(self, operator: str, operands: list[_Sum | _Formula]) -> _Sum | _Formula:
@@ -651,7 +777,15 @@ class _Reader:
         if operator not in equal:
             return one_side
         other_side = _atom(self._add({}, [difference], -_ONE), strict, alone=alone)
-        return _Node(not strict, (one_side, other_side))
+        node = _Node(not strict, (one_side, other_side))
+        inputs = [v for v in difference if isinstance(v, int) and v >= 0]
+        if (
+            len(inputs) == len(difference) == 2
+            and not strict
+            and sum(difference.values(), _ZERO) == 0
+        ):
+            self.equations[id(node)] = node, inputs
+        return node
 
     def _product(self, factors: list[_Sum]) -> _Sum:
         numbers = [factor for factor in factors if not factor.keys() - {None}]

@@ -31,6 +31,7 @@ _MOST_SECONDS = 10.0
 
 if TYPE_CHECKING:
     from onnxcert.checker.certificate import Session
+    from onnxcert.checker.model import Part
 
 
 def replay(session: Session, arrays: Mapping[str, Array], decimals: Any) -> tuple[str, ...]:
@@ -124,34 +125,48 @@ def _evaluate(session: Session, exact: list[Fraction]) -> list[Fraction] | None:
 
 def _run(session: Session, given: list[Array]) -> list[Fraction] | None:
     """Outputs of onnxruntime as exact numbers; None where it is missing, fails or overflows."""
+    tensors, results, start = list(zip(session.network.inputs, given, strict=True)), [], 0
+    for part, network in zip(session.parts, session.query.networks, strict=True):
+        end = start + len(network.of("input")) if part.input_shapes is not None else len(tensors)
+        feeds = {name: x for (name, _, _), x in tensors[start:end]}
+        made = _run_one(part, feeds)
+        if made is None:
+            return None
+        results.append(made)
+        start = end
+    arrays = [array for k in (0, 1) for pair in results for array in pair[k]]
+    if not all(np.isfinite(array).all() for array in arrays):
+        return None
+    return [Fraction(value) for array in arrays for value in np.asarray(array).ravel().tolist()]
+
+
+def _run_one(part: Part, feeds: Mapping[str, Array]) -> tuple[list[Array], list[Array]] | None:
+    """Outputs and hidden tensors of one model; None where onnxruntime is missing or fails."""
     try:
         import onnxruntime  # noqa: PLC0415 - for witnesses only
         from onnxruntime.capi import onnxruntime_pybind11_state as state  # noqa: PLC0415
     except ImportError:
         return None
-    data = session.model
+    data, directory = part.source
     proto = onnx.ModelProto.FromString(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)
     proto.ir_version = min(proto.ir_version, 10)  # what nodes mean hangs on operator sets alone
     names = [output.name for output in proto.graph.output]
-    for tensor in session.query.tensors:
-        name = tensor.onnx_name or tensor.name
-        if tensor.kind == "hidden" and name not in names:
-            kind = onnx.helper.np_dtype_to_tensor_dtype(given[0].dtype)
+    kind = onnx.helper.np_dtype_to_tensor_dtype(next(iter(feeds.values())).dtype)
+    for name in part.hidden:
+        if name not in names:
             proto.graph.output.append(onnx.helper.make_tensor_value_info(name, kind, None))
-    names += [t.onnx_name or t.name for t in session.query.tensors if t.kind == "hidden"]
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
-    if session.directory is not None:
+    if directory is not None:
         entry = "session.model_external_initializers_file_folder_path"
-        options.add_session_config_entry(entry, str(session.directory.resolve()))
-    feeds = {name: x for (name, _, _), x in zip(session.network.inputs, given, strict=True)}
+        options.add_session_config_entry(entry, str(directory.resolve()))
     try:
         run = onnxruntime.InferenceSession(
             proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-        results = run.run(names, feeds)
+        made = run.run([*names, *part.hidden], feeds)
     except (
         state.Fail,
         state.InvalidArgument,
@@ -161,6 +176,4 @@ def _run(session: Session, given: list[Array]) -> list[Fraction] | None:
         RuntimeError,
     ):
         return None
-    if not all(np.isfinite(array).all() for array in results):
-        return None
-    return [Fraction(value) for array in results for value in np.asarray(array).ravel().tolist()]
+    return made[: len(names)], made[len(names) :]

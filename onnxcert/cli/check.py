@@ -29,6 +29,16 @@ def run(words: Sequence[str], console: Console, clock: Clock) -> int:
     parser.add_argument("proof", metavar="PROOF", help="certificate, as --certificate writes it")
     parser.add_argument("--model", required=True, metavar="MODEL", help=".onnx file, or .onnx.gz")
     parser.add_argument(
+        "--network",
+        action="append",
+        default=[],
+        type=arguments.network,
+        metavar="NAME=MODEL",
+        dest="networks",
+        help="the model of another network of the specification; once per network that is neither "
+        "the first nor equal-to another",
+    )
+    parser.add_argument(
         "--spec",
         metavar="SPEC",
         help=".vnnlib file, or .vnnlib.gz; a certificate of constants has none",
@@ -52,10 +62,13 @@ def run(words: Sequence[str], console: Console, clock: Clock) -> int:
     options = parser.read(words)
     if options is None:
         return 0
+    networks = dict(options.networks)
+    if len(networks) < len(options.networks):
+        raise UsageError("--network gives one name twice")
     from onnxcert.checker.__main__ import answer
 
     code, line = answer(
-        *(options.proof, options.model, options.spec),
+        *(options.proof, options.model, options.spec, networks),
         semantics=options.semantics,
         audit=options.audit,
         jobs=options.jobs,

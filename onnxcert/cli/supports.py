@@ -109,7 +109,7 @@ CAPABILITIES: Mapping[str, Callable[[], str]] = {
     "vnnlib-versions": _vnnlib_versions,
     "hidden-node-theories": _constant("NH", "H"),
     "multiple-input-output-theories": _constant("SIO", "MIO"),
-    "multiple-network-theories": _constant("SNET"),
+    "multiple-network-theories": _constant("SNET", "MENET", "MINET", "MNET"),
     "multiple-node-comparison-theories": _constant("SNC", "MNC"),
     "arithmetic-complexity-theories": _constant("BND", "OUTC", "LIN", "POLY"),
     "optimised-disjunctive-reasoning": _constant("false"),

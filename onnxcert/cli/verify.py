@@ -34,7 +34,7 @@ EXIT_CODES = {"sat": 10, "unsat": 20, "unknown": 30, "timed-out": 40}
 
 
 def run_short(words: Sequence[str], console: Console, clock: Clock) -> int:
-    """The short form: a query over one network, whatever the name of that."""
+    """The short form: a query over one model, whatever the name of its network."""
     usage = (
         "onnxcert MODEL SPEC [options]\n       onnxcert MODEL --norm 2|inf --eps E --input FILE.npy"
     )
@@ -175,8 +175,10 @@ def _errors_recorded(options: argparse.Namespace, console: Console) -> Iterator[
 
 
 def _files(options: argparse.Namespace) -> dict[str, str]:
-    model = options.networks[0][1] if options.networks else options.model
-    return {"model": model, "spec": options.input if options.norm else options.spec}
+    models = {f"model {name}": path for name, path in options.networks}
+    if len(models) < 2:
+        models = {"model": options.networks[0][1] if options.networks else options.model}
+    return {**models, "spec": options.input if options.norm else options.spec}
 
 
 def _verify(
@@ -191,8 +193,7 @@ def _verify(
             from onnxcert.frontend.vnnlib import read_query
 
             query = read_query(options.spec)
-        model = match_networks(query, options.networks) if options.networks else options.model
-        return _search(model, query, options, settings, console, clock)
+        return _search(_models(options), query, options, settings, console, clock)
     except (KeyboardInterrupt, MemoryError) as error:
         from onnxcert.verdict import Reason, Result, Unknown
 
@@ -200,8 +201,16 @@ def _verify(
         return Result(Unknown(Reason.INTERRUPTED if was_interrupted else Reason.MEMORY), query)
 
 
+def _models(options: argparse.Namespace) -> str | dict[str, str]:
+    """The model, or those of declared networks."""
+    networks = dict(options.networks)
+    if len(networks) < len(options.networks):
+        raise UsageError("--network gives one name twice")
+    return networks or str(options.model)
+
+
 def _search(
-    model: str,
+    model: str | dict[str, str],
     query: Query,
     options: argparse.Namespace,
     settings: Settings,
@@ -238,41 +247,6 @@ def _search(
         settings={**result.settings, **chosen},
         seconds={**result.seconds, "start": before, "process": clock.seconds},
     )
-
-
-def match_networks(query: Query, given: Sequence[tuple[str, str]]) -> str:
-    """The model of the query's first network, after all names were found to fit.
-
-    The standard wants no model for a network that is ``equal-to`` another; the competition passes
-    the same file again, which says nothing new and is accepted.
-
-    Raises:
-        UsageError: a network has no model, or a model no network.
-    """
-    models = dict(given)
-    if len(models) < len(given):
-        raise UsageError("--network gives one name twice")
-    if query.version == "1.0":
-        if len(given) > 1:
-            raise UsageError("a VNN-LIB 1.0 query has one network", place=query.source)
-        return given[0][1]
-    originals = {network.name: network.equal_to or network.name for network in query.networks}
-    needed = list(dict.fromkeys(originals.values()))
-    for name in needed:
-        if name not in models:
-            raise UsageError(
-                f"network {name} has no model", place=query.source, help=f"--network {name}=MODEL"
-            )
-    for name, path in models.items():
-        original = originals.get(name)
-        if original is None or os.path.realpath(path) != os.path.realpath(models[original]):
-            why = f"is declared equal-to {original}" if original else "is not declared"
-            raise UsageError(
-                f"network {name} {why}",
-                place=query.source,
-                help=f"the query needs models for: {', '.join(needed)}",
-            )
-    return models[needed[0]]
 
 
 def _remark(result: Result, options: argparse.Namespace, console: Console) -> None:

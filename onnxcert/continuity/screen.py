@@ -27,7 +27,7 @@ from onnxcert.continuity.certificate import LIFTS, Hints, multipliers_for
 from onnxcert.continuity.network import Network
 from onnxcert.errors import SpecError, UnsupportedModel, UnsupportedSpec, UsageError
 from onnxcert.files import check_writable, write_file
-from onnxcert.frontend.lower import Lowered, lower_query
+from onnxcert.frontend.lower import Lowered, lower_plain
 from onnxcert.frontend.vnnlib import read_query
 from onnxcert.frontend.write import format_vnnlib
 from onnxcert.graph import Graph
@@ -85,7 +85,7 @@ class Screen:
         return read_query(spec)
 
     def _lowered(self, query: Query) -> Lowered:
-        lowered, graph = lower_query(query), self.bound.model.graph
+        lowered, graph = lower_plain(query), self.bound.model.graph
         if (lowered.n_inputs, lowered.n_outputs) != (graph.input_size, graph.output_size):
             raise SpecError(
                 f"the specification has {lowered.n_inputs} inputs and {lowered.n_outputs} outputs, "

@@ -111,6 +111,10 @@ class Builder:
 
     # Steps that only move entries
 
+    def joined(self, operands: Sequence[Operand]) -> Operand:
+        """All operands, flattened one after the other."""
+        return self.rearrange(operands, lambda *p: np.concatenate([x.ravel() for x in p]))
+
     def rearrange(self, operands: Sequence[Operand], move: Move) -> Operand:
         """Move entries of one or several tensors to new places.
 

@@ -22,6 +22,7 @@ from onnxcert.frontend.products import find_products
 from onnxcert.frontend.quadrics import is_quadric, read_quadric
 from onnxcert.frontend.regions import Region, Sides
 from onnxcert.frontend.rows import Layout, Row
+from onnxcert.frontend.ties import find_ties, tied
 from onnxcert.frontend.walk import Case, Walk
 from onnxcert.spec.ellipsoid import Ellipsoid
 from onnxcert.spec.problem import Problem
@@ -40,7 +41,7 @@ class Lowered:
     """A query in the form the engine takes.
 
     Attributes:
-        query: what was lowered.
+        query: what was lowered; its comparisons read one input of those that are equal.
         layout: where its variables are in the flat vectors.
     """
 
@@ -92,22 +93,37 @@ class Lowered:
 
 
 def lower_query(query: Query) -> Lowered:
-    """Prepare a query with one network.
+    """Prepare a query.
 
     Raises:
-        UnsupportedSpec: it relates several networks, has too many products, an ellipsoid
-            that float64 cannot hold, or coefficients that it cannot represent.
+        UnsupportedSpec: it has too many products, an ellipsoid that float64 cannot hold, or
+            coefficients that it cannot represent.
     """
-    if len(query.networks) != 1:
-        names = ", ".join(network.name for network in query.networks)
-        raise UnsupportedSpec(
-            f"queries over several networks are not supported: {names}", place=query.source
-        )
-    layout = Layout.of(query)
+    layout, ties = Layout.of(query), find_ties(query)
+    query = tied(query, ties)
+    places = {layout.position(v): layout.position(first) for v, first in ties.items()}
+    layout = replace(layout, ties=places)
     for atom in atoms(query.assertions):
         if is_quadric(atom, layout):
             read_quadric(atom, layout, query)
     return Lowered(query, replace(layout, products=find_products(query, layout)))
+
+
+def lower_plain(query: Query) -> Lowered:
+    """As `lower_query`, of a query about one network none of whose inputs it asserts to be equal.
+
+    Raises:
+        UnsupportedSpec: it is about several, or ties inputs.
+    """
+    if len(query.networks) > 1:
+        names = ", ".join(network.name for network in query.networks)
+        cause = f"a question about several networks is not supported here: {names}"
+        raise UnsupportedSpec(cause, place=query.source)
+    lowered = lower_query(query)
+    if lowered.layout.ties:
+        cause = "inputs that are asserted to be equal are not supported here"
+        raise UnsupportedSpec(cause, place=query.source)
+    return lowered
 
 
 class _Batch:
@@ -153,9 +169,12 @@ class _Batch:
         for k, (_, rows, _) in enumerate(self.cases):
             case_rows[k, : len(rows)] = rows
         inputs = [row.inputs for row in self.rows]
+        sides = Sides(*map(np.stack, zip(*self.sides, strict=True)))
+        for side in sides:  # nothing reads these
+            side[:, list(self.layout.ties)] = 0.0
         return Problem(
-            lower=np.stack([sides.lower_floor for sides in self.sides]),
-            upper=np.stack([sides.upper_ceil for sides in self.sides]),
+            lower=sides.lower_floor,
+            upper=sides.upper_ceil,
             output_rows=_dense([row.outputs for row in self.rows], self.layout.n_columns),
             input_rows=_dense(inputs, self.layout.n_inputs) if self.touches_inputs else None,
             offset=np.array([row.offset for row in self.rows]),
@@ -163,8 +182,8 @@ class _Batch:
             case_box=np.array([box for box, _, _ in self.cases]),
             case_rows=case_rows,
             case_disjunct=np.array([number for _, _, number in self.cases]),
-            inner_lower=np.stack([sides.lower_ceil for sides in self.sides]),
-            inner_upper=np.stack([sides.upper_floor for sides in self.sides]),
+            inner_lower=sides.lower_ceil,
+            inner_upper=sides.upper_floor,
             exact_bounds=self._exact_bounds,
             ellipsoids=tuple(ellipsoid for _, ellipsoid in self.regions),
         )

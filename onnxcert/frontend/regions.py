@@ -104,6 +104,33 @@ class Conditions:
 
 
 @dataclass(frozen=True, eq=False)
+class Equal:
+    """Bounds of inputs that others equal: what a region says of the others.
+
+    Attributes:
+        region: the region.
+        others: input -> one that it equals.
+    """
+
+    region: Region
+    others: Mapping[int, int]
+
+    @property
+    def columns(self) -> IntArray:
+        """Which inputs."""
+        return np.fromiter(self.others, np.int64, len(self.others))
+
+    @property
+    def sides(self) -> Sides:
+        """Neighbours of the bounds, (c,) each."""
+        return self.region.sides.at(np.fromiter(self.others.values(), np.int64, len(self.others)))
+
+    def limits(self, column: int) -> Limits:
+        """The exact bounds of an input."""
+        return self.region.limits(self.others[column]) if column in self.others else (None, None)
+
+
+@dataclass(frozen=True, eq=False)
 class Region:
     """A box that is known to contain a point: a piece cut out of another region.
 
@@ -147,6 +174,22 @@ class Region:
             unsure &= ~(_contains(mine, theirs) | _contains(theirs, mine))
             if any(region.is_empty_at(int(column)) for column in columns[unsure]):
                 return None
+        return region
+
+    def tied(self, ties: Mapping[int, int]) -> Region | None:
+        """The points at which inputs equal others; ``None`` if there are none.
+
+        Only the others get bounds of those that equal them.
+
+        Args:
+            ties: input -> the other, which is none of the inputs.
+        """
+        region: Region | None = self
+        pending = list(ties.items())
+        while pending and region is not None:
+            others = {first: column for column, first in pending}
+            pending = [(column, first) for column, first in pending if others[first] != column]
+            region = region.intersect(Equal(self, others))
         return region
 
     def is_empty_at(self, column: int) -> bool:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,46 +51,26 @@ _OLDER_CONTAINER = 10
 
 
 class Replayer:
-    """The model in onnxruntime.
+    """The model in onnxruntime; of several models together, each in a session of its own.
 
     Args:
-        model: as `onnxcert.frontend.onnx.load_model` returned it.
+        model: as `onnxcert.frontend.onnx.load_models` returned it.
     """
 
     def __init__(self, model: Interface) -> None:
         self.model = model
+        self._sessions: dict[tuple[str, str, tuple[str, ...]], Any] = {}
 
-    @cached_property
-    def session(self) -> Any:
-        """The onnxruntime session, made on first use.
+    def session(self, part: Interface) -> Any:
+        """The onnxruntime session of one of the models, made on first use.
 
         Raises:
             ModelError: onnxruntime refuses the model, or its file has changed.
         """
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4
-        if self.model.proto is None:
-            options.add_session_config_entry(
-                "session.model_external_initializers_file_folder_path",
-                str(Path(self.model.source).resolve().parent),
-            )
-        data = self._bytes()
-        try:
-            return _session(data, options)
-        except _FAILURES as error:
-            if "IR version" not in str(error):
-                raise self._failure("onnxruntime cannot run the model", error) from error
-        # Newer writers stamp a container version that this runtime does not know yet; what the
-        # nodes mean is fixed by the operator sets, which it goes on to check.
-        proto = onnx.ModelProto.FromString(data)
-        proto.ir_version = _OLDER_CONTAINER
-        try:
-            return _session(proto.SerializeToString(), options)
-        except _FAILURES as error:
-            raise self._failure("onnxruntime cannot run the model", error) from error
+        key = part.source, part.sha256, tuple(info.name for info in part.hidden)
+        if key not in self._sessions:
+            self._sessions[key] = _start(part)
+        return self._sessions[key]
 
     def run(self, inputs: Array | Sequence[Array]) -> list[Array]:
         """Evaluate one point.
@@ -107,46 +85,79 @@ class Replayer:
         Raises:
             ModelError: onnxruntime fails.
         """
-        names = [info.name for info in (*self.model.outputs, *self.model.hidden)]
-        try:
-            results = self.session.run(names, self._feeds(inputs))
-        except _FAILURES as error:
-            raise self._failure("onnxruntime cannot run the model", error) from error
-        return [np.asarray(result) for result in results]
+        feeds = self._feeds(inputs)
+        outputs: list[Array] = []
+        hidden: list[Array] = []
+        for part in self.model.parts:
+            names = [info.name for info in (*part.outputs, *part.hidden)]
+            own = {info.name: feeds.pop(0) for info in part.inputs}
+            try:
+                results = self.session(part).run(names, own)
+            except _FAILURES as error:
+                raise _failure(part, error) from error
+            outputs += results[: len(part.outputs)]
+            hidden += results[len(part.outputs) :]
+        return [np.asarray(result) for result in (*outputs, *hidden)]
 
     def run_flat(self, inputs: Array | Sequence[Array]) -> FloatArray:
         """As `run`, with all results in one float64 vector."""
         return np.concatenate([result.ravel() for result in self.run(inputs)]).astype(np.float64)
 
-    def _feeds(self, inputs: Array | Sequence[Array]) -> dict[str, Array]:
+    def _feeds(self, inputs: Array | Sequence[Array]) -> list[Array]:
         infos = self.model.inputs
         if isinstance(inputs, np.ndarray):
             inputs = np.split(inputs.ravel(), np.cumsum([info.size for info in infos])[:-1])
-        return {
-            info.name: np.asarray(value).reshape(info.shape).astype(info.element_type)
+        return [
+            np.asarray(value).reshape(info.shape).astype(info.element_type)
             for info, value in zip(infos, inputs, strict=True)
-        }
+        ]
 
-    def _bytes(self) -> bytes:
-        """The serialised model, with hidden tensors among its outputs."""
-        model = self.model
-        data = decompressed(model.stored(), model.source)
-        if not model.hidden:
-            return data
-        proto = onnx.ModelProto()
-        proto.ParseFromString(data)
-        known = {output.name for output in proto.graph.output}
-        for info in model.hidden:
-            if info.name not in known:
-                number = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(info.element_type))
-                proto.graph.output.append(
-                    onnx.helper.make_tensor_value_info(info.name, number, None)
-                )
-        return bytes(proto.SerializeToString())
 
-    def _failure(self, cause: str, error: BaseException) -> ModelError:
-        text = " ".join(str(error).split())
-        return ModelError(f"{cause}: {text[:300]}", place=self.model.source)
+def _start(model: Interface) -> Any:
+    """A session of one model."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    if model.folder is not None:
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(model.folder.resolve())
+        )
+    data = _bytes(model)
+    try:
+        return _session(data, options)
+    except _FAILURES as error:
+        if "IR version" not in str(error):
+            raise _failure(model, error) from error
+    # Newer writers stamp a container version that this runtime does not know yet; what the
+    # nodes mean is fixed by the operator sets, which it goes on to check.
+    proto = onnx.ModelProto.FromString(data)
+    proto.ir_version = _OLDER_CONTAINER
+    try:
+        return _session(proto.SerializeToString(), options)
+    except _FAILURES as error:
+        raise _failure(model, error) from error
+
+
+def _bytes(model: Interface) -> bytes:
+    """The serialised model, with hidden tensors among its outputs."""
+    data = decompressed(model.stored(), model.source)
+    if not model.hidden:
+        return data
+    proto = onnx.ModelProto()
+    proto.ParseFromString(data)
+    known = {output.name for output in proto.graph.output}
+    for info in model.hidden:
+        if info.name not in known:
+            number = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(info.element_type))
+            proto.graph.output.append(onnx.helper.make_tensor_value_info(info.name, number, None))
+    return bytes(proto.SerializeToString())
+
+
+def _failure(model: Interface, error: BaseException) -> ModelError:
+    text = " ".join(str(error).split())
+    return ModelError(f"onnxruntime cannot run the model: {text[:300]}", place=model.source)
 
 
 def _session(data: bytes, options: Any) -> Any:
@@ -226,6 +237,7 @@ def _sample(
     weight = rng.random((points, len(low)))
     weight[::2] = np.round(weight[::2])
     xs = low + weight * (high - low)
+    xs = xs[:, model.read]
     half, single = (xs.astype(kind).astype(np.float64) for kind in (np.float16, np.float32))
     return np.where(types == _UNITS["float16"], half, np.where(types == 2.0**-24, single, xs))
 

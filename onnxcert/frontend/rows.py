@@ -9,11 +9,13 @@ further outputs, which `onnxcert.frontend.products` makes the network compute.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
 from typing import TypeAlias
+
+import numpy as np
 
 from onnxcert.arrays import IntArray
 from onnxcert.errors import UnsupportedSpec
@@ -51,6 +53,8 @@ class Layout:
         is_input: by position of the tensor, which vector.
         products: variables that are multiplied, behind the outputs; those of fewer different
             variables come first.
+        ties: input -> the earlier one that is read in its place (`onnxcert.frontend.ties`), as
+            positions in the vector.
     """
 
     offsets: tuple[int, ...]
@@ -58,10 +62,11 @@ class Layout:
     n_inputs: int
     n_outputs: int
     products: tuple[Factors, ...] = ()
+    ties: Mapping[int, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, query: Query) -> Layout:
-        """Inputs in order; outputs in order, then hidden tensors."""
+        """All inputs in order; all outputs in order, then hidden tensors."""
         order = {"input": 0, "output": 1, "hidden": 2}
         offsets, totals = {}, [0, 0]
         for position in sorted(
@@ -82,6 +87,13 @@ class Layout:
     @cached_property
     def _columns(self) -> dict[Factors, int]:
         return {product: self.n_outputs + k for k, product in enumerate(self.products)}
+
+    @cached_property
+    def read(self) -> IntArray:
+        """(n_inputs,) which input is read in the place of each."""
+        columns = np.arange(self.n_inputs)
+        columns[list(self.ties)] = list(self.ties.values())
+        return columns
 
     def position(self, variable: Variable) -> int:
         """Where the variable is in its flat vector."""

@@ -16,12 +16,22 @@ import onnx
 
 from onnxcert.arrays import Array, IntArray
 from onnxcert.errors import ModelError
-from onnxcert.frontend.builder import Builder, Limits
+from onnxcert.frontend.builder import Builder
 from onnxcert.frontend.canonical import NEWEST_OPSET, Canonical, node_key, schema_version
 from onnxcert.frontend.folding import DECISIONS, fold
 from onnxcert.frontend.rules import RULES, Call, Entry
 from onnxcert.frontend.tables import Table, evaluate
 from onnxcert.frontend.tensors import Constant, NoRule, Operand, Shape, Tensor, checked_size
+
+
+def input_name(models: Sequence[Canonical]) -> str:
+    """A name for the vector of all inputs that no node has."""
+    names = {output for model in models for node in model.nodes for output in node.output}
+    inputs = [info.name for model in models for info in model.inputs]
+    name = inputs[0] if len(inputs) == 1 else "inputs"
+    while name in names:
+        name += "_"
+    return name
 
 
 @dataclass(frozen=True)
@@ -55,33 +65,36 @@ class Translation:
 
     Args:
         model: what to read.
-        limits: see `Builder`.
+        build: the graph so far.
+        columns: positions of the model's inputs, one after the other, in that of the graph.
+        prefix: of the names of what is made.
 
     Attributes:
         layers: what was met, in order.
-        build: the graph so far.
     """
 
-    def __init__(self, model: Canonical, limits: Limits | None = None) -> None:
-        self.model = model
+    def __init__(
+        self, model: Canonical, build: Builder, columns: IntArray, prefix: str = ""
+    ) -> None:
+        self.model, self.build, self._prefix = model, build, prefix
         self.layers: list[Layer] = []
-        names = {output for node in model.nodes for output in node.output}
-        name = model.inputs[0].name if len(model.inputs) == 1 else "inputs"
-        while name in names:
-            name += "_"
-        self.build = Builder(name, sum(info.size for info in model.inputs), limits)
         self._values: dict[str, _Value] = {"": None}
         self._looked_up: dict[str, Tensor] = {}
         self._kinds: dict[str, str] = {}
         self._left_out: set[str] = set()
-        self._read_inputs()
+        parts = np.split(columns, np.cumsum([info.size for info in model.inputs])[:-1])
+        for info, part in zip(model.inputs, parts, strict=True):
+            index = part.reshape(info.shape)
+            self._values[info.name] = Tensor(build.input, build.sizes[build.input], index)
 
-    def _read_inputs(self) -> None:
-        start, size = 0, self.build.sizes[self.build.input]
-        for info in self.model.inputs:
-            index = np.arange(start, start + info.size).reshape(info.shape)
-            self._values[info.name] = Tensor(self.build.input, size, index)
-            start += info.size
+    @classmethod
+    def of(cls, model: Canonical) -> Translation:
+        """The translation of a model alone."""
+        size = sum(info.size for info in model.inputs)
+        return cls(model, Builder(input_name([model]), size), np.arange(size))
+
+    def _begin(self, output: str, origin: str) -> None:
+        self.build.begin(self._prefix + output, origin)
 
     def run(self) -> None:
         """Translate all nodes.
@@ -119,40 +132,36 @@ class Translation:
         self._values[""] = None
         self._note(node, results, reason)
 
-    def output(self, names: Iterable[str]) -> Operand:
-        """All named tensors, flattened one after the other.
+    def outputs(self, names: Iterable[str]) -> list[Operand]:
+        """The named tensors.
 
         Raises:
             ModelError: a name is none of the model's tensors.
         """
-        self.build.begin("outputs", "")
+        self._begin("outputs", "")
         operands = [self._lookup(name) for name in names]
         if any(operand is None for operand in operands):
             raise ModelError("an output cannot be computed", place=self.model.file.source)
-        known = [operand for operand in operands if operand is not None]
-        return self.build.rearrange(known, lambda *p: np.concatenate([x.ravel() for x in p]))
+        return [operand for operand in operands if operand is not None]
 
-    def compared(self, names: Iterable[str]) -> tuple[Operand, IntArray]:
-        """As `output`, with the numbers that a Softmax is applied to in place of its shares.
+    def compared(self, names: Iterable[str]) -> list[tuple[Operand, IntArray]]:
+        """As `outputs`, with the numbers that a Softmax is applied to in place of its shares.
 
         Returns:
-            The tensors, and for each of their entries the row of shares that it is from; -1 for
-            none. Of two shares of one row, the larger one is of the larger number.
+            The tensors, and for each of their entries the row of shares that it is from, numbered
+            for each tensor from 0; -1 for none. Of two shares of one row, the larger one is of the
+            larger number.
         """
-        operands, families, count = [], [np.zeros(0, dtype=np.int64)], 0
-        for name in names:
-            operand = self._lookup(name)
-            assert operand is not None
-            family = np.full(operand.shape, -1)
+        found = []
+        for operand in self.outputs(names):
+            family, chosen = np.full(operand.shape, -1), operand
             rows = self.build.shares.get(operand.source) if isinstance(operand, Tensor) else None
             if isinstance(operand, Tensor) and rows is not None and operand.fill is None:
                 index = operand.index
-                family, count = count + index // rows.shape[1], count + rows.shape[0]
-                operand = self.build.moved([rows], lambda x, index=index: x.ravel()[index])
-            operands.append(operand)
-            families.append(family.ravel())
-        whole = self.build.rearrange(operands, lambda *p: np.concatenate([x.ravel() for x in p]))
-        return whole, np.concatenate(families)
+                family = index // rows.shape[1]
+                chosen = self.build.moved([rows], lambda x, index=index: x.ravel()[index])
+            found.append((chosen, family))
+        return found
 
     def shape(self, name: str) -> Shape:
         """The shape of a tensor.
@@ -208,7 +217,7 @@ class Translation:
         entry = RULES.get(node.op_type)
         if _looks_up(node.op_type, entry, values):
             return self._evaluate_each(node, entry, values)
-        self.build.begin(node_key(node), node.name or node_key(node))
+        self._begin(node_key(node), node.name or node_key(node))
         return list(self._apply(node, entry, [self._lookup(name) for name in node.input]))
 
     def _evaluate_each(
@@ -286,7 +295,7 @@ class Translation:
         return list(fold(node, constants, self.model.opset))
 
     def _placeholders(self, node: onnx.NodeProto) -> list[_Value]:
-        self.build.begin(node_key(node), node.name)
+        self._begin(node_key(node), node.name)
         results: list[_Value] = []
         for name in node.output:
             shape = self.model.shapes.get(name) if name else None

@@ -25,6 +25,9 @@ from onnxcert.spec.ellipsoid import Ellipsoid
 from onnxcert.spec.query import Query
 from onnxcert.spec.tree import And, Atom, Formula, Or, Polynomial, Term, compare, leaves
 
+_LARGEST_BOUND = 10**300
+"""Of an input that rows imply."""
+
 T = TypeVar("T")
 _Choice: TypeAlias = "Or | BoxUnion"
 
@@ -103,6 +106,7 @@ class Walk:
         self._rows: dict[int, tuple[Row, ...]] = {}
         self._quadrics: dict[int, Quadric] = {}
         self._missed: tuple[Region, Ellipsoid, bool] | None = None
+        self._of_ties: tuple[Region, Region | None] | None = None
         self._columns: dict[int, IntArray] = {}
         self._either: dict[int, Or] = {}
         self._about_inputs: dict[int, bool] = {}
@@ -120,9 +124,64 @@ class Walk:
             opened = case.next_choice()
             if opened is not None:
                 stack.append(self._alternatives(*opened))
-            elif not self._is_missed(case):
-                self._check_bounded(case)
-                yield case
+            else:
+                region = self._bounded(case)
+                if region is None:
+                    continue
+                case = replace(case, region=region)
+                if not self._is_missed(case):
+                    self._check_bounded(case)
+                    yield case
+
+    def _bounded(self, case: Case) -> Region | None:
+        """The box of a case with what its inputs have from others; `None` if it is empty.
+
+        Inputs that the query ties share their bounds, and sides without a bound have what rows over
+        inputs imply. Each round looks at all rows with the bounds before it, so that their order is
+        of no account: the checker finds the same.
+        """
+        region: Region | None = case.region
+        if self.layout.ties:
+            known = self._of_ties
+            if known is None or known[0] is not region:
+                known = self._of_ties = case.region, case.region.tied(self.layout.ties)
+            region = known[1]
+        while region is not None and (made := self._implied(case, region)):
+            region = region.intersect(Conditions(made))
+            if region is not None and any(map(region.is_empty_at, made)):
+                return None
+        return region
+
+    def _implied(self, case: Case, region: Region) -> dict[int, Limits]:
+        """What rows over inputs say of sides without a bound that the others are enough for."""
+        sides, others = region.sides, self._bounded_elsewhere(case)
+        low, high = np.isinf(sides.lower_floor), np.isinf(sides.upper_ceil)
+        low[others] = high[others] = False
+        if not (low.any() or high.any()):
+            return {}
+        made: dict[int, Limits] = {}
+        for row in case.all_rows():
+            for i, c in row.inputs if not row.outputs else ():
+                if not (high if c > 0 else low)[i]:
+                    continue
+                rest = [(d, region.limits(j)[d < 0]) for j, d in row.inputs if j != i]
+                if any(limit is None for _, limit in rest):
+                    continue
+                least = sum((Fraction(d) * x for d, x in rest if x is not None), Fraction(0))
+                bound = -(least + Fraction(row.offset)) / Fraction(c)
+                below, above = made.get(i, (None, None))
+                if abs(bound) > _LARGEST_BOUND:
+                    continue
+                if c > 0:
+                    above = bound if above is None else min(above, bound)
+                else:
+                    below = bound if below is None else max(below, bound)
+                made[i] = below, above
+        return made
+
+    def _bounded_elsewhere(self, case: Case) -> list[int]:
+        """Inputs that need no bounds of their own."""
+        return [*self.layout.ties, *(case.ellipsoid.columns if case.ellipsoid else ())]
 
     def _is_missed(self, case: Case) -> bool:
         """Whether the ellipsoid has no point in the box, exactly."""
@@ -267,7 +326,7 @@ class Walk:
 
     def _check_bounded(self, case: Case) -> None:
         sides = case.region.sides
-        bounded = [] if case.ellipsoid is None else list(case.ellipsoid.columns)
+        bounded = self._bounded_elsewhere(case)
         for side, word in ((sides.lower_floor, "lower"), (sides.upper_ceil, "upper")):
             infinite = np.setdiff1d(np.flatnonzero(np.isinf(side)), bounded)
             if len(infinite):

@@ -6,7 +6,6 @@ objects built in code these are what saving them would write.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -21,6 +20,7 @@ from onnxcert.checker import Rejected, Unusable, Verified
 from onnxcert.checker.certificate import EXECUTED, REAL, Session
 from onnxcert.checker.container import FORMAT, pack
 from onnxcert.checker.errors import Expired
+from onnxcert.checker.model import Models
 from onnxcert.checker.network import Network
 from onnxcert.checker.trees import Refusal
 from onnxcert.proof.trace import InputTrees, NeuronTrees, Trace
@@ -90,13 +90,12 @@ class Certifier:
     """Certificates for one query.
 
     Attributes:
-        model, spec: the bytes of the files as they are.
-        directory: where external data of the model may lie.
+        model, spec, directory: what the checker reads, see `Session`.
         semantics: `REAL` or `EXECUTED`.
         tool: name and version of the program, for the header.
     """
 
-    model: bytes
+    model: Models
     spec: bytes
     directory: Path | None
     semantics: str
@@ -196,7 +195,6 @@ class Certifier:
             "format": FORMAT,
             "verdict": verdict,
             "semantics": semantics,
-            "model_sha256": hashlib.sha256(self.model).hexdigest(),
-            "spec_sha256": hashlib.sha256(self.spec).hexdigest(),
+            **self.session.sha256,
             "tool": dict(self.tool),
         }

@@ -35,6 +35,7 @@ from onnxcert.checker.audit import Auditor
 from onnxcert.checker.certificate import EXECUTED, Session, Verified
 from onnxcert.checker.errors import Expired, Rejected, Unusable
 from onnxcert.checker.forward import varies
+from onnxcert.checker.model import Models
 from onnxcert.checker.needed import Unread
 from onnxcert.checker.proof import Combined, Prover, Rows
 from onnxcert.checker.spec import Case, read_spec
@@ -106,7 +107,7 @@ class _Memory(Memory):
 class _Child:
     """The child's side: answers messages until the certificate comes."""
 
-    def __init__(self, model: bytes, spec: bytes, directory: Path | None, semantics: str) -> None:
+    def __init__(self, model: Models, spec: bytes, directory: Path | None, semantics: str) -> None:
         self.session = Session(model, spec, directory)
         self.executed = semantics == EXECUTED
         self.numbers = CaseNumbers(self.session.query)
@@ -325,7 +326,7 @@ class Watch:
             `onnxcert.proof.certify.Certifier`; called when a child is started.
     """
 
-    def __init__(self, begin: Callable[[], tuple[bytes, bytes, Path | None, str]]) -> None:
+    def __init__(self, begin: Callable[[], tuple[Models, bytes, Path | None, str]]) -> None:
         self._begin = begin
         self._waiting: list[tuple[str, _Parts]] = []
         self._child: Child | None = None

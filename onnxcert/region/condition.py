@@ -11,7 +11,7 @@ import numpy as np
 
 from onnxcert.arrays import FloatArray
 from onnxcert.errors import SpecError, UnsupportedSpec
-from onnxcert.frontend.lower import lower_query
+from onnxcert.frontend.lower import lower_plain
 from onnxcert.frontend.vnnlib import read_query
 from onnxcert.spec.build import Specification, box
 
@@ -81,7 +81,7 @@ def from_specification(path: str | os.PathLike[str], margin: float = 0.0) -> Con
     query = read_query(path)
     cases: list[Case] = []
     box_of_all: tuple[FloatArray, FloatArray] | None = None
-    lowered = lower_query(query)
+    lowered = lower_plain(query)
     if lowered.layout.products:
         raise UnsupportedSpec(
             "a condition with products of variables has no largest box", place=query.source

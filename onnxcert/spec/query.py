@@ -21,6 +21,7 @@ from onnxcert.spec.tree import (
     Network,
     Or,
     Tensor,
+    TensorKind,
     Variable,
     atoms,
     fold,
@@ -51,6 +52,10 @@ class Query:
     def tensors(self) -> tuple[Tensor, ...]:
         """All declared tensors; ``Variable.tensor`` counts in this order."""
         return tuple(tensor for network in self.networks for tensor in network.tensors)
+
+    def of_kind(self, *kinds: TensorKind) -> tuple[Tensor, ...]:
+        """The tensors of some kinds, kind by kind: as flat vectors have them."""
+        return tuple(tensor for kind in kinds for tensor in self.tensors if tensor.kind == kind)
 
     @cached_property
     def is_linear(self) -> bool:

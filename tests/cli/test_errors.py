@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -148,23 +149,42 @@ def test_networks_that_do_not_fit(
     assert ended.err == f"error: {error.format(spec=files.sat_2)}\n"
 
 
-def _two_networks(path: Path, relation: str) -> Path:
+def _two_networks(path: Path, relation: str, least: str = "0") -> Path:
     text = f"""(vnnlib-version <2.0>)
 (declare-network f (declare-input A real [1,2]) (declare-output B real [1,2]))
 (declare-network g ({relation} f) (declare-input C real [1,2]) (declare-output D real [1,2]))
-(assert (<= A[0,0] C[0,0]))
+(assert (and (<= 0 A[0,0]) (<= A[0,0] 1) (<= 0 A[0,1]) (<= A[0,1] 1)))
+(assert (and (<= 0 C[0,0]) (<= C[0,0] A[0,0]) (== C[0,1] A[0,1])))
+(assert (>= (- B[0,0] D[0,0]) {least}))
 """
     path.write_text(text)
     return path
 
 
-def test_several_networks_are_refused_by_name(call: Call, files: Files, tmp_path: Path) -> None:
-    spec = _two_networks(tmp_path / "two.vnnlib", "equal-to")
-    for networks in (("f",), ("f", "g")):  # the competition repeats the file of an equal network
-        options = [f"--network={name}={files.model}" for name in networks]
-        ended = call("verify", spec, *options)
-        assert (ended.code, ended.out) == (3, "")
-        assert "several networks are not supported: f, g" in ended.err
+def test_two_networks(call: Call, files: Files, tmp_path: Path) -> None:
+    """The competition repeats the file of an equal network; one model is also given by itself."""
+    first, proof = files.model, tmp_path / "p.onnxcert"
+    copy = Path(shutil.copy(first, tmp_path / "copy.onnx"))
+    for relation, second in (("equal-to", first), ("isomorphic-to", copy)):
+        for least, word in (("-1000", "sat"), ("1000", "unsat")):
+            spec = _two_networks(tmp_path / "two.vnnlib", relation, least)
+            forms: list[tuple[str | Path, ...]] = [
+                ("verify", spec, f"--network=f={first}", f"--network=g={second}")
+            ]
+            others = [f"--network=g={second}"]
+            if relation == "equal-to":
+                forms += [(first, spec), ("verify", spec, f"--network=f={first}")]
+                others = []
+            for form in forms:
+                ended = call(*form, f"--certificate={proof}")
+                assert (ended.code, ended.out.split()[0]) == (0, word)
+                ended = call("check", proof, f"--model={first}", *others, f"--spec={spec}")
+                assert (ended.code, ended.out.split()[1]) == (0, word.upper())
+            ended = call(
+                "check", proof, f"--model={first}", f"--network=h={second}", f"--spec={spec}"
+            )
+            assert (ended.code, ended.out) == (2, "")
+            assert "models are needed for the networks" in ended.err
 
 
 def test_an_equal_network_has_no_other_model(call: Call, files: Files, tmp_path: Path) -> None:

@@ -342,15 +342,6 @@ def test_too_many_products_are_refused_with_their_place(monkeypatch: pytest.Monk
     assert caught.value.place == "<text>:7"
 
 
-def test_several_networks_are_refused() -> None:
-    text = "(vnnlib-version <2.0>)"
-    for name in "fg":
-        text += f"(declare-network {name} (declare-input X{name} real [1])"
-        text += f"(declare-output Y{name} real [1]))"
-    with pytest.raises(UnsupportedSpec, match="several networks are not supported: f, g"):
-        lower_query(parse_query(text + "(assert (<= Xf[0] Xg[0]))"))
-
-
 def test_flat_order_of_several_tensors() -> None:
     text = """(vnnlib-version <2.0>)
     (declare-network N (declare-input A real [2]) (declare-input B real [1,2])
