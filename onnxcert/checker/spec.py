@@ -308,8 +308,9 @@ class Spec:
     def cases(self) -> Iterator[Case]:
         """The disjuncts whose inputs are not exactly empty, depth first and one at a time.
 
-        Inputs that equal earlier ones are zero there, and nothing reads them. Successive cases with one box share its arrays. While it runs, `Unusable` is raised for a
-        case that leaves an input without a bound, or has two ellipsoids.
+        Inputs that equal earlier ones are zero there, and nothing reads them. Successive cases with
+        one box share its arrays. While it runs, `Unusable` is raised for a case that leaves an
+        input without a bound, or has two ellipsoids.
         """
         # What comes next; a chain of disjunctions not yet opened; what was found on the way.
         stack: list[tuple[_Formula, Any, _Found]] = [(self.formula, None, _Found({}, (), ()))]
