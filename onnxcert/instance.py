@@ -221,11 +221,11 @@ class Instance(Files):
 
 
 def _only(model: ModelSource | Mapping[str, ModelSource]) -> ModelSource:
-    """The model of a query that declares one network, whatever its name."""
+    """The model of a query of VNN-LIB 1.0 or made in code, whatever the name of its network."""
     if not isinstance(model, Mapping):
         return model
     if len(model) != 1:
-        raise UsageError(f"the query has one network, {len(model)} models were given")
+        raise UsageError(f"the query declares no networks, but has {len(model)} models")
     return next(iter(model.values()))
 
 

@@ -352,7 +352,7 @@ def test_limits_errors_and_several_at_a_time(benchmark: Path, tmp_path: Path) ->
     missing = benchmark / "onnx" / "missing.onnx"
     assert messages[1].startswith("the model cannot be read: No such file or directory")
     assert str(missing) in messages[1]
-    assert messages[2].startswith("a VNN-LIB 1.0 query has one network")
+    assert messages[2].startswith("the query declares no networks, but has 2 models")
     assert messages[3] == ""
 
 

@@ -293,7 +293,7 @@ def test_models_that_do_not_fit(tmp_path: Path) -> None:
             Session(sources, (declared(relation) + BOXES).encode())
     again = {"f": models["f"], "g": tmp_path / "." / "f.onnx"}  # the competition repeats the file
     assert onnxcert.verify(again, parse_query(declared("(equal-to f)") + BOXES)).word == "sat"
-    with pytest.raises(UsageError, match="one network, 2 models were given"):
+    with pytest.raises(UsageError, match="declares no networks, but has 2 models"):
         onnxcert.verify(models, onnxcert.box([0, 0], [1, 1]))
 
 

@@ -278,7 +278,7 @@ def _canonical(parts: Sequence[Part]) -> list[Canonical]:
     models = []
     for part in parts:
         source, shapes = part.source, part.input_shapes
-        key = id(source) if isinstance(source, onnx.ModelProto) else os.path.realpath(source)
+        key = id(source) if isinstance(source, onnx.ModelProto) else os.fspath(source)
         told = key, None if shapes is None else tuple(shapes), part.input_elements
         if told not in known:
             known[told] = canonical(ModelFile.read(source), shapes, part.input_elements)

@@ -252,7 +252,7 @@ def test_models_that_the_checker_does_not_read(
     def refuse(*arguments: object, **options: object) -> None:
         raise Unusable("operator Relu: not today")
 
-    monkeypatch.setattr("onnxcert.checker.certificate.read_network", refuse)
+    monkeypatch.setattr("onnxcert.checker.certificate.read_networks", refuse)
     files = hard(tmp_path, 0.5 if asked == "unsat" else -0.5)
     result = files.verify(certified=certified)
     assert result.proof is not None

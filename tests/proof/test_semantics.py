@@ -125,7 +125,7 @@ def test_what_the_checker_does_not_read_is_not_blamed_on_rounding(
     def refuse(*arguments: object, **options: object) -> None:
         raise Unusable("not today")
 
-    monkeypatch.setattr("onnxcert.checker.certificate.read_network", refuse)
+    monkeypatch.setattr("onnxcert.checker.certificate.read_networks", refuse)
     result = asked(tmp_path, "unsat", "float32").verify()
     assert result.verdict == Unknown(Reason.UNCERTIFIED)
     assert result.proof is not None
