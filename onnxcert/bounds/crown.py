@@ -88,7 +88,9 @@ def crown_bounds(
     boxes = {graph.input: box}
     relaxation = Relaxation(graph, box, execution_unit, slopes=slopes)
     empty = box.empty
-    forms = ForwardForms.begin(graph, box, execution_unit) if backward else None
+    forms = None
+    if backward and slopes is None:  # rows with slopes of their own leave these nothing to gain
+        forms = ForwardForms.begin(graph, box, execution_unit)
     middle = graph.values(0.5 * (box.lower + box.upper)) if backward and decide else {}
     for number, node in enumerate(graph.nodes):
         if isinstance(node.op, Bivariate) and backward:

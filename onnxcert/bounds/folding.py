@@ -29,7 +29,7 @@ from onnxcert.bounds.backward import SLACK, Columns, Relaxation, RowPass, unstab
 from onnxcert.bounds.crown import CHUNK_NUMBERS, LEAST_ROWS, Bounds
 from onnxcert.bounds.row_slopes import Layer
 from onnxcert.graph import Graph, Node
-from onnxcert.ops import Concat, Linear, Relu
+from onnxcert.ops import BandedLinear, Concat, Linear, Relu
 from onnxcert.ops.base import Affine, Elementwise
 from onnxcert.sets import Ball
 
@@ -100,9 +100,10 @@ def fold(bounds: Bounds, expired: Callable[[], bool] = lambda: False) -> Folded 
     if isinstance(bounds.relaxation.box, Ball):
         return None
     bent = {
-        node.name: node.op.unstable(bounds.boxes[node.inputs[0]])[0]
+        node.name: _in_order(node.op.unstable(bounds.boxes[source])[0], graph.ranks[source])
         for node in graph.nodes
         if isinstance(node.op, Elementwise)
+        for source in node.inputs
     }
     maker = _Maker(bounds.relaxation, bent)
     kept: dict[str, Array] = {}
@@ -110,9 +111,9 @@ def fold(bounds: Bounds, expired: Callable[[], bool] = lambda: False) -> Folded 
         xp = array_module(bounds.boxes[graph.input].lower)
         if node.name == graph.output:
             maker.add(node, xp.arange(graph.output_size), expired)
-        if node.name not in bent or not bent[node.name].any():
+        if node.name not in bent or not len(bent[node.name]):
             continue
-        source, index = node.inputs[0], xp.flatnonzero(bent[node.name])
+        source, index = node.inputs[0], bent[node.name]
         kept[source] = index
         maker.add(next(n for n in graph.nodes if n.name == source), index, expired)
         neurons = node.neurons and node.neurons.keep(to_host(index))
@@ -124,13 +125,20 @@ def fold(bounds: Bounds, expired: Callable[[], bool] = lambda: False) -> Folded 
     return Folded(made, kept, maker.sums)
 
 
+def _in_order(chosen: Array, rank: Array | None) -> Array:
+    """The numbers of chosen neurons (n,), neighbours side by side, so that weights have bands."""
+    xp = array_module(chosen)
+    index = xp.flatnonzero(chosen)
+    return index if rank is None else index[xp.argsort(rank[index], kind="stable")]  # type: ignore[no-any-return]
+
+
 @dataclass
 class _Maker:
     """Folded nodes, one after the other.
 
     Attributes:
         relaxation: of the network on the box.
-        bent: relu -> (n,) which of its neurons are unstable.
+        bent: relu -> (K,) which of its neurons are unstable.
         nodes: what is done.
         sizes: values that the next node may read, with their lengths.
         sums: as those of `Folded`, and of the output.
@@ -155,16 +163,14 @@ class _Maker:
         """Add the node for entries ``index`` (K,) of the value of an affine node."""
         xp, count = array_module(index), len(index)
         graph = self.relaxation.graph
-        rank = graph.ranks[maker.name]
-        order = xp.arange(count) if rank is None else xp.argsort(rank[index], kind="stable")
         weight = xp.zeros((count, sum(self.sizes.values())))
         offset, deviation = xp.zeros(count), xp.zeros(count)
         step = max(LEAST_ROWS, CHUNK_NUMBERS // max(graph.sizes.values()))
         for start in range(0, count, step):
             if expired():
                 return
-            part = order[start : start + step]
-            run = _Folding(self.relaxation, len(part), self.bent)
+            part = slice(start, start + step)
+            run = _Folding(self.relaxation, len(index[part]), self.bent)
             run.begin(maker, index[part])
             offset[part], deviation[part] = run.constant, run.error
             column = 0
@@ -177,7 +183,8 @@ class _Maker:
             source = f"{name}/read"
             self.nodes.append(Node(source, Concat(sizes), tuple(self.sizes), maker.source))
         self.sums[name] = weight, offset
-        op = Linear(weight.T, offset)
+        banded = BandedLinear(weight, offset)
+        op = banded if banded.bands.pays else Linear(weight.T, offset)
         self.nodes.append(Node(name, op, (source,), maker.source, deviation=SLACK * deviation))
 
 
@@ -234,6 +241,7 @@ class _Folding(RowPass):
 
     def _through_curve(self, node: Node, rows: Array, columns: Columns) -> None:
         bent = self._bent[node.name]
-        rows = widen(rows, columns, len(bent))
+        rows = widen(rows, columns, node.op.output_size).copy()
         self.found[node.name] = rows[0][:, bent]
-        super()._through_curve(node, array_module(rows).where(bent, 0.0, rows), None)
+        rows[:, :, bent] = 0.0
+        super()._through_curve(node, rows, None)

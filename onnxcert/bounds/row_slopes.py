@@ -18,7 +18,7 @@ box, has -0.45 after 5 steps from the default, -0.42 after 8, -0.40 after 16 and
 half has -0.09 (-0.76 with the old slopes). Along the signs at rate 0.5, 0.8 as much each time, 8
 steps lead to -0.68 and 16 to -0.49. Slopes of the box around are no better start than the default
 ones, and gradients with momentum no better than this. Slopes that all rows of a layer share, their
-means, are of no use. A step takes 0.13 CPU seconds, a pass of sound bounds 0.17.
+means, are of no use. A step takes 0.1 CPU seconds, a pass of sound bounds 0.15.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxcert.arrays import Array, array_module, concatenate
+from onnxcert.ops.bands import Bands
 
 STEPS = 5
 """Of every layer's rows."""
@@ -121,7 +122,7 @@ def learn(
 class _Lines:
     """A layer in binary32 and the lines about its relu: chord z + offset above, slope z below."""
 
-    weight: Array
+    weight: Bands
     bias: Array
     chord: Array
     offset: Array
@@ -132,8 +133,9 @@ class _Lines:
         xp = array_module(lower)
         low, high = xp.minimum(lower, 0.0), xp.maximum(upper, 0.0)
         chord = high / xp.where(high > low, high - low, 1.0)
-        parts = (layer.weight, layer.offset, chord, -chord * low, 1.0 * (high > -low))
-        return cls(*(part.astype(xp.float32) for part in parts))
+        parts = (layer.offset, chord, -chord * low, 1.0 * (high > -low))
+        weight = Bands.of(layer.weight.astype(xp.float32))
+        return cls(weight, *(part.astype(xp.float32) for part in parts))
 
 
 class _Rows:
@@ -159,26 +161,32 @@ class _Rows:
         """One pass back to the inputs and one forward, and a step of every slope."""
         center, radius = self._box
         xp, inputs = array_module(center), len(center)
-        rows, constant, taken = self._rows, self._start, []
+        rows, constant, taken = self._rows.copy(), self._start, []
         for line, span in zip(reversed(self._lines), reversed(self._spans), strict=True):
-            part, rows = rows[:, inputs + span.start :], rows[:, : inputs + span.start]
+            first = inputs + span.start
+            part = rows[:, first : inputs + span.stop]  # read for the last time: changed in place
             positive = part > 0
             slope = xp.where(positive, self.slopes[:, span], line.chord)
             constant = constant + xp.minimum(part, 0.0) @ line.offset
-            part = part * slope
+            part *= slope
             constant = constant + part @ line.bias
-            rows = rows + part @ line.weight
+            line.weight.add_after(part, rows[:, :first])
             taken.append((positive, slope))
-        self.best = xp.maximum(self.best, constant + rows @ center - abs(rows) @ radius)
-        values, none = center - xp.sign(rows) * radius, xp.float32(0.0)
+        over = rows[:, :inputs]
+        self.best = xp.maximum(self.best, constant + over @ center - abs(over) @ radius)
+        values, none, least = xp.empty_like(rows), xp.float32(0.0), xp.float32(_LEAST)
+        values[:, :inputs] = center - xp.sign(over) * radius
         for line, span, (positive, slope) in zip(
             self._lines, self._spans, reversed(taken), strict=True
         ):
-            value = values @ line.weight.T + line.bias
+            value = line.weight.before(values[:, : inputs + span.start])
+            value += line.bias
             own = self.slopes[:, span]
-            size = abs(value) + xp.float32(_LEAST)
-            turn = positive * value / (size + size.mean(axis=1, keepdims=True))
-            own += xp.float32(rate) * turn
+            size = abs(value)
+            size += least
+            size += size.mean(axis=1, keepdims=True)
+            own += (xp.float32(rate) * positive) * (value / size)
             xp.clip(own, 0.0, 1.0, out=own)
-            made = slope * value + xp.where(positive, none, line.offset)
-            values = concatenate([values, made], axis=1)
+            value *= slope
+            value += xp.where(positive, none, line.offset)
+            values[:, inputs + span.start : inputs + span.stop] = value

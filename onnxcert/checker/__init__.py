@@ -12,6 +12,7 @@ as ``python -m onnxcert.checker PROOF MODEL [SPEC]``. To read it, begin here:
     audit      bounds again in exact arithmetic
     bounds     rules R1, R2, R3, R7, R9, R16: rigorous linear bounds in float64
     coefficients  the rows that are pulled back, and how sums hand them on
+    bands      products with matrices that are zero outside of bands
     forward    rule R6: forms of few inputs, before those
     ascent     rule R4: lines for one form, found by an ascent of its bound
     curves     rules R4, R5: lines round a curve; ``waves`` has those of exp, sin and cos

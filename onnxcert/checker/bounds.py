@@ -628,7 +628,10 @@ class Bounder:
             balls: ellipsoids that the inputs lie in.
         """
         r = self._begin(low, high, balls)
-        forms = Forms.begin(low, high, self.network.size, self.widest_read, self.gamma)
+        # Rows with slopes of their own leave forward forms nothing to gain.
+        forms = None
+        if not self.slopes:
+            forms = Forms.begin(low, high, self.network.size, self.widest_read, self.gamma)
         column, middle = 0, np.zeros(r.lower.shape)
         for k, block in enumerate(self.blocks):
             span = slice(block.start, block.start + block.size)
@@ -1223,11 +1226,12 @@ class Bounder:
             mean, half, middle, gap = (part[:, here] for part in r.curves[k])
         moved, lost = times(rows, middle), times(absolute, gap)
         if own is not None:
-            # At an unstable relu a row > 0 may take either y >= 0 or y >= z, which have no offset,
-            # as the default line has none; others go by the upper line.
+            # A row > 0 may take either y >= 0 or y >= z, which have no offset, as the default line
+            # has none; others go by the upper line. A stable relu keeps the one line that it has.
             mean, half = mean[:, None], half[:, None]
-            slope = np.where(_two_lines(mean, half), 1.0 * own[:, :, here], mean - half)
-            return moved, lost, [rows * np.where(rows > 0, slope, mean + half)]
+            bent = _two_lines(mean, half)
+            taken = (own[:, :, here] & bent) | ((mean > half) & ~bent)
+            return moved, lost, [rows * np.where(rows > 0, taken, mean + half)]
         absolute *= half[:, None]
         made.append(rows * mean[:, None] - absolute)
         return moved, lost, made

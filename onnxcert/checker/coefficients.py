@@ -12,6 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
+from onnxcert.checker.bands import Bands
 from onnxcert.checker.network import Array, Entries, Pick, Product, Term, distinct
 
 _WIDE = 200
@@ -258,6 +259,11 @@ class Part:
             return made
         return read * factors
 
+    @cached_property
+    def bands(self) -> Bands:
+        """Where a matrix is not zero."""
+        return Bands(self.factors[0])
+
     def push(self, pending: Pending, a: Array, used: Array | None = None) -> None:
         """Add a . factors to the rows over the blocks that the term reads.
 
@@ -272,6 +278,9 @@ class Part:
         if isinstance(self.term, Product):
             if ids.shape[2] > 1:
                 self._push_windows(pending, a, used)
+                return
+            if used is None and len(factors) == 1:
+                self._share(pending, tally.of(self.bands.after(a)), tally.targets)
                 return
             if used is not None and len(factors) == 1:
                 factors = factors[:, used]

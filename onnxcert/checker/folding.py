@@ -26,6 +26,9 @@ which is what such a network charges for roundings there. Which they are makes b
 worse, not wrong, and they hold on all parts of the set, where a relu that has become stable has its
 one line.
 
+Scalars stand side by side where they see near parts of an image, so that products leave out zeros
+(`onnxcert.checker.bands`).
+
 Only networks of sums and of relus that read them are folded, over boxes. What a certificate asks
 for elsewhere is not done; nothing depends on it.
 """
@@ -108,7 +111,7 @@ class _Maker:
     Attributes:
         bounder, r: of the network that is folded.
         blocks: those that are done.
-        bent: relu -> (n,) its unstable neurons.
+        bent: relu -> (n,) its unstable neurons, neighbours side by side.
         columns: block of the other network -> the scalars here that forms over it end at.
         origin: for each block the scalars of the other network that its own stand for.
     """
@@ -139,8 +142,10 @@ class _Maker:
         mean, half, middle, _ = (part[0][~bent] for part in self.r.curves[k])
         if half.any() or middle.any() or not np.isin(mean, (0.0, 1.0)).all():
             return False
-        self.bent[k] = bent
-        if not bent.any():
+        bent = np.flatnonzero(bent)
+        place = self.bounder.place[block.ids[bent]]
+        self.bent[k] = bent = bent[np.argsort(place, kind="stable")]
+        if not len(bent):
             return True
         ids = block.ids[bent]
         affine = self._affine(ids, f"{block.name}/read")
@@ -150,7 +155,7 @@ class _Maker:
         read, start = np.arange(affine.start, affine.start + len(ids)), self._size
         self.columns[k] = np.arange(start, start + len(ids))
         curve = Curve(start, len(ids), block.name, "relu", read, None, block.label)
-        self._append(curve, block.start + np.flatnonzero(bent))
+        self._append(curve, block.start + bent)
         return True
 
     def _affine(self, ids: Array, name: str) -> Affine | None:
@@ -208,7 +213,8 @@ class _Maker:
             if isinstance(block, Curve):
                 mean, _, _, gap = r.curves[k]
                 found[k] = rows[:, self.bent[k]]
-                rows = np.where(self.bent[k], 0.0, rows)
+                rows = rows.copy()
+                rows[:, self.bent[k]] = 0.0
                 error = error + times(abs(rows)[None], gap)[0]
                 rows = rows * mean
             elif isinstance(block, Affine):
@@ -232,7 +238,7 @@ class _Maker:
         columns: dict[int, slice] = {}
         read: dict[int, dict[int, slice]] = {}
         for k, bent in self.bent.items():
-            if not bent.any():
+            if not len(bent):
                 continue
             block = self.bounder.blocks[k]
             assert isinstance(block, Curve)
@@ -240,7 +246,7 @@ class _Maker:
             layers.append(self._layer(number, block.ids[bent]))
             read[number] = dict(columns)
             before = sum(part.stop - part.start for part in columns.values())
-            columns[number + 1] = slice(before, before + int(bent.sum()))
+            columns[number + 1] = slice(before, before + len(bent))
         n = self.bounder.network.n_inputs
         found = learn(
             layers,

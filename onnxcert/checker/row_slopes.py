@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnxcert.checker.bands import Bands
 from onnxcert.checker.curves import Array
 
 STEPS = 5
@@ -49,7 +50,7 @@ class Layer:
 class _Lines:
     """Of one layer, all binary32: chord z + bulge above, and slope z below by default."""
 
-    weight: Array
+    weight: Bands
     offset: Array
     chord: Array
     bulge: Array
@@ -94,8 +95,9 @@ def learn(
 def _about(layer: Layer, lower: Array, upper: Array) -> _Lines:
     low, high = np.minimum(lower, 0.0), np.maximum(upper, 0.0)
     chord = high / np.where(high > low, high - low, 1.0)
-    parts = (layer.weight, layer.offset, chord, -chord * low, 1.0 * (high > -low))
-    return _Lines(*(part.astype(np.float32) for part in parts))
+    parts = (layer.offset, chord, -chord * low, 1.0 * (high > -low))
+    weight = Bands(layer.weight.astype(np.float32))
+    return _Lines(weight, *(part.astype(np.float32) for part in parts))
 
 
 class _Rows:
@@ -128,14 +130,14 @@ class _Rows:
             constant = constant + np.minimum(part, 0.0) @ line.bulge
             part = part * slope
             constant = constant + part @ line.offset
-            rows = rows + part @ line.weight
+            rows = rows + line.weight.after(part)
             taken.append((positive, slope))
         self.best = np.maximum(self.best, constant + rows @ center - abs(rows) @ radius)
         values = center - np.sign(rows) * radius
         for line, span, (positive, slope) in zip(
             self._lines, self._spans, reversed(taken), strict=True
         ):
-            value = values @ line.weight.T + line.offset
+            value = line.weight.before(values) + line.offset
             own = self.slopes[:, span]
             size = abs(value) + _LEAST
             own += rate * (positive * value / (size + size.mean(axis=1, keepdims=True)))

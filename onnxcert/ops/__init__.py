@@ -15,6 +15,7 @@ What is none of these is rewritten into them when the model is read: max(a, b) =
 
 from onnxcert.ops.absolute import Absolute
 from onnxcert.ops.adjoint import Adjoint
+from onnxcert.ops.banded import BandedLinear
 from onnxcert.ops.base import OPERATORS, Affine, Bivariate, Elementwise, Operator
 from onnxcert.ops.concat import Concat
 from onnxcert.ops.convolution import Convolution
@@ -44,6 +45,7 @@ __all__ = [
     "Absolute",
     "Adjoint",
     "Affine",
+    "BandedLinear",
     "Bivariate",
     "Concat",
     "Convolution",

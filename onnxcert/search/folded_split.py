@@ -9,11 +9,12 @@ of its own (`onnxcert.bounds.row_slopes`), which are learned on the box that is 
 rise steadily from cut to cut, so that a box is cut up to three times before its parts are bounded,
 by the search and by the checker.
 
-CPU seconds and leaves of cifar_biasfield 23, in one process without the check: 150 and 290, where
-it took 290 and 637 with few boxes folded again, slopes learned in 3 steps from those of the box
-around, 16 steps of ascent from rate 0.5, and one cut at a time. Folding where 0.6 to 0.8 of the
-neurons are unstable, learning in twice as many steps, and folding boxes that are nearer or further
-from refuted all end at 150 to 180: what is learned more often is paid with passes.
+CPU seconds and leaves of cifar_biasfield 23, in one process without the check: 115 and 300, and 150
+before products left out zeros (`onnxcert.ops.bands`), where it took 290 and 637 with few boxes
+folded again, slopes learned in 3 steps from those of the box around, 16 steps of ascent from rate
+0.5, and one cut at a time. Folding where 0.6 to 0.9 of the neurons are unstable, learning in one
+step less or twice as many, and folding boxes that are nearer or further from refuted all end at the
+same or a fifth more: what is learned more often is paid with passes.
 
 What else was tried there. The forms of a box's rows hold in its halves and cost nothing to bound,
 but gain a fifth of what new rows do; those of its parent gain less. Cutting another input than the
@@ -22,9 +23,11 @@ steepest gains less for each of the other 15. Neurons that are nearly stable car
 can be folded away, makes -1.1 to -1.9: errors lose what rows have in common. Rows for the 60 % of
 neurons that carry 98 % of the gap lose a fifth of a cut. The half space where the best form of a
 case is negative cuts rows only where the box is nearly refuted: -0.11 to a proof, -0.3 to -0.3,
-for a second pass. Rows in binary32 with their errors charged lose a third of a cut. Optimised
-slopes and splits of neurons below nearly refuted boxes of 62 ended with 197 boxes instead of 353,
-and took as long because most tries failed.
+for a second pass. Rows in binary32 with their errors charged lose a third of a cut. Rows of the
+last layer are not needed for a third of the leaves, but without them no other box is bounded well
+enough, and to try costs the others what it saves. Optimised slopes and splits of neurons below
+nearly refuted boxes of 62 ended with 197 boxes instead of 353, and took as long because most tries
+failed.
 """
 
 from __future__ import annotations
