@@ -8,6 +8,9 @@ of fewer numbers keep the error terms of longer ones.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
+
 import numpy as np
 
 from onnxcert.checker.network import Array
@@ -21,15 +24,23 @@ _MOST = 0.6
 _SMALLEST = 200
 """Lengths of matrices for which bands are looked for."""
 
+Band = tuple[slice, list[slice]]
+"""Some columns, and the runs of rows outside of which they are zero; or the other way round."""
 
+
+@dataclass(frozen=True, eq=False)
 class Bands:
     """A matrix (n, m) with its bands of columns and of rows."""
 
-    def __init__(self, matrix: Array) -> None:
-        self.matrix = matrix
-        large = matrix.ndim == 2 and min(matrix.shape) >= _SMALLEST
-        self._columns = _find(matrix != 0) if large else None
-        self._rows = _find(matrix.T != 0) if large else None
+    matrix: Array
+
+    @cached_property
+    def _columns(self) -> list[Band] | None:
+        return _find(self.matrix != 0)
+
+    @cached_property
+    def _rows(self) -> list[Band] | None:
+        return _find(self.matrix.T != 0)
 
     def after(self, rows: Array) -> Array:
         """Rows (R, n) times the matrix."""
@@ -40,9 +51,11 @@ class Bands:
         return _times(values, self.matrix.T, self._rows)
 
 
-def _find(used: Array) -> list[tuple[slice, list[slice]]] | None:
-    """Bands of columns with the runs of rows that are used there; None if these are too many."""
-    bands, left = [], 0
+def _find(used: Array) -> list[Band] | None:
+    """Bands of columns with the runs of rows that are used there; None if they do not pay."""
+    bands, left = list[Band](), 0
+    if min(used.shape) < _SMALLEST:
+        return None
     for start in range(0, used.shape[1], _WIDTH):
         band = slice(start, min(start + _WIDTH, used.shape[1]))
         rows = np.flatnonzero(used[:, band].any(axis=1))
@@ -54,7 +67,7 @@ def _find(used: Array) -> list[tuple[slice, list[slice]]] | None:
     return bands if left <= _MOST * used.size else None
 
 
-def _times(left: Array, right: Array, bands: list[tuple[slice, list[slice]]] | None) -> Array:
+def _times(left: Array, right: Array, bands: list[Band] | None) -> Array:
     if bands is None:
         return np.asarray(left @ right)
     made = np.zeros((len(left), right.shape[1]), left.dtype)

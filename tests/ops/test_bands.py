@@ -40,10 +40,12 @@ def test_products_are_those_of_the_matrix(dtype: Any, data: st.DataObject) -> No
         mock.patch.multiple(checker_bands, _WIDTH=width, _GAP=gap, _SMALLEST=1),
     ):
         found, checked = bands.Bands.of(dense), checker_bands.Bands(dense)
-    for made in (found.after(rows), checked.after(rows)):
+        products = found.after(rows), checked.after(rows)
+        others = found.before(values), checked.before(values)
+    for made in products:
         assert made.dtype == dtype
         assert np.array_equal(made, rows @ dense)
-    for made in (found.before(values), checked.before(values)):
+    for made in others:
         assert np.array_equal(made, values @ dense.T)
     onto = np.arange(5.0 * dense.shape[1]).reshape(5, -1).astype(dtype)
     total = onto.copy()
