@@ -43,10 +43,18 @@ def key(lower: np.ndarray, upper: np.ndarray, rows: Iterator[object]) -> Key:
 
 
 def engine_cases(query: Query) -> Counter[Key]:
-    layout = lower_query(query).layout
+    lowered = lower_query(query)
+    ties = list(lowered.layout.ties)
+
+    def read(side: np.ndarray) -> np.ndarray:
+        side = side.copy()
+        side[ties] = 0.0  # nothing reads these
+        return side
+
     return Counter(
-        key(case.region.sides.lower_floor, case.region.sides.upper_ceil, iter(case.all_rows()))
-        for case in Walk(query, layout).cases()
+        key(read(sides.lower_floor), read(sides.upper_ceil), iter(case.all_rows()))
+        for case in Walk(lowered.query, lowered.layout).cases()
+        for sides in [case.region.sides]
     )
 
 
