@@ -24,7 +24,7 @@ from onnxcert.frontend.vnnlib import parse_query, read_query
 from onnxcert.frontend.walk import Walk
 from onnxcert.frontend.write import Version, format_vnnlib
 from onnxcert.spec import Query
-from tests.frontend.queries import GRID, bounded, box_texts, queries, sample
+from tests.frontend.queries import GRID, INPUTS, bounded, box_texts, linear, queries, sample
 
 MALFORMED = Path(__file__).parent.parent / "frontend" / "malformed"
 DECLARED = "(declare-const X_0 Real)\n(declare-const Y_0 Real)\n(declare-const Y_1 Real)\n"
@@ -81,9 +81,34 @@ def refused(text: str) -> str:
     return str(caught.value)
 
 
-@given(st.one_of(queries(), queries(products=True)), st.integers(0, 2**31))
-def test_same_cases_and_same_truth_as_the_engine(query: Query, seed: int) -> None:
-    query = bounded(query)
+FRAMES: dict[str, list[tuple[int, int, str]]] = {
+    # comparisons c . x + constant REL 0 with both inputs, the first of which is in a box
+    "tied": [(1, 0, "==")],
+    "tied and bounded": [(1, 0, "=="), (0, -1, "<=")],
+    "implied": [(1, -1, "<="), (-1, -1, "<=")],
+}
+
+
+def framed(query: Query, frame: str) -> Query:
+    """The query where the second input is in a box, too, or follows the first."""
+    if frame == "bounded":
+        return bounded(query)
+    first, second = INPUTS
+    box = [linear({first: Fraction(s)}, Fraction(-1)) for s in (1, -1)]
+    both = [
+        linear({first: Fraction(-c), second: Fraction(c or 1)}, Fraction(constant), relation)
+        for c, constant, relation in FRAMES[frame]
+    ]
+    return Query(query.version, query.networks, (*box, *both, *query.assertions), query.source)
+
+
+@given(
+    st.one_of(queries(), queries(products=True)),
+    st.integers(0, 2**31),
+    st.sampled_from(["bounded", *FRAMES]),
+)
+def test_same_cases_and_same_truth_as_the_engine(query: Query, seed: int, frame: str) -> None:
+    query = framed(query, frame)
     versions: tuple[Version, ...] = ("1.0", "2.0")
     for version in versions:
         spec = read(format_vnnlib(query, version))
@@ -95,23 +120,35 @@ def test_same_cases_and_same_truth_as_the_engine(query: Query, seed: int) -> Non
             assert "two ellipsoids" in refused(format_vnnlib(query, version))
         else:
             assert checker_cases(spec) == expected
-        for point in sample(10, seed):
+        for point in sample(10, seed) + alike(10, seed):
             values = fractions(point["X"]), fractions(point["Y"])
             assert spec.holds(*values) == query.holds(point)
 
 
-@given(st.one_of(queries(), queries(products=True)), st.integers(0, 2**31))
-def test_a_point_that_satisfies_the_file_lies_in_a_case(query: Query, seed: int) -> None:
-    spec = read(format_vnnlib(bounded(query), "2.0"))
+def alike(count: int, seed: int) -> list[dict[str, np.ndarray]]:
+    """Points whose inputs are equal."""
+    return [{**point, "X": point["X"][[0, 0]]} for point in sample(count, seed)]
+
+
+@given(
+    st.one_of(queries(), queries(products=True)),
+    st.integers(0, 2**31),
+    st.sampled_from(["bounded", *FRAMES]),
+)
+def test_a_point_that_satisfies_the_file_lies_in_a_case(
+    query: Query, seed: int, frame: str
+) -> None:
+    spec = read(format_vnnlib(framed(query, frame), "2.0"))
     try:
         found = list(spec.cases())
     except Unusable:
         assert spec.has_balls
         return
-    for point in sample(20, seed):
+    for point in sample(20, seed) + alike(20, seed):
         x, y = fractions(point["X"]), fractions(point["Y"])
         products = [math.prod(x[v] if v >= 0 else y[~v] for v in p) for p in spec.products]
-        inside = any(contains(case, x, [*y, *products]) for case in found)
+        read_of = [Fraction(0) if v in spec.ties else value for v, value in enumerate(x)]
+        inside = any(contains(case, read_of, [*y, *products]) for case in found)
         assert inside >= spec.holds(x, y)
 
 
