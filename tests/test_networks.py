@@ -16,6 +16,7 @@ from onnx import helper
 import onnxcert
 from onnxcert import Sat, Unknown, Unsat
 from onnxcert.checker import Rejected, Unusable
+from onnxcert.checker import __main__ as command
 from onnxcert.checker.certificate import Session
 from onnxcert.checker.model import Source
 from onnxcert.checker.spec import read_spec
@@ -294,6 +295,23 @@ def test_models_that_do_not_fit(tmp_path: Path) -> None:
     assert onnxcert.verify(again, parse_query(declared("(equal-to f)") + BOXES)).word == "sat"
     with pytest.raises(UsageError, match="declares no networks, but has 2 models"):
         onnxcert.verify(models, onnxcert.box([0, 0], [1, 1]))
+
+
+def test_the_checker_by_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models = stored(tmp_path, f=network(1), g=network(2))
+    spec, proof = tmp_path / "s.vnnlib", tmp_path / "p.onnxcert"
+    spec.write_text(declared() + BOX + NEAR.format(gap="0.5") + "(assert (>= P[0,0] 1000))")
+    onnxcert.verify(models, spec, timeout=20, certificate=proof)
+    files, other = [str(proof), str(models["f"]), str(spec)], f"--network=g={models['g']}"
+    assert command.main([*files, other]) == 0
+    assert capsys.readouterr().out == "VERIFIED UNSAT (real)\n"
+    for wrong in ([], [other.replace("=g=", "=h=")], [other, "--network=f=" + files[1]]):
+        assert command.main([*files, *wrong]) == 2
+        assert "models are needed for the networks" in capsys.readouterr().err
+    for wrong in ([other, other], ["--network=g"], ["--network==" + files[1]]):
+        with pytest.raises(SystemExit) as ended:
+            command.main([*files, *wrong])
+        assert ended.value.code == 2
 
 
 def test_questions_about_one_network_refuse_several() -> None:
