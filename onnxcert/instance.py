@@ -262,8 +262,11 @@ def models_of(query: Query, given: ModelSource | Mapping[str, ModelSource]) -> l
     models = given if isinstance(given, Mapping) else {needed[0]: given}
     for name in needed:
         if name not in models:
+            options = " ".join(f"--network {network}=MODEL" for network in needed)
             raise UsageError(
-                f"network {name} has no model", place=query.source, help=f"--network {name}=MODEL"
+                f"network {name} has no model",
+                place=query.source,
+                help=f"onnxcert verify SPEC {options}",
             )
     for name, source in models.items():
         original = originals.get(name)

@@ -131,7 +131,8 @@ def test_wrong_settings(call: Call, files: Files, assignment: str, message: str)
     [
         (
             ("other={model}",),
-            "network net has no model\n  --> {spec}\n  help: --network net=MODEL",
+            "network net has no model\n  --> {spec}\n"
+            "  help: onnxcert verify SPEC --network net=MODEL",
         ),
         (
             ("net={model}", "other={model}"),
