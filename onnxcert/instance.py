@@ -235,7 +235,7 @@ def _parts(
     """The model of each network, with the shapes and hidden tensors that the query declares."""
     if query.version == "1.0":
         return [Part(_only(model), input_elements=lowered.n_inputs)]
-    models = models_of(query, model)
+    models = _models_of(query, model)
     several = len(query.networks) > 1
     return [
         Part(
@@ -248,7 +248,7 @@ def _parts(
     ]
 
 
-def models_of(query: Query, given: ModelSource | Mapping[str, ModelSource]) -> list[ModelSource]:
+def _models_of(query: Query, given: ModelSource | Mapping[str, ModelSource]) -> list[ModelSource]:
     """The model of each network of a query.
 
     The standard wants no model for a network that is ``equal-to`` another; the competition passes

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from fractions import Fraction
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,10 +15,17 @@ from onnxcert.arrays import Array
 from onnxcert.bounds.crown import Bounds, crown_bounds
 from onnxcert.bounds.folding import Folded, can_fold, fold, unstable_relus
 from onnxcert.graph import Graph, Neurons, Node
-from onnxcert.ops import Concat, LeakyRelu, Linear, Relu
+from onnxcert.ops import BandedLinear, Concat, LeakyRelu, Linear, Relu, bands
 from onnxcert.sets import Ball, Box
 from tests import strategies
 from tests.oracles import dot, exact_values
+
+
+@pytest.fixture(autouse=True, scope="module")
+def narrow_bands() -> Iterator[None]:
+    """Small networks have bands, too."""
+    with mock.patch.multiple(bands, _BAND=3, _GAP=1):
+        yield
 
 
 def halves(box: Box) -> Box:
@@ -37,11 +46,13 @@ def check(graph: Graph, bounds: Bounds, made: Folded, points: Array, largest: fl
             source = node.inputs[0] if isinstance(node.op, Relu) else node.name
             kept = made.kept.get(source, np.arange(graph.sizes[source]))
             right = values[node.name] = [exactly[node.name][i] for i in kept]
-            if not isinstance(node.op, Linear):
+            if isinstance(node.op, Relu):
                 continue
+            assert isinstance(node.op, Linear | BandedLinear)
+            weight = node.op.weight.T if isinstance(node.op, Linear) else node.op.weight
             assert node.deviation is not None
             assert node.op.offset is not None
-            rows = zip(node.op.weight.T, node.op.offset, node.deviation, right, strict=True)
+            rows = zip(weight, node.op.offset, node.deviation, right, strict=True)
             for row, offset, deviation, value in rows:
                 found = dot(row, values[node.inputs[0]]) + Fraction(float(offset))
                 assert abs(found - value) <= Fraction(float(deviation))
@@ -94,6 +105,24 @@ def test_folding_again(seed: int) -> None:
         points,
         1e-9,
     )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rows_that_are_zero_outside_of_bands(seed: int) -> None:
+    """Neurons that see only what is near them, as those of images."""
+    rng = np.random.default_rng(seed)
+    nodes, read = list[Node](), "x"
+    for number in range(3):
+        weight = rng.normal(size=(12, 12)) * (abs(np.subtract.outer(range(12), range(12))) < 2)
+        nodes.append(Node(f"a{number}", Linear(weight, 0.1 * rng.normal(size=12)), (read,)))
+        nodes.append(Node(read := f"b{number}", Relu(12), (f"a{number}",)))
+    nodes.append(Node("y", Linear(rng.normal(size=(12, 2))), (read,)))
+    graph, box = Graph("x", 12, tuple(nodes), "y"), Box(-np.ones((1, 12)), np.ones((1, 12)))
+    made = fold(crown_bounds(graph, box))
+    assert made is not None
+    assert sum(isinstance(node.op, BandedLinear) for node in made.graph.nodes) >= 2
+    points = rng.uniform(-1.0, 1.0, (5, 12))
+    check(graph, crown_bounds(graph, box), made, np.vstack([points, abs(points)]), 1e-9)
 
 
 def test_bounds_are_those_of_the_network() -> None:

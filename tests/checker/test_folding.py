@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 from unittest import mock
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from onnxcert.checker import container, folding
+from onnxcert.checker import bands, container, folding
 from onnxcert.checker.audit import Auditor
 from onnxcert.checker.balls import Balls
 from onnxcert.checker.bounds import Bounder
@@ -45,6 +46,13 @@ def folded(
         bounder, origin = made.bounder, origin[made.origin]
     assert made is not None
     return whole, Folded(made.bounder, origin, made.place)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def narrow_bands() -> Iterator[None]:
+    """Small networks have bands, too."""
+    with mock.patch.multiple(bands, _SMALLEST=1, _WIDTH=3, _GAP=1):
+        yield
 
 
 @pytest.mark.parametrize("times", [1, 2, 3])
