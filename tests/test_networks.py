@@ -320,3 +320,32 @@ def test_questions_about_one_network_refuse_several() -> None:
     text = declared().split("(declare-network g")[0] + BOX + "(assert (== A[0,0] A[0,1]))"
     with pytest.raises(UnsupportedSpec, match="asserted to be equal"):
         lower_plain(parse_query(text))
+
+
+@pytest.mark.parametrize("order", [range(1999, 0, -1), range(1, 2000)])
+def test_long_chains_of_equations(order: range) -> None:
+    text = "(vnnlib-version <2.0>) (declare-network N (declare-input X real [2000])"
+    text += " (declare-output Y real []))" + "(assert (and (<= X[7] 1) (>= X[5] 0)))"
+    text += "".join(f"(assert (== X[{i}] X[{i - 1}]))" for i in order)
+    lowered, spec = lower_query(parse_query(text)), read_spec(text.encode())
+    assert lowered.layout.ties == spec.ties == dict.fromkeys(range(1, 2000), 0)
+    (problem,), (case,) = lowered.cases, spec.cases()
+    assert (problem.lower[0, 0], problem.upper[0, 0]) == (case.lower[0], case.upper[0]) == (0, 1)
+
+
+@pytest.mark.parametrize(("length", "enough"), [(64, True), (65, False)])
+def test_chains_of_bounds_have_a_limit(length: int, *, enough: bool) -> None:
+    """In the same place in both readers."""
+    text = f"(vnnlib-version <2.0>) (declare-network N (declare-input X real [{length + 1}])"
+    text += " (declare-output Y real [])) (assert (and (<= X[0] 1) (>= X[0] -1)))"
+    for i in range(length):
+        text += f"(assert (and (<= X[{i + 1}] (+ X[{i}] 1)) (>= X[{i + 1}] (- X[{i}] 1))))"
+    cases, spec = lower_query(parse_query(text)).cases, read_spec(text.encode())
+    if enough:
+        (problem,), (case,) = cases, spec.cases()
+        assert problem.upper[0].tolist() == case.upper.tolist() == [1.0 + i for i in range(65)]
+        return
+    with pytest.raises(SpecError, match=r"input X\[65\] has no lower bound"):
+        list(cases)
+    with pytest.raises(Unusable, match="input 65 without a bound"):
+        list(spec.cases())

@@ -39,7 +39,7 @@ from onnxcert.checker.errors import Unusable
 
 _LARGEST_TEXT = 2**25  # bytes, decompressed; reading takes up to forty times the memory
 _LARGEST_WORK = 10**7  # additions of coefficients, long ones count more: sums may nest in sums
-_LARGEST_BOUND = 10**300  # of an input that rows imply
+_LARGEST_BOUND, _MOST_ROUNDS = 10**300, 64  # of inputs that rows imply
 _HIGHEST, _MOST_PRODUCTS = 64, 10_000  # variables in a product; different products
 _LARGEST_SQUARES = 10**6  # the same for squares; longer ones take minutes
 _ZERO, _ONE, _MINUS = Fraction(0), Fraction(1), Fraction(-1)
@@ -201,9 +201,7 @@ class Spec:
 
     def tensors(self, *kinds: str) -> list[Tensor]:
         """All tensors of some kinds, kind by kind."""
-        return [
-            tensor for kind in kinds for network in self.networks for tensor in network.of(kind)
-        ]
+        return _tensors(self.networks, *kinds)
 
     def holds(self, inputs: Sequence[Fraction], outputs: Sequence[Fraction]) -> bool:
         """Whether the formula holds exactly; ValueError if a vector has another length."""
@@ -363,17 +361,12 @@ class Spec:
         inputs = set(range(self.n_inputs)) - self.ties.keys() - set(ball.inputs if ball else ())
         missing = {side for v in inputs for side in (v, ~v)} - box.keys()
         rows = [row for row in found.rows if not row.outputs and not row.products]
-        while missing:
+        for _ in range(_MOST_ROUNDS if missing else 0):
             made: dict[int, Fraction] = {}
             for row in rows:
-                for i, c in row.inputs:
-                    side = i if c > 0 else ~i
-                    rest = [(j if d < 0 else ~j, abs(d)) for j, d in row.inputs if j != i]
-                    if side in missing and all(s in box for s, _ in rest):
-                        most = sum((Fraction(d) * box[s][1] for s, d in rest), _ZERO)
-                        limit = (most - Fraction(row.offset)) / Fraction(abs(c))
-                        if abs(limit) <= _LARGEST_BOUND:
-                            made[side] = min(limit, made.get(side, limit))
+                for side, limit in _limits_of(row, box):
+                    if side in missing and abs(limit) <= _LARGEST_BOUND:
+                        made[side] = min(limit, made.get(side, limit))
             if not made:
                 break
             box = box | {side: (side, limit, 0.0 - _down(-limit)) for side, limit in made.items()}
@@ -438,6 +431,18 @@ def _settle(branch: _Formula, outer: _Found) -> tuple[_Found, list[_Node]] | Non
 def _tensors(networks: Sequence[Declared], *kinds: str) -> list[Tensor]:
     """All tensors of some kinds, kind by kind."""
     return [tensor for kind in kinds for network in networks for tensor in network.of(kind)]
+
+
+def _limits_of(row: Row, box: _Box) -> Iterator[tuple[int, Fraction]]:
+    """Sides of inputs with the limits that a row over inputs implies, where the rest has bounds."""
+    terms = {i: (i if c < 0 else ~i, Fraction(abs(c))) for i, c in row.inputs}
+    most = {i: c * box[side][1] for i, (side, c) in terms.items() if side in box}
+    open_ones = terms.keys() - most.keys()
+    room = sum(most.values(), _ZERO) - Fraction(row.offset)
+    if len(open_ones) <= 1:
+        for i in open_ones or terms:
+            side, c = terms[i]
+            yield ~side, (room - most.get(i, _ZERO)) / c
 
 
 def _factors(key: int | Factors) -> Factors:
@@ -638,7 +643,7 @@ class _Reader:
 
         def find(v: int) -> int:
             while v in first:
-                v = first[v]
+                first[v] = v = first.get(first[v], first[v])  # halves the way for the next time
             return v
 
         for pair in pairs:
@@ -673,9 +678,7 @@ class _Reader:
         """Give the elements of all declared tensors their places in the flat vectors."""
         names = {network.name for network in self.networks}
         _need(0 < len(names) == len(self.networks), "no networks, or two of one name")
-        tensors = [
-            t for kind in ("input", "output", "hidden") for n in self.networks for t in n.of(kind)
-        ]
+        tensors = _tensors(self.networks, "input", "output", "hidden")
         _need(len({t.element_type for t in tensors}) == 1, "element types are mixed")
         for tensor in tensors:
             is_output, size = tensor.kind != "input", math.prod(tensor.shape)

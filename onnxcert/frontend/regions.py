@@ -8,7 +8,7 @@ up in the pieces that the box was made of.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple, Protocol
@@ -35,7 +35,18 @@ class Sides(NamedTuple):
         return Sides(*(side[columns] for side in self))
 
 
-class Piece(Protocol):
+_TIGHTER = (np.maximum, np.maximum, np.minimum, np.minimum)
+"""What the sides of two boxes are in both of them."""
+
+
+class Limited(Protocol):
+    """Exact bounds on some of the inputs."""
+
+    def limits(self, column: int) -> Limits:
+        """The exact bounds of an input of the flat vector."""
+
+
+class Piece(Limited, Protocol):
     """Bounds on some of the inputs that contain at least one point."""
 
     @property
@@ -45,9 +56,6 @@ class Piece(Protocol):
     @property
     def sides(self) -> Sides:
         """Their bounds."""
-
-    def limits(self, column: int) -> Limits:
-        """The exact bounds of an input of the flat vector."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,29 +113,19 @@ class Conditions:
 
 @dataclass(frozen=True, eq=False)
 class Equal:
-    """Bounds of inputs that others equal: what a region says of the others.
+    """What a region says of the inputs that some of its inputs equal.
 
     Attributes:
         region: the region.
-        others: input -> one that it equals.
+        others: input -> those that it equals.
     """
 
     region: Region
-    others: Mapping[int, int]
-
-    @property
-    def columns(self) -> IntArray:
-        """Which inputs."""
-        return np.fromiter(self.others, np.int64, len(self.others))
-
-    @property
-    def sides(self) -> Sides:
-        """Neighbours of the bounds, (c,) each."""
-        return self.region.sides.at(np.fromiter(self.others.values(), np.int64, len(self.others)))
+    others: Mapping[int, Sequence[int]]
 
     def limits(self, column: int) -> Limits:
         """The exact bounds of an input."""
-        return self.region.limits(self.others[column]) if column in self.others else (None, None)
+        return _tightest([self.region.limits(other) for other in self.others.get(column, ())])
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +139,7 @@ class Region:
     """
 
     sides: Sides
-    piece: Piece | None = None
+    piece: Limited | None = None
     parent: Region | None = None
 
     @classmethod
@@ -156,12 +154,7 @@ class Region:
         mine = self.sides.at(columns)
         if _contains(theirs, mine).all():
             return self
-        both = Sides(
-            np.maximum(mine.lower_floor, theirs.lower_floor),
-            np.maximum(mine.lower_ceil, theirs.lower_ceil),
-            np.minimum(mine.upper_floor, theirs.upper_floor),
-            np.minimum(mine.upper_ceil, theirs.upper_ceil),
-        )
+        both = Sides(*(f(a, b) for f, a, b in zip(_TIGHTER, mine, theirs, strict=True)))
         if (both.lower_floor > both.upper_ceil).any():
             return None
         sides = Sides(*(side.copy() for side in self.sides))
@@ -184,13 +177,16 @@ class Region:
         Args:
             ties: input -> the other, which is none of the inputs.
         """
-        region: Region | None = self
-        pending = list(ties.items())
-        while pending and region is not None:
-            others = {first: column for column, first in pending}
-            pending = [(column, first) for column, first in pending if others[first] != column]
-            region = region.intersect(Equal(self, others))
-        return region
+        columns, firsts = np.array(list(ties)), np.array(list(ties.values()))
+        sides = Sides(*(side.copy() for side in self.sides))
+        for side, tighter in zip(sides, _TIGHTER, strict=True):
+            tighter.at(side, firsts, side[columns])
+        others: dict[int, list[int]] = {}
+        for column, first in ties.items():
+            others.setdefault(first, []).append(column)
+        region = Region(sides, Equal(self, others), self)
+        unsure = np.unique(firsts[sides.lower_ceil[firsts] > sides.upper_floor[firsts]])
+        return None if any(region.is_empty_at(int(column)) for column in unsure) else region
 
     def is_empty_at(self, column: int) -> bool:
         """Whether no value is left for an input, in exact arithmetic."""
@@ -199,15 +195,19 @@ class Region:
 
     def limits(self, column: int) -> Limits:
         """The exact bounds of an input: the tightest of all cuts."""
-        lower: list[Fraction] = []
-        upper: list[Fraction] = []
+        found: list[Limits] = []
         region: Region | None = self
         while region is not None and region.piece is not None:
-            low, high = region.piece.limits(column)
-            lower += [] if low is None else [low]
-            upper += [] if high is None else [high]
+            found.append(region.piece.limits(column))
             region = region.parent
-        return max(lower, default=None), min(upper, default=None)
+        return _tightest(found)
+
+
+def _tightest(limits: Sequence[Limits]) -> Limits:
+    """What all bounds of an input leave of it."""
+    lower = [low for low, _ in limits if low is not None]
+    upper = [high for _, high in limits if high is not None]
+    return max(lower, default=None), min(upper, default=None)
 
 
 def _contains(outer: Sides, inner: Sides) -> BoolArray:

@@ -30,7 +30,9 @@ def find_ties(query: Query) -> dict[Variable, Variable]:
 
     def find(variable: Variable) -> Variable:
         while variable in first:
-            variable = first[variable]
+            # Halves the way for the next time.
+            above = first[variable]
+            first[variable] = variable = first.get(above, above)
         return variable
 
     order = [p for p, tensor in enumerate(query.tensors) if tensor.kind == "input"]

@@ -25,8 +25,8 @@ from onnxcert.spec.ellipsoid import Ellipsoid
 from onnxcert.spec.query import Query
 from onnxcert.spec.tree import And, Atom, Formula, Or, Polynomial, Term, compare, leaves
 
-_LARGEST_BOUND = 10**300
-"""Of an input that rows imply."""
+_LARGEST_BOUND, _MOST_ROUNDS = 10**300, 64
+"""Of inputs that rows imply."""
 
 T = TypeVar("T")
 _Choice: TypeAlias = "Or | BoxUnion"
@@ -146,7 +146,10 @@ class Walk:
             if known is None or known[0] is not region:
                 known = self._of_ties = case.region, case.region.tied(self.layout.ties)
             region = known[1]
-        while region is not None and (made := self._implied(case, region)):
+        for _ in range(_MOST_ROUNDS):
+            made = {} if region is None else self._implied(case, region)
+            if region is None or not made:
+                break
             region = region.intersect(Conditions(made))
             if region is not None and any(map(region.is_empty_at, made)):
                 return None
@@ -159,25 +162,12 @@ class Walk:
         low[others] = high[others] = False
         if not (low.any() or high.any()):
             return {}
-        made: dict[int, Limits] = {}
+        found = _Settled()
         for row in case.all_rows():
-            for i, c in row.inputs if not row.outputs else ():
-                if not (high if c > 0 else low)[i]:
-                    continue
-                rest = [(d, region.limits(j)[d < 0]) for j, d in row.inputs if j != i]
-                if any(limit is None for _, limit in rest):
-                    continue
-                least = sum((Fraction(d) * x for d, x in rest if x is not None), Fraction(0))
-                bound = -(least + Fraction(row.offset)) / Fraction(c)
-                below, above = made.get(i, (None, None))
-                if abs(bound) > _LARGEST_BOUND:
-                    continue
-                if c > 0:
-                    above = bound if above is None else min(above, bound)
-                else:
-                    below = bound if below is None else max(below, bound)
-                made[i] = below, above
-        return made
+            for column, is_upper, limit in _limits_of(row, region) if not row.outputs else ():
+                if (high if is_upper else low)[column] and abs(limit) <= _LARGEST_BOUND:
+                    found.bound(column, *((None, limit) if is_upper else (limit, None)))
+        return found.bounds
 
     def _bounded_elsewhere(self, case: Case) -> list[int]:
         """Inputs that need no bounds of their own."""
@@ -337,3 +327,15 @@ class Walk:
                     place=self.query.source,
                     help="every input needs a lower and an upper bound in every disjunct",
                 )
+
+
+def _limits_of(row: Row, region: Region) -> Iterator[tuple[int, bool, Fraction]]:
+    """What a row over inputs implies where the rest has bounds: input, whether above, and limit."""
+    terms = {i: Fraction(c) for i, c in row.inputs}
+    limits = {i: region.limits(i)[c < 0] for i, c in terms.items()}
+    least = {i: terms[i] * limit for i, limit in limits.items() if limit is not None}
+    open_ones = terms.keys() - least.keys()
+    room = -Fraction(row.offset) - sum(least.values(), Fraction(0))
+    if len(open_ones) <= 1:
+        for i in open_ones or terms:
+            yield i, terms[i] > 0, (room + least.get(i, Fraction(0))) / terms[i]
