@@ -42,7 +42,6 @@ import numpy as np
 
 from onnxcert.arrays import UNIT_ROUNDOFF, Array, Device, array_module, single, singles
 from onnxcert.bounds.execution import execution_error
-from onnxcert.bounds.row_slopes import Both
 from onnxcert.graph import Graph, MatrixProduct, Node
 from onnxcert.ops.base import TINY, Affine, Bivariate, Elementwise, gamma
 from onnxcert.sets import Ball, Box, Lines, Planes
@@ -378,8 +377,9 @@ class Relaxation:
         tilts: relu -> upper planes of some of its neurons.
         left_out: nodes without lines or rounding vectors, because no row gets behind their value.
         to_inputs: whether all rows go on to the input, as derivatives by the box need it.
-        slopes: of the lower lines that rows of single neurons take, those for lower and those for
-            upper bounds; None where they take the default.
+        extra_roundings: that coefficients of rows may meet beside those of one node, where they are
+            pulled back by `onnxcert.bounds.layered`; 0 where none are. Their lines may be as steep
+            as a relu.
     """
 
     graph: Graph
@@ -394,7 +394,7 @@ class Relaxation:
     tilts: dict[str, Tilt] = field(default_factory=dict)
     left_out: set[str] = field(default_factory=set)
     to_inputs: bool = False
-    slopes: Both | None = None
+    extra_roundings: int = 0
     _at_start: dict[str, Array] = field(default_factory=dict)
     _varies: dict[str, Array] = field(default_factory=dict)
     _sums_of_planes: dict[str, tuple[Surface, PlanesOfSums | None]] = field(default_factory=dict)
@@ -482,9 +482,9 @@ class Relaxation:
         mean_offset = 0.5 * (lines.lower_offset + lines.upper_offset)
         half_offset = 0.5 * (lines.upper_offset - lines.lower_offset)
         steepness = abs(mean) + abs(half)
-        if self.slopes is not None and isinstance(node.op, Elementwise):
-            # Some rows take a line as steep as the relu.
+        if self.extra_roundings:
             steeper = array_module(steepness).maximum(steepness, 1.0)
+            assert isinstance(node.op, Elementwise)
             unstable = node.op.unstable(boxes[source])
             steepness = array_module(steepness).where(unstable, steeper, steepness)
         error = steepness * boxes[source].magnitude + abs(mean_offset) + abs(half_offset)
@@ -593,6 +593,7 @@ class Relaxation:
         op = node.op
         graph = self.graph
         count = max(op.error_terms, op.output_size) + _PER_NODE * len(graph.nodes) + 8
+        count += self.extra_roundings
         return gamma(count + graph.consumers[node.name], UNIT_ROUNDOFF)
 
     @cached_property
@@ -671,7 +672,6 @@ class RowPass:
         self.pending: dict[str, tuple[Array, Columns]] = {}
         self.constant: Array | float = 0.0
         self.kept: dict[str, Array] = {}
-        self.slopes: Mapping[str, Array] = {}
 
     def push(self, name: str, rows: Array, columns: Columns = None) -> None:
         """Add rows over a value, which other consumers of the value may have reached already."""
@@ -810,15 +810,8 @@ class RowPass:
         absolute = abs(rows)
         self.charge(rows, _part(curve.mean_offset, columns))
         self.charge(absolute, _part(curve.half_offset, columns), -1.0)
-        mean, half = _part(curve.mean, columns)[:, None], _part(curve.half, columns)[:, None]
-        if node.name in self.slopes:
-            own = self.slopes[node.name]
-            own = own if columns is None else own[:, :, columns]
-            rows = rows * _own_slopes(rows > 0, own, mean, half)
-            self.push(node.inputs[0], rows, columns)
-            return
-        result = rows * mean
-        absolute *= half
+        result = rows * _part(curve.mean, columns)[:, None]
+        absolute *= _part(curve.half, columns)[:, None]
         result -= absolute
         self.push(node.inputs[0], result, columns)
 
@@ -939,10 +932,6 @@ def pull_units(
         batch, row = index.shape
         rows[xp.arange(batch)[:, None], xp.arange(row), index] = sign
         return pull_back(relaxation, start, rows, keep=keep)
-    if relaxation.slopes is not None:
-        upward = xp.broadcast_to(xp.asarray(sign) > 0, index.shape)[:, :, None]
-        low, high = (slopes.at(start, index) for slopes in relaxation.slopes)
-        run.slopes = {relu: xp.where(upward, low[relu], high[relu]) for relu in low}
     error = relaxation._at_start.get(start)
     if error is not None:
         error = xp.broadcast_to(error, (len(index), error.shape[1]))
@@ -985,22 +974,6 @@ def pull_differences(
 def _part(vector: Array, columns: Columns) -> Array:
     """The columns of a vector (B, n)."""
     return vector if columns is None else vector[:, columns]
-
-
-def _own_slopes(positive: Array, own: Array, mean: Array, half: Array) -> Array:
-    """What relus make of rows (B, R, n): the upper line where these are not positive.
-
-    Args:
-        positive: which are.
-        own: whether lower lines have slope 1 (or 0), where a neuron is unstable and has two lines.
-        mean, half: of the default lines, (B, 1, n); lower ones have slope 0 or 1, too.
-    """
-    upper, lower = mean + half, mean - half
-    bent = (upper > 0) & (upper < 1)
-    # Truth values take an eighth of the memory that slopes do, and either is below a relu.
-    taken = (own & bent) | ((lower > 0) & ~bent)
-    slope: Array = array_module(mean).where(positive, taken, upper)
-    return slope
 
 
 def widen(rows: Array, columns: Columns, size: int) -> Array:

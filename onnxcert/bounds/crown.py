@@ -23,8 +23,8 @@ from onnxcert.bounds.backward import (
 )
 from onnxcert.bounds.execution import before_rounding, enclose, execution_error
 from onnxcert.bounds.forward import ForwardForms
+from onnxcert.bounds.layered import Layered
 from onnxcert.bounds.patches import find_patch
-from onnxcert.bounds.row_slopes import Both
 from onnxcert.graph import Graph, Node
 from onnxcert.ops.base import Affine, Bivariate, Elementwise
 from onnxcert.sets import Ball, Box, Planes
@@ -67,7 +67,7 @@ def crown_bounds(
     decide: bool = False,
     expired: Callable[[], bool] = lambda: False,
     execution_unit: float = 0.0,
-    slopes: Both | None = None,
+    layered: Layered | None = None,
 ) -> Bounds:
     """Bound every value of the graph over a batch of input boxes.
 
@@ -79,17 +79,18 @@ def crown_bounds(
         decide: of neurons that one backward bound shows to be stable the other one is that of
             intervals; what it is does not matter to any line.
         expired: asked between row blocks; once True, remaining layers get interval bounds only.
-        execution_unit, slopes: see `Relaxation`.
+        execution_unit: see `Relaxation`.
+        layered: the graph as it pulls rows of single neurons back, if it is a folded one.
 
     Returns:
         Bounds valid for the real-valued network and for those executions.
     """
     known = known or {}
-    boxes = {graph.input: box}
-    relaxation = Relaxation(graph, box, execution_unit, slopes=slopes)
-    empty = box.empty
+    extra = 0 if layered is None else layered.neurons + 1
+    relaxation = Relaxation(graph, box, execution_unit, extra_roundings=extra)
+    boxes, empty = {graph.input: box}, box.empty
     forms = None
-    if backward and slopes is None:  # rows with slopes of their own leave these nothing to gain
+    if backward and (layered is None or not layered.slopes):  # which leave these nothing to gain
         forms = ForwardForms.begin(graph, box, execution_unit)
     middle = graph.values(0.5 * (box.lower + box.upper)) if backward and decide else {}
     for number, node in enumerate(graph.nodes):
@@ -122,8 +123,8 @@ def crown_bounds(
             relaxation.add_affine(node, boxes)
         if backward and _is_worthwhile(relaxation, node) and not expired():
             unstable = unstable_neurons(graph, node.name, current)
-            at_middle = middle.get(node.name)
-            current = _refine(relaxation, node.name, current, unstable, expired, at_middle)
+            arguments = relaxation, node.name, current, unstable, expired
+            current = _refine(*arguments, middle=middle.get(node.name), layered=layered)
         boxes[node.name], wrong = _settled(current)
         empty |= wrong
     return Bounds(boxes, relaxation, empty)
@@ -264,20 +265,23 @@ def _refine(
     box: Box,
     unstable: Array,
     expired: Callable[[], bool],
+    *,
     middle: Array | None = None,
+    layered: Layered | None = None,
 ) -> Box:
     """Intersect with backward bounds where a neuron is unstable.
 
     Args:
         middle: values (B, n) at some input. Of a neuron that is stable they tell on which side, and
             the bound that shows it comes first; then the other one is left. None for both.
+        layered: see `crown_bounds`.
     """
     xp = array_module(box.lower)
     sign = xp.ones(box.lower.shape) if middle is None else xp.where(middle > 0, 1.0, -1.0)
-    box = _refine_side(relaxation, name, box, unstable, sign, expired)
+    box = _refine_side(relaxation, name, box, unstable, sign, expired, layered)
     if middle is not None:
         unstable = unstable & unstable_neurons(relaxation.graph, name, box)
-    return _refine_side(relaxation, name, box, unstable, -sign, expired)
+    return _refine_side(relaxation, name, box, unstable, -sign, expired, layered)
 
 
 def _refine_side(
@@ -287,17 +291,18 @@ def _refine_side(
     wanted: Array,
     sign: Array,
     expired: Callable[[], bool],
+    layered: Layered | None,
 ) -> Box:
     """Intersect with one backward bound of each neuron that is ``wanted`` (B, n): the lower one
     where its sign (B, n) is 1, the upper one where it is -1."""
     graph = relaxation.graph
     if not wanted.any() or expired():
         return box
-    # Slopes of rows are numbered as the neurons of the whole network are.
-    whole = relaxation.left_out or relaxation.slopes is not None
+    whole = relaxation.left_out or layered is not None
     patch = None if whole else find_patch(graph, name, box.lower)
     if patch is None:
-        rows = _Rows(name, box.lower.copy(), box.upper.copy(), wanted, sign)
+        layered = layered if layered is not None and layered.bounds(name, relaxation) else None
+        rows = _Rows(name, box.lower.copy(), box.upper.copy(), wanted, sign, layered)
         order = rows.order(graph.ranks[name])
         widest = max(graph.sizes.values())
         rows.refine(lambda members: subset(relaxation, members), order, widest, expired)
@@ -307,7 +312,8 @@ def _refine_side(
         return patch.view(members // places, members % places).relaxation(relaxation)
 
     vectors = (patch.by_position(vector) for vector in (box.lower, box.upper, wanted, sign))
-    rows = _Rows(name, *vectors)
+    lower, upper, wanted, sign = vectors
+    rows = _Rows(name, lower, upper, wanted, sign)
     places = len(rows.wanted) // len(box)
     rows.refine(at, rows.order(None), max(patch.graph.sizes.values()), expired)
     return Box(patch.by_neuron(rows.lower), patch.by_neuron(rows.upper))
@@ -322,6 +328,7 @@ class _Rows:
         lower, upper: its bounds, changed in place.
         wanted: which neurons are to be refined.
         sign: of which bound, 1 for the lower and -1 for the upper one.
+        layered: what pulls the rows back, if the network is a folded one.
     """
 
     start: str
@@ -329,6 +336,7 @@ class _Rows:
     upper: Array
     wanted: Array
     sign: Array
+    layered: Layered | None = None
 
     def order(self, rank: Array | None) -> Array:
         """Numbers of neurons, (B, K): wanted ones first, near ones together.
@@ -362,7 +370,8 @@ class _Rows:
         xp = array_module(index)
         here = members[:, None], index
         sign = self.sign[here]
-        found = sign * pull_back_units(relaxation, self.start, index, sign)
+        pull = pull_back_units if self.layered is None else self.layered.pull_back_units
+        found = sign * pull(relaxation, self.start, index, sign)
         # What padding would tighten must not depend on which subproblems share a batch: a
         # proof is repeated in other batches.
         wanted = self.wanted[here]

@@ -27,11 +27,11 @@ from dataclasses import dataclass, field
 from onnxcert.arrays import Array, array_module, to_host
 from onnxcert.bounds.backward import SLACK, Columns, Relaxation, RowPass, unstable_neurons, widen
 from onnxcert.bounds.crown import CHUNK_NUMBERS, LEAST_ROWS, Bounds
-from onnxcert.bounds.row_slopes import Layer
+from onnxcert.bounds.layered import Layer
 from onnxcert.graph import Graph, Node
 from onnxcert.ops import BandedLinear, Concat, Linear, Relu
 from onnxcert.ops.base import Affine, Elementwise
-from onnxcert.sets import Ball
+from onnxcert.sets import Ball, Box
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,26 +41,22 @@ class Folded:
     Attributes:
         graph: the network, whose values have the names of the others.
         kept: pre-activation -> numbers of its neurons there, (K,).
-        sums: pre-activation -> what it makes of the inputs and all relus before it: (K, m), (K,).
+        layers: all but the output, in order.
     """
 
     graph: Graph
     kept: Mapping[str, Array]
-    sums: Mapping[str, tuple[Array, Array]]
+    layers: tuple[Layer, ...]
 
     @property
     def neurons(self) -> int:
         """How many there are."""
         return sum(len(index) for index in self.kept.values())
 
-    def layers(self, bounds: Bounds) -> list[Layer]:
-        """The layers with their bounds (a batch of one) of the network that was folded."""
-        relus = {node.inputs[0]: node.name for node in self.graph.nodes}
-        return [
-            Layer(name, relus[name], *self.sums[name], box.lower[0, index], box.upper[0, index])
-            for name, index in self.kept.items()
-            for box in [bounds.boxes[name]]
-        ]
+    def boxes(self, bounds: Bounds) -> list[Box]:
+        """Bounds of the layers' values, (K,), from those (of one box) of the network folded."""
+        found = ((bounds.boxes[name], index) for name, index in self.kept.items())
+        return [Box(box.lower[0, index], box.upper[0, index]) for box, index in found]
 
 
 def can_fold(graph: Graph) -> bool:
@@ -107,6 +103,7 @@ def fold(bounds: Bounds, expired: Callable[[], bool] = lambda: False) -> Folded 
     }
     maker = _Maker(bounds.relaxation, bent)
     kept: dict[str, Array] = {}
+    layers: list[Layer] = []
     for node in graph.nodes:
         xp = array_module(bounds.boxes[graph.input].lower)
         if node.name == graph.output:
@@ -115,14 +112,15 @@ def fold(bounds: Bounds, expired: Callable[[], bool] = lambda: False) -> Folded 
             continue
         source, index = node.inputs[0], bent[node.name]
         kept[source] = index
-        maker.add(next(n for n in graph.nodes if n.name == source), index, expired)
+        sums = maker.add(next(n for n in graph.nodes if n.name == source), index, expired)
         neurons = node.neurons and node.neurons.keep(to_host(index))
         relu = Node(node.name, Relu(len(index)), (source,), node.source, neurons)
         maker.add_relu(relu)
+        layers.append(Layer(source, node.name, *sums))
     if expired():
         return None
     made = Graph(graph.input, graph.input_size, tuple(maker.nodes), graph.output)
-    return Folded(made, kept, maker.sums)
+    return Folded(made, kept, tuple(layers))
 
 
 def _in_order(chosen: Array, rank: Array | None) -> Array:
@@ -141,14 +139,12 @@ class _Maker:
         bent: relu -> (K,) which of its neurons are unstable.
         nodes: what is done.
         sizes: values that the next node may read, with their lengths.
-        sums: as those of `Folded`, and of the output.
     """
 
     relaxation: Relaxation
     bent: Mapping[str, Array]
     nodes: list[Node] = field(default_factory=list)
     sizes: dict[str, int] = field(default_factory=dict)
-    sums: dict[str, tuple[Array, Array]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         graph = self.relaxation.graph
@@ -159,8 +155,12 @@ class _Maker:
         self.nodes.append(node)
         self.sizes[node.name] = node.op.output_size
 
-    def add(self, maker: Node, index: Array, expired: Callable[[], bool]) -> None:
-        """Add the node for entries ``index`` (K,) of the value of an affine node."""
+    def add(self, maker: Node, index: Array, expired: Callable[[], bool]) -> tuple[Array, Array]:
+        """Add the node for entries ``index`` (K,) of the value of an affine node.
+
+        Returns:
+            Its weight (K, m) over all that it may read and its offset (K,).
+        """
         xp, count = array_module(index), len(index)
         graph = self.relaxation.graph
         weight = xp.zeros((count, sum(self.sizes.values())))
@@ -168,7 +168,7 @@ class _Maker:
         step = max(LEAST_ROWS, CHUNK_NUMBERS // max(graph.sizes.values()))
         for start in range(0, count, step):
             if expired():
-                return
+                break
             part = slice(start, start + step)
             run = _Folding(self.relaxation, len(index[part]), self.bent)
             run.begin(maker, index[part])
@@ -182,10 +182,10 @@ class _Maker:
         if len(sizes) > 1:
             source = f"{name}/read"
             self.nodes.append(Node(source, Concat(sizes), tuple(self.sizes), maker.source))
-        self.sums[name] = weight, offset
         banded = BandedLinear(weight, offset)
         op = banded if banded.bands.pays else Linear(weight.T, offset)
         self.nodes.append(Node(name, op, (source,), maker.source, deviation=SLACK * deviation))
+        return weight, offset
 
 
 class _Folding(RowPass):

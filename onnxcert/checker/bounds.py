@@ -52,11 +52,12 @@ import numpy as np
 
 from onnxcert.checker import curves, pairs, pieces
 from onnxcert.checker.balls import Balls
-from onnxcert.checker.coefficients import Coefficients, Part, Pending, add
+from onnxcert.checker.coefficients import Coefficients, Part, Pending, add, times
 from onnxcert.checker.curves import TINY, Array, U
 from onnxcert.checker.equals import merged_equals
 from onnxcert.checker.errors import Expired
 from onnxcert.checker.forward import Forms, parallel, varies
+from onnxcert.checker.layered import Layered
 from onnxcert.checker.needed import needed
 from onnxcert.checker.network import (
     Affine,
@@ -436,9 +437,8 @@ class Bounder:
         spherical: whether inputs may lie in ellipsoids; intervals are exact for sums of the inputs
             of a box only.
         joined: whether rule R19 applies; then nothing is said of relus that became a curve.
-        slopes: of the lower lines that rows of single scalars take (rule R22): block -> (2, n,
-            neurons) booleans for the rows of lower and of upper bounds, and the columns of each
-            block of relus before it. Empty where all take the default.
+        layered: the network, if it is a folded one (rule R22), with the slopes of the lower lines
+            that forms of single scalars take.
         read: (n_out,) which outputs rows are about; the others, and what only they are made from,
             are left out (rule R21). None for all, and for everything in the network.
 
@@ -455,10 +455,10 @@ class Bounder:
         expired: Callable[[], bool] = lambda: False,
         spherical: bool = False,
         joined: bool = True,
-        slopes: Mapping[int, tuple[Array, Mapping[int, slice]]] = MappingProxyType({}),
+        layered: Layered | None = None,
         read: Array | None = None,
     ) -> None:
-        self.slopes = slopes
+        self.layered = layered
         self.whole, self.executed, self.expired = network, executed, expired
         # Executors may take numbers below 2^-126 for zero, before and after every step. As the size
         # of what is read, this charges a product with 2^-24 2^-100 |W|, which is more.
@@ -494,7 +494,9 @@ class Bounder:
         # What sums of one block lose, and the middles and radii that they are made of.
         added = {k: sum(part.added for part in parts) for k, parts in self.parts.items()}
         self.lost = {k: 2 * gamma(n + len(self.parts[k]) + 16) for k, n in added.items()}
-        self.widest = max(block.size for block in self.blocks)
+        # Rows over folded networks are over all that lies before a layer.
+        sizes = [block.size for block in self.blocks]
+        self.widest = max(sizes) if layered is None else sum(sizes)
         self.widest_read = max((b.size for b in self.blocks if isinstance(b, Curve)), default=0)
         # Curves that make what products and quotients read.
         factors = [
@@ -630,7 +632,7 @@ class Bounder:
         r = self._begin(low, high, balls)
         # Rows with slopes of their own leave forward forms nothing to gain.
         forms = None
-        if not self.slopes:
+        if self.layered is None or not self.layered.slopes:
             forms = Forms.begin(low, high, self.network.size, self.widest_read, self.gamma)
         column, middle = 0, np.zeros(r.lower.shape)
         for k, block in enumerate(self.blocks):
@@ -816,8 +818,8 @@ class Bounder:
         mean, half = 0.5 * (lower_slope + upper_slope), 0.5 * (upper_slope - lower_slope)
         middle, gap = 0.5 * (lower + upper), 0.5 * (upper - lower)
         steep = abs(mean) + abs(half)
-        if self.slopes:  # some rows take a line as steep as the relu
-            steep = np.where(_two_lines(mean, half), np.maximum(steep, 1.0), steep)
+        if self.layered is not None:  # some rows take a line as steep as the relu
+            steep = np.where(half != 0, np.maximum(steep, 1.0), steep)
         noise = self.gamma * (steep * np.maximum(abs(low), abs(high)) + abs(middle) + abs(gap))
         noise = noise + steep * r.noise[:, block.ids] * self.at_curves[block.ids]
         gap = gap + noise * SLACK + TINY
@@ -1089,17 +1091,17 @@ class Bounder:
             start = np.zeros(ids.shape)
             units = Coefficients(rows, None, block.size)
             return self.pull(r, {k: units}, start).least(r.lower[:, :n], r.upper[:, :n], r.balls)
-        for part in self.onward[k]:
-            part.push_units(pending, index.ravel(), sign.ravel(), block.size)
         offset = 0.0 if (all_of := self.offsets[k]) is None else sign * all_of[index]
         noise = np.broadcast_to(r.noise, (len(ids), r.noise.shape[1]))
         start = offset - np.take_along_axis(noise, ids, axis=1) * SLACK
-        own: dict[int, Array] = {}
-        if k in self.slopes:
-            (table, columns), side = self.slopes[k], np.where(sign > 0, 0, 1)
-            taken = table[side, index]
-            own = {c: taken[:, :, where] for c, where in columns.items()}
-        return self.pull(r, pending, start, own=own).least(r.lower[:, :n], r.upper[:, :n], r.balls)
+        layer = None if self.layered is None or r.fixed else self.layered.number(k)
+        if self.layered is not None and layer is not None:
+            rows, moved, size = self.layered.pull(r.curves, layer, index, sign)
+            constant = start + moved - self._lost_of(r, abs(start) + size)
+            return Form(rows, constant).least(r.lower[:, :n], r.upper[:, :n])
+        for part in self.onward[k]:
+            part.push_units(pending, index.ravel(), sign.ravel(), block.size)
+        return self.pull(r, pending, start).least(r.lower[:, :n], r.upper[:, :n], r.balls)
 
     # Backward
 
@@ -1110,7 +1112,6 @@ class Bounder:
         start: Array,
         multipliers: Mapping[int, Array] = MappingProxyType({}),
         kept: dict[int, Array] | None = None,
-        own: Mapping[int, Array] = MappingProxyType({}),
     ) -> Form:
         """Pull forms back to the input.
 
@@ -1121,7 +1122,6 @@ class Bounder:
             multipliers: block -> (B, n) to subtract from the rows over its scalars (rule R7); the
                 caller charges for them.
             kept: takes the rows that reach the curves: block -> (B, R, n).
-            own: block of relus -> (B, R, n) booleans, slopes of the lower lines for each row.
         """
         shape = start.shape
         constant, error, size = start, np.zeros(shape), abs(start)
@@ -1149,7 +1149,7 @@ class Bounder:
             rows, here = a.values.reshape(*shape, -1), slice(None) if a.used is None else a.used
             parts = [a.values]
             if isinstance(block, Curve | Pair):
-                moved, lost, bent = self._bent(r, k, rows, here, own.get(k))
+                moved, lost, bent = self._bent(r, k, rows, here)
                 parts = [part.reshape(a.values.shape) for part in bent]
                 constant, size = constant + (moved - lost), size + abs(moved) + abs(lost)
             elif isinstance(block, Affine):
@@ -1160,10 +1160,15 @@ class Bounder:
                 add(pending, _AT_FEW, a.values @ ended, None, ended.shape[1])
                 continue
             self.hand_on(k, parts, a.used, pending)
-        error = error * SLACK + gamma(8 * len(self.blocks) + 16) * size + TINY
-        # Coefficients that underflow are off by up to 2^-1074 for each product in them.
-        error += 1e-300 * r.reach.sum(axis=1)[:, None]
+        error = error * SLACK + self._lost_of(r, size)
         return self._at_inputs(r, pending, constant - error, multipliers.get(0))
+
+    def _lost_of(self, r: Relaxation, size: Array) -> Array:
+        """What a constant (B, R) loses that is made by adding numbers, their sizes summed up."""
+        lost: Array = gamma(8 * len(self.blocks) + 16) * size + TINY
+        # Coefficients that underflow are off by up to 2^-1074 for each product in them.
+        lost += 1e-300 * r.reach.sum(axis=1)[:, None]
+        return lost
 
     def hand_on(self, k: int, rows: Sequence[Array], used: Array | None, pending: Pending) -> None:
         """Push rows, one array or one for each of two parts, to what a block reads."""
@@ -1214,7 +1219,7 @@ class Bounder:
 
     @staticmethod
     def _bent(
-        r: Relaxation, k: int, rows: Array, here: Array | slice, own: Array | None
+        r: Relaxation, k: int, rows: Array, here: Array | slice
     ) -> tuple[Array, Array, list[Array]]:
         """What rows (B, R, n) add to the constant at some lines or planes of a block, what is lost
         of it, and the rows over what the block reads."""
@@ -1225,21 +1230,9 @@ class Bounder:
         else:
             mean, half, middle, gap = (part[:, here] for part in r.curves[k])
         moved, lost = times(rows, middle), times(absolute, gap)
-        if own is not None:
-            # A row > 0 may take either y >= 0 or y >= z, which have no offset, as the default line
-            # has none; others go by the upper line. A stable relu keeps the one line that it has.
-            mean, half = mean[:, None], half[:, None]
-            bent = _two_lines(mean, half)
-            taken = (own[:, :, here] & bent) | ((mean > half) & ~bent)
-            return moved, lost, [rows * np.where(rows > 0, taken, mean + half)]
         absolute *= half[:, None]
         made.append(rows * mean[:, None] - absolute)
         return moved, lost, made
-
-
-def _two_lines(mean: Array, half: Array) -> Array:
-    """Which relus are unstable, by their lines: the upper one is neither zero nor the identity."""
-    return np.asarray((mean + half > 0) & (mean + half < 1))
 
 
 def _hardly_varies(low: Array, high: Array) -> Array:
@@ -1275,10 +1268,3 @@ def _split(r: Relaxation, block: Block, scalar: Array, side: Array, point: Array
             r.lower[:, neuron] = np.maximum(r.lower[:, neuron], value)
         else:
             r.upper[:, neuron] = np.minimum(r.upper[:, neuron], value)
-
-
-def times(rows: Array, vector: Array) -> Array:
-    """rows (B, R, n) . vector (B or 1, n) -> (B, R)."""
-    if len(vector) == 1:
-        return rows @ vector[0]  # type: ignore[no-any-return]
-    return np.matmul(rows, vector[:, :, None])[:, :, 0]  # type: ignore[no-any-return]

@@ -262,7 +262,7 @@ class Part:
     @cached_property
     def bands(self) -> Bands:
         """Where a matrix is not zero."""
-        return Bands(self.factors[0])
+        return Bands.of(self.factors[0])
 
     def push(self, pending: Pending, a: Array, used: Array | None = None) -> None:
         """Add a . factors to the rows over the blocks that the term reads.
@@ -391,3 +391,10 @@ def add(pending: Pending, k: int, values: Array, used: Array | None, size: int) 
     pending[k] = (
         pending[k].plus(values, used) if k in pending else Coefficients.of(values, used, size)
     )
+
+
+def times(rows: Array, vector: Array) -> Array:
+    """rows (B, R, n) . vector (B or 1, n) -> (B, R)."""
+    if len(vector) == 1:
+        return rows @ vector[0]  # type: ignore[no-any-return]
+    return np.matmul(rows, vector[:, :, None])[:, :, 0]  # type: ignore[no-any-return]

@@ -41,11 +41,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxcert.checker import curves
-from onnxcert.checker.bounds import SLACK, Bounder, Relaxation, gamma, times
-from onnxcert.checker.coefficients import Coefficients, Pending
+from onnxcert.checker.bounds import SLACK, Bounder, Relaxation, gamma
+from onnxcert.checker.coefficients import Coefficients, Pending, times
 from onnxcert.checker.curves import TINY, Array
+from onnxcert.checker.layered import Layer, Layered
 from onnxcert.checker.network import Affine, Block, Curve, Network, Product
-from onnxcert.checker.row_slopes import Layer, learn
+from onnxcert.checker.row_slopes import learn
 
 _NUMBERS = 1 << 20
 """Float64 numbers in a row block."""
@@ -232,37 +233,21 @@ class _Maker:
         # Coefficients that underflow are off by up to 2^-1074 for each product in them.
         return found, constant, error + 1e-300 * r.reach.sum()
 
-    def _slopes(self) -> dict[int, tuple[Array, dict[int, slice]]]:
-        """Slopes of rows for the folded `Bounder`, learned on the set."""
-        layers = list[Layer]()
-        columns: dict[int, slice] = {}
-        read: dict[int, dict[int, slice]] = {}
-        for k, bent in self.bent.items():
-            if not len(bent):
-                continue
-            block = self.bounder.blocks[k]
-            assert isinstance(block, Curve)
-            number = 1 + 2 * len(layers)  # the new blocks are sums and relus by turns
-            layers.append(self._layer(number, block.ids[bent]))
-            read[number] = dict(columns)
-            before = sum(part.stop - part.start for part in columns.values())
-            columns[number + 1] = slice(before, before + len(bent))
+    def _layered(self, *, again: bool) -> Layered:
+        """The folded network without its outputs; with slopes of rows learned on the set."""
+        layers, known = list[Layer](), list[tuple[Array, Array]]()
+        for affine, ids in zip(self.blocks[1::2], self.origin[1::2], strict=True):
+            assert isinstance(affine, Affine)
+            (term,) = affine.terms
+            assert isinstance(term, Product)
+            assert affine.offset is not None
+            layers.append(Layer(term.weight[0], affine.offset))
+            known.append((self.r.lower[0, ids], self.r.upper[0, ids]))
+        if not again:
+            return Layered(layers, ())
         n = self.bounder.network.n_inputs
-        found = learn(
-            layers,
-            self.r.lower[0, :n],
-            self.r.upper[0, :n],
-            self.bounder.look_at_the_clock,
-        )
-        return {k: (table, of) for (k, of), table in zip(read.items(), found, strict=True)}
-
-    def _layer(self, number: int, ids: Array) -> Layer:
-        affine = self.blocks[number]
-        assert isinstance(affine, Affine)
-        (term,) = affine.terms
-        assert isinstance(term, Product)
-        assert affine.offset is not None
-        return Layer(term.weight[0], affine.offset, self.r.lower[0, ids], self.r.upper[0, ids])
+        box = self.r.lower[0, :n], self.r.upper[0, :n]
+        return Layered(layers, learn(layers, known, *box, self.bounder.look_at_the_clock))
 
     def finish(self, *, again: bool) -> Folded | None:
         """Add the outputs."""
@@ -271,6 +256,7 @@ class _Maker:
         made = self.bounder.block_of(ids)
         if not all(isinstance(self.bounder.blocks[k], Affine) for k in made.tolist()):
             return None
+        layered = self._layered(again=again)
         affine = self._affine(ids, "outputs")
         if affine is None:
             return None
@@ -285,9 +271,8 @@ class _Maker:
             network.outputs,
             False,
         )
-        slopes = self._slopes() if again else {}
         expired = self.bounder.expired
-        bounder = Bounder(folded, executed=False, expired=expired, joined=False, slopes=slopes)
+        bounder = Bounder(folded, executed=False, expired=expired, joined=False, layered=layered)
         known, origin = self.bounder.known_ids, np.concatenate(self.origin)
         place = np.searchsorted(known, wanted := origin[bounder.known_ids])
         if not np.isin(wanted, known).all():

@@ -21,29 +21,18 @@ import numpy as np
 
 from onnxcert.checker.bands import Bands
 from onnxcert.checker.curves import Array
+from onnxcert.checker.layered import Layer
 
 STEPS = 5
 """Of every row."""
 
 _RATE, _DECAY = 1.0, 0.7
 
+_ROWS = 256
+"""At a time."""
+
 _LEAST = np.float32(1e-30)
 """Added to sizes, of which all of a row may be zero."""
-
-
-@dataclass(frozen=True, eq=False)
-class Layer:
-    """Scalars that read the inputs and all neurons before, with a relu on each.
-
-    Attributes:
-        weight, offset: (n, inputs + neurons before) and (n,).
-        lower, upper: (n,) bounds of the scalars.
-    """
-
-    weight: Array
-    offset: Array
-    lower: Array
-    upper: Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +48,7 @@ class _Lines:
 
 def learn(
     layers: Sequence[Layer],
+    known: Sequence[tuple[Array, Array]],
     low: Array,
     high: Array,
     look_at_the_clock: Callable[[], None] = lambda: None,
@@ -67,6 +57,7 @@ def learn(
 
     Args:
         layers: in order.
+        known: lower and upper bounds (n,) of their scalars.
         low, high: the box.
         look_at_the_clock: called before each pass.
 
@@ -76,19 +67,20 @@ def learn(
     box = (0.5 * (low + high)).astype(np.float32), (0.5 * (high - low)).astype(np.float32)
     lines: list[_Lines] = []
     result = []
-    for layer in layers:
-        count, lower, upper = len(layer.lower), layer.lower, layer.upper
-        usual = np.concatenate([np.zeros(0, np.float32), *(line.slope for line in lines)])
-        slopes = np.repeat(usual[None], 2 * count, axis=0)
-        if lines:
-            rows = _Rows(layer, lines, box, slopes)
-            for step in range(STEPS):
+    for layer, (lower, upper) in zip(layers, known, strict=True):
+        parts = list[_Rows]()
+        weight = np.concatenate([layer.weight, -layer.weight]).astype(np.float32)
+        offset = np.concatenate([layer.offset, -layer.offset]).astype(np.float32)
+        for first in range(0, len(weight), _ROWS):
+            some = slice(first, first + _ROWS)
+            parts.append(rows := _Rows(weight[some], offset[some], lines, box))
+            for step in range(STEPS if lines else 0):
                 look_at_the_clock()
                 rows.move(np.float32(_RATE * _DECAY**step))
-            lower = np.maximum(lower, rows.best[:count])
-            upper = np.minimum(upper, -rows.best[count:])
-        result.append((slopes > 0.5).reshape(2, count, -1))
-        lines.append(_about(layer, lower, upper))
+        slopes = np.concatenate([rows.slopes > 0.5 for rows in parts])
+        result.append(slopes.reshape(2, len(lower), -1))
+        below, above = np.concatenate([rows.best for rows in parts]).reshape(2, -1)
+        lines.append(_about(layer, np.maximum(lower, below), np.minimum(upper, -above)))
     return result
 
 
@@ -96,51 +88,53 @@ def _about(layer: Layer, lower: Array, upper: Array) -> _Lines:
     low, high = np.minimum(lower, 0.0), np.maximum(upper, 0.0)
     chord = high / np.where(high > low, high - low, 1.0)
     parts = (layer.offset, chord, -chord * low, 1.0 * (high > -low))
-    weight = Bands(layer.weight.astype(np.float32))
-    return _Lines(weight, *(part.astype(np.float32) for part in parts))
+    return _Lines(layer.bands.single, *(part.astype(np.float32) for part in parts))
 
 
 class _Rows:
-    """The rows of a layer and their negations, over the layers before.
+    """Some rows of a layer and of their negations, over the layers before.
 
     Attributes:
-        slopes: (2 n, neurons before), changed in place.
-        best: (2 n,) their bounds so far.
+        slopes: (R, neurons before), changed in place.
+        best: (R,) their bounds so far.
     """
 
     def __init__(
-        self, layer: Layer, lines: Sequence[_Lines], box: tuple[Array, Array], slopes: Array
+        self, rows: Array, start: Array, lines: Sequence[_Lines], box: tuple[Array, Array]
     ) -> None:
-        self._rows = np.concatenate([layer.weight, -layer.weight]).astype(np.float32)
-        self._start = np.concatenate([layer.offset, -layer.offset]).astype(np.float32)
-        self._lines, self._box, self.slopes = lines, box, slopes
+        self._rows, self._start, self._lines, self._box = rows, start, lines, box
+        usual = np.concatenate([np.zeros(0, np.float32), *(line.slope for line in lines)])
+        self.slopes = np.repeat(usual[None], len(rows), axis=0)
         ends = np.cumsum([0, *(len(line.chord) for line in lines)])
         self._spans = [slice(*span) for span in itertools.pairwise(ends)]
-        self.best = np.full(len(slopes), -np.inf)
+        self.best = np.full(len(rows), -np.inf)
 
     def move(self, rate: np.floating) -> None:
         """One pass back and one forward."""
         center, radius = self._box
-        rows, constant, inputs = self._rows, self._start, len(center)
+        rows, constant, inputs = self._rows.copy(), self._start, len(center)
         taken = []
         for line, span in zip(reversed(self._lines), reversed(self._spans), strict=True):
-            part, rows = rows[:, inputs + span.start :], rows[:, : inputs + span.start]
-            positive = part > 0
-            slope = np.where(positive, self.slopes[:, span], line.chord)
+            part = rows[:, inputs + span.start : inputs + span.stop]
+            # Sums of products: choices that nobody can predict take several times as long.
+            positive = (part > 0).astype(np.float32)
+            others = np.float32(1.0) - positive
+            slope = positive * self.slopes[:, span] + others * line.chord
             constant = constant + np.minimum(part, 0.0) @ line.bulge
-            part = part * slope
+            part *= slope
             constant = constant + part @ line.offset
-            rows = rows + line.weight.after(part)
-            taken.append((positive, slope))
-        self.best = np.maximum(self.best, constant + rows @ center - abs(rows) @ radius)
-        values = center - np.sign(rows) * radius
-        for line, span, (positive, slope) in zip(
+            line.weight.add_after(part, rows[:, : inputs + span.start])
+            taken.append((positive, others, slope))
+        over = rows[:, :inputs]
+        self.best = np.maximum(self.best, constant + over @ center - abs(over) @ radius)
+        values = np.empty_like(rows)
+        values[:, :inputs] = center - np.sign(over) * radius
+        for line, span, (positive, others, slope) in zip(
             self._lines, self._spans, reversed(taken), strict=True
         ):
-            value = line.weight.before(values) + line.offset
-            own = self.slopes[:, span]
-            size = abs(value) + _LEAST
-            own += rate * (positive * value / (size + size.mean(axis=1, keepdims=True)))
+            value = line.weight.before(values[:, : inputs + span.start]) + line.offset
+            own, size = self.slopes[:, span], abs(value) + _LEAST
+            own += value / (size + size.mean(axis=1, keepdims=True)) * positive * rate
             np.clip(own, 0.0, 1.0, out=own)
-            made = slope * value + np.where(positive, np.float32(0.0), line.bulge)
-            values = np.concatenate([values, made], axis=1)
+            value *= slope
+            values[:, inputs + span.start : inputs + span.stop] = value + others * line.bulge

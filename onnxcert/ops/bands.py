@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxcert.arrays import Array, array_module
+from onnxcert.arrays import Array, array_module, single
 
 _BAND = 64
 """Rows or columns of a band: more see more, and fewer are slower for each entry."""
@@ -52,6 +52,11 @@ class Bands:
             return cls(matrix, None, None)
         used = matrix != 0
         return cls(matrix, _bands(used), _bands(used.T))
+
+    @property
+    def single(self) -> Bands:
+        """The same in binary32."""
+        return Bands(single(self.matrix), self.rows, self.columns)
 
     @property
     def pays(self) -> bool:

@@ -35,7 +35,7 @@ import numpy as np
 from onnxcert.arrays import Array, IntArray, array_module, concatenate, to_host
 from onnxcert.bounds.ascent import RATE, STEPS, Raised, raise_forms
 from onnxcert.bounds.crown import Bounds, crown_bounds
-from onnxcert.bounds.row_slopes import Both
+from onnxcert.bounds.layered import Layered
 from onnxcert.graph import Graph
 from onnxcert.proof.trace import NOTHING, Cut, InputTrees
 from onnxcert.search.branching import Bounded, Brancher, Children
@@ -190,7 +190,7 @@ class InputSplit(Brancher):
         execution_unit: as in `onnxcert.bounds.crown.crown_bounds`.
         steps, rate: of the ascent.
         most_cuts: of a box before any part of it is bounded.
-        slopes: of rows for the layers, see `onnxcert.bounds.row_slopes`; None for the default.
+        layered: the graph as it pulls rows of single neurons back, if it is a folded one.
     """
 
     graph: Graph
@@ -201,7 +201,7 @@ class InputSplit(Brancher):
     steps: int = STEPS
     rate: float = RATE
     most_cuts: int = 1
-    slopes: Both | None = None
+    layered: Layered | None = None
 
     @cached_property
     def layers(self) -> dict[str, slice]:
@@ -350,7 +350,7 @@ class InputSplit(Brancher):
             decide=True,
             expired=expired,
             execution_unit=self.execution_unit,
-            slopes=self.slopes,
+            layered=self.layered,
         )
 
     def bound(self, batch: Batch, expired: Callable[[], bool]) -> Bounded:

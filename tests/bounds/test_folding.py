@@ -100,7 +100,7 @@ def test_folding_again(seed: int) -> None:
         Folded(
             second.graph,
             {name: first.kept[name][index] for name, index in second.kept.items()},
-            second.sums,
+            second.layers,
         ),
         points,
         1e-9,

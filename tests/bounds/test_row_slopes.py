@@ -2,55 +2,21 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from onnxcert.arrays import Array
 from onnxcert.bounds.crown import Bounds, crown_bounds
 from onnxcert.bounds.folding import Folded, fold
-from onnxcert.bounds.row_slopes import Both, RowSlopes, learn
+from onnxcert.bounds.layered import Layered
+from onnxcert.bounds.row_slopes import learn
 from onnxcert.checker import row_slopes as of_checker
-from onnxcert.graph import Graph
 from onnxcert.sets import Box
 from tests import strategies
-from tests.oracles import exact_values
 
 SIZES = [3, 16, 14, 12, 2]
-
-
-def anything(graph: Graph, rng: np.random.Generator) -> Both:
-    """Slopes for every row at every relu."""
-
-    def side() -> RowSlopes:
-        relus = {node.name: graph.sizes[node.name] for node in graph.nodes}
-        return RowSlopes(
-            {
-                name: {relu: rng.random((size, m)) < 0.5 for relu, m in relus.items()}
-                for name, size in graph.sizes.items()
-            }
-        )
-
-    return side(), side()
-
-
-def inside(graph: Graph, boxes: dict[str, Box], points: Array) -> None:
-    for x in points:
-        for name, values in exact_values(graph, x).items():
-            ends = zip(values, boxes[name].lower[0], boxes[name].upper[0], strict=True)
-            for value, a, b in ends:
-                assert Fraction(float(a)) <= value <= Fraction(float(b))
-
-
-@given(data=st.data(), graph=strategies.graphs(curves=("relu",)), seed=st.integers(0, 9))
-def test_bounds_hold_with_any_slopes(data: st.DataObject, graph: Graph, seed: int) -> None:
-    box = data.draw(strategies.boxes(graph.input_size, batch=1, largest=3.0))
-    points = data.draw(strategies.points_in(box))[:, 0]
-    slopes = anything(graph, np.random.default_rng(seed))
-    inside(graph, crown_bounds(graph, box, slopes=slopes).boxes, points)
 
 
 def twice(seed: int) -> tuple[Box, Bounds, Folded]:
@@ -63,6 +29,15 @@ def twice(seed: int) -> tuple[Box, Bounds, Folded]:
     return box, bounds, made
 
 
+def layered(made: Folded, slopes: Mapping[str, Array]) -> Layered:
+    return Layered(made.graph.input_size, made.layers, slopes)
+
+
+def learned(made: Folded, bounds: Bounds, box: Box) -> dict[str, Array]:
+    """Slopes learned on a box, with bounds of the network that was folded."""
+    return learn(made.layers, made.boxes(bounds), Box(box.lower[0], box.upper[0]))
+
+
 def width(bounds: Bounds, made: Folded) -> float:
     boxes = (bounds.boxes[name] for name in made.kept)
     return float(sum((box.upper - box.lower).sum() for box in boxes))
@@ -72,18 +47,17 @@ def width(bounds: Bounds, made: Folded) -> float:
 def test_learned_slopes_are_better(seed: int) -> None:
     """On the box and on its halves, and learned again on these."""
     box, bounds, made = twice(seed)
-    learned = learn(made.layers(bounds), box.lower[0], box.upper[0])
+    own = layered(made, learned(made, bounds, box))
     usual = width(crown_bounds(made.graph, box), made)
-    better = width(crown_bounds(made.graph, box, slopes=learned), made)
-    assert better < usual
+    assert width(crown_bounds(made.graph, box, layered=own), made) < usual
     half = Box(np.array([[0.0, -1.0, -1.0]]), box.upper)
     plain = crown_bounds(made.graph, half)
-    inherited = width(crown_bounds(made.graph, half, slopes=learned), made)
+    inherited = width(crown_bounds(made.graph, half, layered=own), made)
     assert inherited < width(plain, made)
     again = fold(plain)
     assert again is not None
-    moved = learn(again.layers(plain), half.lower[0], half.upper[0])
-    least = width(crown_bounds(again.graph, half, slopes=moved), again)
+    moved = layered(again, learned(again, plain, half))
+    least = width(crown_bounds(again.graph, half, layered=moved), again)
     assert least < 1.01 * inherited
     assert least < width(crown_bounds(again.graph, half), again)
 
@@ -91,20 +65,21 @@ def test_learned_slopes_are_better(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_the_checker_learns_the_same(seed: int) -> None:
     box, bounds, made = twice(seed)
-    ends = box.lower[0], box.upper[0]
-    layers = made.layers(bounds)
-    theirs = [of_checker.Layer(p.weight, p.offset, p.lower, p.upper) for p in layers]
-    ours, tables = learn(layers, *ends), of_checker.learn(theirs, *ends)
-    for number, (layer, table) in enumerate(zip(layers, tables, strict=True)):
-        for side, rows in zip(ours, table, strict=True):
-            mine = [side.of[layer.name][other.relu] for other in layers[:number]]
-            assert (np.concatenate([rows[:, :0], *mine], axis=1) == rows).all()
+    theirs = [of_checker.Layer(layer.weight, layer.offset) for layer in made.layers]
+    known = [(ends.lower, ends.upper) for ends in made.boxes(bounds)]
+    tables = of_checker.learn(theirs, known, box.lower[0], box.upper[0])
+    ours = learned(made, bounds, box)
+    assert list(ours) == [layer.name for layer in made.layers[1:]]
+    for mine, table in zip(ours.values(), tables[1:], strict=True):
+        assert (mine == table).all()
 
 
 def test_time_that_is_up() -> None:
     """Slopes stay at the default."""
     box, bounds, made = twice(0)
-    slopes = learn(made.layers(bounds), box.lower[0], box.upper[0], lambda: True)
-    usual, found = (crown_bounds(made.graph, box, slopes=s) for s in (None, slopes))
+    ends = Box(box.lower[0], box.upper[0])
+    slopes = learn(made.layers, made.boxes(bounds), ends, lambda: True)
+    found = (crown_bounds(made.graph, box, layered=layered(made, s)) for s in ({}, slopes))
+    usual, own = (bounds.boxes for bounds in found)
     for name in made.kept:
-        np.testing.assert_allclose(found.boxes[name].lower, usual.boxes[name].lower, atol=1e-9)
+        np.testing.assert_allclose(own[name].lower, usual[name].lower, atol=1e-9)

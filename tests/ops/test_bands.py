@@ -39,7 +39,7 @@ def test_products_are_those_of_the_matrix(dtype: Any, data: st.DataObject) -> No
         mock.patch.multiple(bands, _BAND=width, _GAP=gap),
         mock.patch.multiple(checker_bands, _WIDTH=width, _GAP=gap, _SMALLEST=1),
     ):
-        found, checked = bands.Bands.of(dense), checker_bands.Bands(dense)
+        found, checked = bands.Bands.of(dense), checker_bands.Bands.of(dense)
         products = found.after(rows), checked.after(rows)
         others = found.before(values), checked.before(values)
     for made in products:
@@ -48,9 +48,10 @@ def test_products_are_those_of_the_matrix(dtype: Any, data: st.DataObject) -> No
     for made in others:
         assert np.array_equal(made, values @ dense.T)
     onto = np.arange(5.0 * dense.shape[1]).reshape(5, -1).astype(dtype)
-    total = onto.copy()
-    found.add_after(rows, total)
-    assert np.array_equal(total, onto + rows @ dense)
+    for way in (found, checked):
+        total = onto.copy()
+        way.add_after(rows, total)
+        assert np.array_equal(total, onto + rows @ dense)
 
 
 def test_what_pays() -> None:
