@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
@@ -92,20 +93,38 @@ def test_bounds_hold_with_any_slopes(
     inside(graph, made, bounds, np.clip(points, parts.lower, parts.upper))
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(5))
 def test_where_nothing_but_rounding_is_lost(seed: int) -> None:
-    """Boxes so small that lines are exact."""
+    """Boxes so small that lines are exact, and weights that no sum is exact with."""
     rng = np.random.default_rng(seed)
-    graph = strategies.relu_network(rng, [3, 40, 40, 40, 2])
+    graph = strategies.relu_network(rng, [3, 20, 20, 20, 2])
+    nodes = []
+    for node in graph.nodes:
+        op = node.op
+        if isinstance(op, Linear):
+            op = replace(op, weight=op.weight + 0.1 * rng.normal(size=op.weight.shape))
+        nodes.append(replace(node, op=op))
+    graph = Graph(graph.input, graph.input_size, tuple(nodes), graph.output)
     box = Box(-np.ones((1, 3)), np.ones((1, 3)))
     made = fold(crown_bounds(graph, box))
     assert made is not None
     assert len(made.layers) == 3
     layered = any_slopes(made, rng)
-    lower = rng.uniform(-1.0, 0.99, (4, 3))
-    parts = Box(lower, lower + 1e-9)
-    bounds = crown_bounds(made.graph, parts, layered=layered)
-    inside(graph, made, bounds, np.stack([parts.lower, parts.upper]))
+    lower = np.round(rng.uniform(-1.0, 0.99, (4, 3)), 3)
+    parts = Box(lower, lower + 2.0**-30)
+    relaxation = crown_bounds(made.graph, parts, layered=layered).relaxation
+    moved = 2.0**-30 * np.array(list(itertools.product((0.0, 1.0), repeat=3)))
+    values = [[exact_values(graph, corner) for corner in x + moved] for x in lower]
+    for name, kept in made.kept.items():
+        index = np.broadcast_to(np.arange(len(kept)), (4, len(kept)))
+        assert layered.bounds(name, relaxation)
+        for sign in (1, -1):
+            signs = np.full(index.shape, float(sign))
+            found = layered.pull_back_units(relaxation, name, index, signs)
+            for corners, bounds in zip(values, found, strict=True):
+                for bound, neuron in zip(bounds, kept, strict=True):
+                    least = min(sign * corner[name][neuron] for corner in corners)
+                    assert 0 <= least - Fraction(float(bound)) < 1e-9
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -88,25 +88,54 @@ def test_values_are_those_of_the_network(
         assert outputs == [values[i] for i in made.bounder.network.output]
 
 
-@pytest.mark.parametrize("name", MODELS)
-@given(data=st.data(), seed=st.integers(0, 30))
-def test_any_slopes_of_rows_are_right(name: str, data: st.DataObject, seed: int) -> None:
-    low, high, points = data.draw(boxes(4 if name == "windows" else 2))
-    rng = np.random.default_rng(seed)
+def any_slopes(rng: np.random.Generator) -> Any:
+    """Slopes of rows that nobody learned."""
 
     def anything(layers: Any, *others: Any) -> list[Any]:
         sizes = [len(layer.offset) for layer in layers]
         return [rng.random((2, n, sum(sizes[:k]))) < 0.5 for k, n in enumerate(sizes)]
 
-    with mock.patch.object(folding, "learn", anything):
+    return mock.patch.object(folding, "learn", anything)
+
+
+def check_inside(whole: Bounder, made: Folded, ends: Any, points: Any) -> None:
+    """Exact values at points (B, P, n) of B boxes are within the bounds of a folded network."""
+    r = made.bounder.bound(*ends)
+    for some, lower, upper in zip(points, r.lower, r.upper, strict=True):
+        for x in some:
+            values = np.append(np.array(scalars(whole, x), object)[made.origin], Fraction(0))
+            for value, a, b in zip(values, lower, upper, strict=True):
+                assert Fraction(float(a)) <= value <= Fraction(float(b))
+
+
+@pytest.mark.parametrize("name", MODELS)
+@given(data=st.data(), seed=st.integers(0, 30))
+def test_any_slopes_of_rows_are_right(name: str, data: st.DataObject, seed: int) -> None:
+    low, high, points = data.draw(boxes(4 if name == "windows" else 2))
+    with any_slopes(np.random.default_rng(seed)):
         whole, made = folded(MODELS[name](seed), low, high, times=2)
+    if made is not None:
+        check_inside(whole, made, (np.array([low]), np.array([high])), [points])
+
+
+@given(scale=st.sampled_from([0, 8, 25]), width=st.sampled_from([0.5, 1e-9]), seed=st.integers(0))
+def test_several_boxes_and_weights_of_all_sizes(scale: int, width: float, seed: int) -> None:
+    """Sums cancel, and on the smaller boxes rounding is all that is lost."""
+    rng = np.random.default_rng(seed)
+    model = dense([2, 9, 7, 6, 5, 2], seed)
+    for weight in model.graph.initializer:
+        values = onnx.numpy_helper.to_array(weight)
+        factors = 2.0 ** rng.integers(-scale, scale + 1, len(values))
+        factors = factors.reshape(-1, *[1] * (values.ndim - 1)).astype(np.float32)
+        weight.CopyFrom(onnx.numpy_helper.from_array(values * factors, weight.name))
+    with any_slopes(rng):
+        whole, made = folded(model, [-1.0] * 2, [1.0] * 2, times=2)
+    event(f"folded: {made is not None}")
     if made is None:
         return
-    r = made.bounder.bound(np.array([low]), np.array([high]))
-    for x in points:
-        values = np.append(np.array(scalars(whole, x), object)[made.origin], Fraction(0))
-        for value, a, b in zip(values, r.lower[0], r.upper[0], strict=True):
-            assert Fraction(float(a)) <= value <= Fraction(float(b))
+    low = rng.uniform(-1.0, 0.5, (3, 2))
+    high = low + width
+    check_inside(whole, made, (low, high), np.stack([low, high, 0.5 * (low + high)], axis=1))
 
 
 @pytest.mark.parametrize("name", [n for n in EXACT_MODELS if n not in ("relu", "residual")])
