@@ -26,8 +26,9 @@ which is what such a network charges for roundings there. Which they are makes b
 worse, not wrong, and they hold on all parts of the set, where a relu that has become stable has its
 one line.
 
-Scalars stand side by side where they see near parts of an image, so that products leave out zeros
-(`onnxcert.checker.bands`).
+Forms over single scalars are pulled back over all layers before in one block
+(`onnxcert.checker.layered`). Scalars stand side by side where they see near parts of an image, so
+that products leave out zeros (`onnxcert.checker.bands`).
 
 Only networks of sums and of relus that read them are folded, over boxes. What a certificate asks
 for elsewhere is not done; nothing depends on it.
