@@ -483,10 +483,8 @@ class Relaxation:
         half_offset = 0.5 * (lines.upper_offset - lines.lower_offset)
         steepness = abs(mean) + abs(half)
         if self.extra_roundings:
-            steeper = array_module(steepness).maximum(steepness, 1.0)
-            assert isinstance(node.op, Elementwise)
-            unstable = node.op.unstable(boxes[source])
-            steepness = array_module(steepness).where(unstable, steeper, steepness)
+            xp = array_module(half)
+            steepness = xp.where(half != 0, xp.maximum(steepness, 1.0), steepness)
         error = steepness * boxes[source].magnitude + abs(mean_offset) + abs(half_offset)
         error = 2.0 * self._gamma(node) * error + TINY
         executed = execution_error(self.graph, node, boxes, self.execution_unit)
@@ -780,17 +778,10 @@ class RowPass:
     def push_all(
         self, node: Node, parts: Sequence[tuple[Array, Columns]], sign: Array | None = None
     ) -> None:
-        """Hand flat rows (B x R, n), times signs (B, R, 1) if given, to the inputs of a node.
-
-        Rows that are multiplied are nobody else's, but the same may go to two inputs.
-        """
+        """Hand flat rows (B x R, n), times signs (B, R, 1) if given, to the inputs of a node."""
         for name, (part, columns) in zip(node.inputs, parts, strict=True):
             rows = part.reshape(*self.shape, part.shape[1])
-            if sign is not None and len(parts) == 1 and part.flags.owndata:
-                rows *= sign
-            elif sign is not None:
-                rows = sign * rows
-            self.push(name, rows, columns)
+            self.push(name, rows if sign is None else sign * rows, columns)
 
     def _through_planes(self, tilt: Tilt, rows: Array) -> Array:
         """Move the negative part of rows to the planes that take it; what is left of the rows."""

@@ -298,11 +298,11 @@ def _refine_side(
     graph = relaxation.graph
     if not wanted.any() or expired():
         return box
-    whole = relaxation.left_out or layered is not None
-    patch = None if whole else find_patch(graph, name, box.lower)
+    patch = None if relaxation.left_out else find_patch(graph, name, box.lower)
     if patch is None:
-        layered = layered if layered is not None and layered.bounds(name, relaxation) else None
-        rows = _Rows(name, box.lower.copy(), box.upper.copy(), wanted, sign, layered)
+        rows = _Rows(name, box.lower.copy(), box.upper.copy(), wanted, sign)
+        if layered is not None and layered.covers(name, relaxation):
+            rows = replace(rows, pull=layered.pull_back_units)
         order = rows.order(graph.ranks[name])
         widest = max(graph.sizes.values())
         rows.refine(lambda members: subset(relaxation, members), order, widest, expired)
@@ -311,8 +311,8 @@ def _refine_side(
     def at(members: Array) -> Relaxation:
         return patch.view(members // places, members % places).relaxation(relaxation)
 
-    vectors = (patch.by_position(vector) for vector in (box.lower, box.upper, wanted, sign))
-    lower, upper, wanted, sign = vectors
+    vectors = (box.lower, box.upper, wanted, sign)
+    lower, upper, wanted, sign = (patch.by_position(vector) for vector in vectors)
     rows = _Rows(name, lower, upper, wanted, sign)
     places = len(rows.wanted) // len(box)
     rows.refine(at, rows.order(None), max(patch.graph.sizes.values()), expired)
@@ -328,7 +328,7 @@ class _Rows:
         lower, upper: its bounds, changed in place.
         wanted: which neurons are to be refined.
         sign: of which bound, 1 for the lower and -1 for the upper one.
-        layered: what pulls the rows back, if the network is a folded one.
+        pull: bounds rows, as `onnxcert.bounds.backward.pull_back_units` does.
     """
 
     start: str
@@ -336,7 +336,7 @@ class _Rows:
     upper: Array
     wanted: Array
     sign: Array
-    layered: Layered | None = None
+    pull: Callable[[Relaxation, str, Array, Array], Array] = pull_back_units
 
     def order(self, rank: Array | None) -> Array:
         """Numbers of neurons, (B, K): wanted ones first, near ones together.
@@ -370,8 +370,7 @@ class _Rows:
         xp = array_module(index)
         here = members[:, None], index
         sign = self.sign[here]
-        pull = pull_back_units if self.layered is None else self.layered.pull_back_units
-        found = sign * pull(relaxation, self.start, index, sign)
+        found = sign * self.pull(relaxation, self.start, index, sign)
         # What padding would tighten must not depend on which subproblems share a batch: a
         # proof is repeated in other batches.
         wanted = self.wanted[here]

@@ -116,7 +116,7 @@ def fold(bounds: Bounds, expired: Callable[[], bool] = lambda: False) -> Folded 
         neurons = node.neurons and node.neurons.keep(to_host(index))
         relu = Node(node.name, Relu(len(index)), (source,), node.source, neurons)
         maker.add_relu(relu)
-        layers.append(Layer(source, node.name, *sums))
+        layers.append(Layer(source, node.name, sums))
     if expired():
         return None
     made = Graph(graph.input, graph.input_size, tuple(maker.nodes), graph.output)
@@ -126,8 +126,10 @@ def fold(bounds: Bounds, expired: Callable[[], bool] = lambda: False) -> Folded 
 def _in_order(chosen: Array, rank: Array | None) -> Array:
     """The numbers of chosen neurons (n,), neighbours side by side, so that weights have bands."""
     xp = array_module(chosen)
-    index = xp.flatnonzero(chosen)
-    return index if rank is None else index[xp.argsort(rank[index], kind="stable")]  # type: ignore[no-any-return]
+    index: Array = xp.flatnonzero(chosen)
+    if rank is not None:
+        index = index[xp.argsort(rank[index], kind="stable")]
+    return index
 
 
 @dataclass
@@ -155,11 +157,11 @@ class _Maker:
         self.nodes.append(node)
         self.sizes[node.name] = node.op.output_size
 
-    def add(self, maker: Node, index: Array, expired: Callable[[], bool]) -> tuple[Array, Array]:
+    def add(self, maker: Node, index: Array, expired: Callable[[], bool]) -> BandedLinear:
         """Add the node for entries ``index`` (K,) of the value of an affine node.
 
         Returns:
-            Its weight (K, m) over all that it may read and its offset (K,).
+            What it makes of all that it may read.
         """
         xp, count = array_module(index), len(index)
         graph = self.relaxation.graph
@@ -185,7 +187,7 @@ class _Maker:
         banded = BandedLinear(weight, offset)
         op = banded if banded.bands.pays else Linear(weight.T, offset)
         self.nodes.append(Node(name, op, (source,), maker.source, deviation=SLACK * deviation))
-        return weight, offset
+        return banded
 
 
 class _Folding(RowPass):

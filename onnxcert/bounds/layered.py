@@ -25,7 +25,7 @@ from functools import cached_property
 
 from onnxcert.arrays import Array, array_module
 from onnxcert.bounds.backward import SLACK, Relaxation
-from onnxcert.ops.bands import Bands
+from onnxcert.ops import BandedLinear
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,19 +34,12 @@ class Layer:
 
     Attributes:
         name, relu: of the value, and of the relu that reads it.
-        weight: (n, m) over the inputs and all neurons before.
-        offset: (n,).
+        sums: what it makes of the inputs and all neurons before.
     """
 
     name: str
     relu: str
-    weight: Array
-    offset: Array
-
-    @cached_property
-    def bands(self) -> Bands:
-        """Where the weight is not zero."""
-        return Bands.of(self.weight)
+    sums: BandedLinear
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,9 +65,9 @@ class Layered:
     @property
     def neurons(self) -> int:
         """How many there are."""
-        return sum(len(layer.offset) for layer in self.layers)
+        return sum(layer.sums.output_size for layer in self.layers)
 
-    def bounds(self, name: str, relaxation: Relaxation) -> bool:
+    def covers(self, name: str, relaxation: Relaxation) -> bool:
         """Whether rows of single neurons of a value are pulled back here.
 
         Not where much of a value hardly varies: rows over that end (`onnxcert.bounds.backward`).
@@ -93,9 +86,9 @@ class Layered:
         xp, shape, number = array_module(index), index.shape, self._places[start]
         layer, before = self.layers[number], self.layers[:number]
         numbers = index.ravel()
-        rows = layer.weight[numbers]
+        rows = layer.sums.weight[numbers]
         rows *= sign.reshape(-1, 1)
-        constant = sign * layer.offset[index]
+        constant = sign * layer.sums.offset[index]
         error = relaxation.error_of(start)
         if error is not None:
             error = xp.broadcast_to(error, (len(index), error.shape[1]))
@@ -103,10 +96,10 @@ class Layered:
         own = None
         if start in self.slopes:
             own = self.slopes[start][(sign.ravel() < 0).astype(int), numbers]
-        longest = max((len(other.offset) for other in before), default=0)
+        longest = max((other.sums.output_size for other in before), default=0)
         scratch, end = xp.empty((2, len(rows) * longest)), rows.shape[1]
         for other in reversed(before):
-            first = end - len(other.offset)
+            first = end - other.sums.output_size
             part = rows[:, first:end].reshape(*shape, -1)
             below, above = (some[: part.size].reshape(part.shape) for some in scratch)
             # Rows take lower lines where they are positive, and upper ones where not.
@@ -125,8 +118,8 @@ class Layered:
                 above *= (mine & bent) | ((lower > 0)[:, None] & ~bent)
             below *= upper
             above += below
-            constant = constant + above @ other.offset
-            other.bands.add_after(above.reshape(len(rows), -1), rows[:, :first])
+            constant = constant + above @ other.sums.offset
+            other.sums.bands.add_after(above.reshape(len(rows), -1), rows[:, :first])
             end = first
         over = rows[:, : self.inputs].reshape(*shape, -1)
         center, radius = relaxation.center_and_radius

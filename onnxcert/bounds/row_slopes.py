@@ -93,8 +93,8 @@ class _Lines:
         xp = array_module(lower)
         low, high = xp.minimum(lower, 0.0), xp.maximum(upper, 0.0)
         chord = high / xp.where(high > low, high - low, 1.0)
-        parts = (layer.offset, chord, -chord * low, 1.0 * (high > -low))
-        return cls(layer.bands.single, *(part.astype(xp.float32) for part in parts))
+        parts = (layer.sums.offset, chord, -chord * low, 1.0 * (high > -low))
+        return cls(layer.sums.bands.single, *(part.astype(xp.float32) for part in parts))
 
 
 def _learned(
@@ -104,9 +104,10 @@ def _learned(
     expired: Callable[[], bool],
 ) -> tuple[Array, Array]:
     """Slopes (2, n, neurons before) of a layer's rows and their negations, and bounds (2, n)."""
-    xp, parts = array_module(layer.weight), list[_Rows]()
-    weight = concatenate([layer.weight, -layer.weight]).astype(xp.float32)
-    offset = concatenate([layer.offset, -layer.offset]).astype(xp.float32)
+    sums, parts = layer.sums, list[_Rows]()
+    xp = array_module(sums.weight)
+    weight = concatenate([sums.weight, -sums.weight]).astype(xp.float32)
+    offset = concatenate([sums.offset, -sums.offset]).astype(xp.float32)
     count = _ROWS if xp is np else len(weight)
     for first in range(0, len(weight), count):
         block = slice(first, first + count)

@@ -18,6 +18,7 @@ as ``python -m onnxcert.checker PROOF MODEL [SPEC]``. To read it, begin here:
     curves     rules R4, R5: lines round a curve; ``waves`` has those of exp, sin and cos
     tilts      rule R18: planes above relus
     pieces     rule R19: sums of relus of one number
+    folding    rule R22: folded networks; ``layered`` has the forms over them, ``row_slopes`` lines
     equals     rule R23: equal and opposite scalars
     decisions  whole numbers, comparisons, and what whole inputs look up in tables
     needed     rule R21: what no row depends on is left out

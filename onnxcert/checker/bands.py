@@ -9,6 +9,7 @@ of fewer numbers keep the error terms of longer ones.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -29,38 +30,44 @@ Band = tuple[slice, list[slice]]
 
 @dataclass(frozen=True, eq=False)
 class Bands:
-    """A matrix (n, m) with its bands of columns and of rows; None for bands that do not pay."""
+    """A matrix (n, m) with its bands, looked for when they are needed.
+
+    Attributes:
+        like: a matrix whose bands these are, too: it is zero only where this one is. None for none.
+    """
 
     matrix: Array
-    columns: list[Band] | None
-    rows: list[Band] | None
+    like: Bands | None = None
 
-    @classmethod
-    def of(cls, matrix: Array) -> Bands:
-        """Look for bands."""
-        return cls(matrix, _find(matrix != 0), _find(matrix.T != 0))
+    @cached_property
+    def _columns(self) -> list[Band] | None:
+        return _find(self.matrix != 0) if self.like is None else self.like._columns
+
+    @cached_property
+    def _rows(self) -> list[Band] | None:
+        return _find(self.matrix.T != 0) if self.like is None else self.like._rows
 
     @property
     def single(self) -> Bands:
         """The same in binary32."""
-        return Bands(self.matrix.astype(np.float32), self.columns, self.rows)
+        return Bands(self.matrix.astype(np.float32), self)
 
     def after(self, rows: Array) -> Array:
         """Rows (R, n) times the matrix."""
-        return _times(rows, self.matrix, self.columns)
+        return _times(rows, self.matrix, self._columns)
 
     def add_after(self, rows: Array, onto: Array) -> None:
         """Add that to other rows (R, m), in place."""
-        if self.columns is None:
+        if self._columns is None:
             onto += rows @ self.matrix
             return
-        for band, runs in self.columns:
+        for band, runs in self._columns:
             for run in runs:
                 onto[:, band] += rows[:, run] @ self.matrix[run, band]
 
     def before(self, values: Array) -> Array:
         """The matrix times each of several vectors (R, m)."""
-        return _times(values, self.matrix.T, self.rows)
+        return _times(values, self.matrix.T, self._rows)
 
 
 def _find(used: Array) -> list[Band] | None:

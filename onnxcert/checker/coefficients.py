@@ -262,7 +262,7 @@ class Part:
     @cached_property
     def bands(self) -> Bands:
         """Where a matrix is not zero."""
-        return Bands.of(self.factors[0])
+        return Bands(self.factors[0])
 
     def push(self, pending: Pending, a: Array, used: Array | None = None) -> None:
         """Add a . factors to the rows over the blocks that the term reads.
@@ -396,5 +396,5 @@ def add(pending: Pending, k: int, values: Array, used: Array | None, size: int) 
 def times(rows: Array, vector: Array) -> Array:
     """rows (B, R, n) . vector (B or 1, n) -> (B, R)."""
     if len(vector) == 1:
-        return rows @ vector[0]  # type: ignore[no-any-return]
-    return np.matmul(rows, vector[:, :, None])[:, :, 0]  # type: ignore[no-any-return]
+        return np.asarray(rows @ vector[0])
+    return np.asarray(np.matmul(rows, vector[:, :, None])[:, :, 0])

@@ -33,7 +33,7 @@ class Layer:
     @cached_property
     def bands(self) -> Bands:
         """Where the weight is not zero."""
-        return Bands.of(self.weight)
+        return Bands(self.weight)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,9 +68,7 @@ class Layered:
         """
         shape, numbers, layer = index.shape, index.ravel(), self.layers[number]
         rows = layer.weight[numbers] * sign.reshape(-1, 1)
-        own = (
-            self.slopes[number][np.where(sign > 0, 0, 1).ravel(), numbers] if self.slopes else None
-        )
+        own = self.slopes[number][(sign.ravel() < 0).astype(int), numbers] if self.slopes else None
         constant, size = np.zeros(shape), np.zeros(shape)
         before = self.layers[:number]
         longest = max((len(other.offset) for other in before), default=0)

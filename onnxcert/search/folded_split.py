@@ -250,8 +250,7 @@ class FoldedSplit(Brancher):
         bounds = brancher.bounds_of(part.bounded)
         index = array_module(part.index).asarray([place])
         boxes = {name: box.take(index) for name, box in bounds.boxes.items()}
-        bounds = Bounds(boxes, bounds.relaxation, bounds.empty[index])
-        bounds = Bounds(boxes, subset(bounds.relaxation, index), bounds.empty)
+        bounds = Bounds(boxes, subset(bounds.relaxation, index), bounds.empty[index])
         folded = fold(bounds, part.expired)
         if folded is None:
             return part.number

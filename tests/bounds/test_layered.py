@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from onnxcert.arrays import Array
 from onnxcert.bounds.crown import Bounds, crown_bounds
 from onnxcert.bounds.folding import Folded, can_fold, fold
-from onnxcert.bounds.layered import Layer, Layered
+from onnxcert.bounds.layered import Layered
 from onnxcert.graph import Graph
-from onnxcert.ops import Linear, bands
+from onnxcert.ops import BandedLinear, Linear, bands
 from onnxcert.sets import Box
 from tests import strategies
 from tests.oracles import exact_values
@@ -35,7 +35,7 @@ def any_slopes(made: Folded, rng: np.random.Generator) -> Layered:
     """Slopes for every row at every relu."""
     slopes, before = {}, 0
     for layer in made.layers:
-        count = len(layer.offset)
+        count = layer.sums.output_size
         slopes[layer.name] = rng.random((2, count, before)) < 0.5
         before += count
     return Layered(made.graph.input_size, made.layers, slopes)
@@ -117,7 +117,7 @@ def test_where_nothing_but_rounding_is_lost(seed: int) -> None:
     values = [[exact_values(graph, corner) for corner in x + moved] for x in lower]
     for name, kept in made.kept.items():
         index = np.broadcast_to(np.arange(len(kept)), (4, len(kept)))
-        assert layered.bounds(name, relaxation)
+        assert layered.covers(name, relaxation)
         for sign in (1, -1):
             signs = np.full(index.shape, float(sign))
             found = layered.pull_back_units(relaxation, name, index, signs)
@@ -161,7 +161,10 @@ def test_numbers_that_overflow() -> None:
     made = fold(crown_bounds(graph, box))
     assert made is not None
     assert len(made.layers) == 2
-    huge = [Layer(p.name, p.relu, 1e300 * p.weight, 1e300 * p.offset) for p in made.layers]
+    huge = [
+        replace(p, sums=BandedLinear(1e300 * p.sums.weight, 1e300 * p.sums.offset))
+        for p in made.layers
+    ]
     bounds = crown_bounds(made.graph, box, layered=Layered(2, tuple(huge), {}))
     usual = crown_bounds(made.graph, box, backward=False)
     for name in made.kept:

@@ -65,7 +65,7 @@ def test_learned_slopes_are_better(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_the_checker_learns_the_same(seed: int) -> None:
     box, bounds, made = twice(seed)
-    theirs = [of_checker.Layer(layer.weight, layer.offset) for layer in made.layers]
+    theirs = [of_checker.Layer(layer.sums.weight, layer.sums.offset) for layer in made.layers]
     known = [(ends.lower, ends.upper) for ends in made.boxes(bounds)]
     tables = of_checker.learn(theirs, known, box.lower[0], box.upper[0])
     ours = learned(made, bounds, box)

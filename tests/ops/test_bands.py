@@ -39,7 +39,7 @@ def test_products_are_those_of_the_matrix(dtype: Any, data: st.DataObject) -> No
         mock.patch.multiple(bands, _BAND=width, _GAP=gap),
         mock.patch.multiple(checker_bands, _WIDTH=width, _GAP=gap, _SMALLEST=1),
     ):
-        found, checked = bands.Bands.of(dense), checker_bands.Bands.of(dense)
+        found, checked = bands.Bands.of(dense), checker_bands.Bands(dense)
         products = found.after(rows), checked.after(rows)
         others = found.before(values), checked.before(values)
     for made in products:
