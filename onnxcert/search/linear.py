@@ -19,6 +19,8 @@ program, and whoever uses them bounds again.
 
 from __future__ import annotations
 
+import os
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.util import find_spec
@@ -33,7 +35,7 @@ from onnxcert.ops.two_slope import TwoSlope
 from onnxcert.sets import Box
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from onnxcert.bounds.optimised import Forms
 
@@ -180,10 +182,34 @@ class Solution:
 
 @cache
 def _highs() -> Any:
-    """The module, once it is needed."""
+    """The module, once it is needed.
+
+    HiGHS 1.16 greets on standard output when the first solver is made, before it can be asked not
+    to; but verdicts go there, and messages between processes.
+    """
     import highspy  # noqa: PLC0415 - optional
 
+    with _nothing_printed():
+        highspy.Highs()
     return highspy
+
+
+@contextmanager
+def _nothing_printed() -> Iterator[None]:
+    """Whatever libraries write to standard output meanwhile is lost."""
+    try:
+        kept = os.dup(1)
+    except OSError:  # it is closed
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _solver() -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -373,3 +375,10 @@ def test_tightenings_are_splits_beside_the_kink(
         kinks.append(points.count(0.0))
         assert (len(points) > kinks[-1]) == (gain < 1)
     assert kinks[0] < kinks[1]
+
+
+def test_nothing_but_verdicts_on_standard_output() -> None:
+    """Some versions of HiGHS greet there when the first solver is made."""
+    code = "from onnxcert.search import linear; linear._solver().run(); print('verdict')"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout == "verdict\n"
